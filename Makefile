@@ -1,0 +1,60 @@
+# Everything a newcomer needs: `make demo` and `make test` set up their own environment in .venv first.
+#   PYTHON=python3.12   another interpreter (3.10 to 3.13)
+#   TORCH="torch==2.13.0 --index-url URL"   another build of PyTorch, such as a CPU-only one
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: help setup demo test test-full test-runtime fuzz lint clean
+
+help:  ## Says what there is.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## Makes .venv with everything for export, tests and development.
+
+$(VENV)/.ready: pyproject.toml
+	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (PyTorch is the large part; some minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[ort,export,dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## Exports a small network and fills the hole of a photograph, on the CPU.
+	@echo "== 1/2 export: PyTorch -> ONNX, each file compared with PyTorch"
+	$(BIN)/moebius-export onnx --preset small --weights stand-in --vae stand-in --out $(DEMO)/bundle
+	@echo "== 2/2 inpaint: no PyTorch from here on"
+	$(BIN)/moebius-inpaint docs/demo/photo.jpg --mask docs/demo/mask.png --bundle $(DEMO)/bundle \
+	  --out $(DEMO)/after.png --save-comparison --overwrite
+	@echo "== look at $(DEMO)/after-comparison.png (before | mask | after)."
+	@echo "   The weights are stand-ins (random numbers), so the hole is filled with noise: what the demo shows"
+	@echo "   is the whole path. With the released weights: moebius-export onnx --out moebius-bundle"
+
+test: $(VENV)/.ready  ## Lints, type-checks, and runs the tests (some minutes).
+	$(MAKE) lint
+	@echo "== tests"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full"
+
+test-full: $(VENV)/.ready  ## The full-size network: export, golden sampler, golden picture (8 GiB, some minutes).
+	@echo "== full-size tests"
+	$(BIN)/python -m pytest -m full
+
+test-runtime:  ## The runtime's tests in an environment of their own, without PyTorch.
+	@echo "== runtime without PyTorch"
+	$(PYTHON) -m venv $(VENV)-runtime
+	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort]' onnx pytest hypothesis filelock
+	$(VENV)-runtime/bin/python -m pytest tests/runtime
+
+fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures and masks.
+	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py
+
+lint: $(VENV)/.ready  ## ruff and mypy.
+	@echo "== lint"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Removes what the other targets made.
+	rm -rf $(VENV) $(VENV)-runtime $(DEMO)

@@ -1,0 +1,1 @@
+"""From the PyTorch checkpoint to a bundle that a device runs."""

@@ -1,0 +1,58 @@
+"""How far an exported file is from PyTorch, on one input that neither has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moebius_export.convert import GraphSpec
+from moebius_export.errors import ParityError
+from moebius_runtime.backends.ort import import_onnxruntime
+from moebius_runtime.manifest import Parity
+
+# float32 on both sides: what is left is the order of additions. The full-size U-Net, the deepest graph, measures
+# 5e-6 with stand-in weights; a wrong epsilon of one norm already costs 1e-4.
+RELATIVE_BUDGET = 2e-5
+
+
+def reference_output(spec: GraphSpec) -> np.ndarray:
+    """PyTorch's output on the spec's example inputs."""
+    with torch.inference_mode():
+        output: np.ndarray = spec.module.eval()(*spec.inputs.values()).numpy()
+    return output
+
+
+def run_file(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """ONNX Runtime's output on the CPU."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    output: np.ndarray = session.run(None, dict(inputs))[0]
+    return output
+
+
+def check_parity(spec: GraphSpec, path: Path, expected: np.ndarray, budget: float = RELATIVE_BUDGET) -> Parity:
+    """The file's relative L2 and worst absolute error.
+
+    Raises:
+        ParityError: the error is over `budget`, a value is not finite, or the reference is constant, so that an
+            agreement would prove nothing.
+    """
+    if not np.isfinite(expected).all() or float(np.ptp(expected)) == 0:
+        raise ParityError(f"{spec.name}: PyTorch's own output is constant or not finite; check the weights")
+    got = run_file(path, {name: tensor.numpy() for name, tensor in spec.inputs.items()})
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        found, wanted = f"{got.dtype} {list(got.shape)}", f"{expected.dtype} {list(expected.shape)}"
+        raise ParityError(f"{spec.name}: the file gives {found}, PyTorch {wanted}; nothing was written")
+    difference = got.astype(np.float64) - expected
+    relative = float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
+    if not relative <= budget:  # also catches NaN
+        raise ParityError(
+            f"{spec.name}: relative error {relative:.2e} against PyTorch, at most {budget:.0e} is allowed; "
+            "nothing was written"
+        )
+    return Parity(relative_error=relative, max_error=float(np.abs(difference).max()))

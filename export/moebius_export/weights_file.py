@@ -1,0 +1,67 @@
+"""ONNX models whose weights lie in one shared file beside them.
+
+Tensors with the same bytes are stored once, so the guided and the conditional U-Net cost one set of weights. Offsets
+are multiples of a page, which lets a runtime map the file instead of reading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+
+from moebius_runtime.files import atomic_write
+
+_PAGE = 4096
+_INLINE_BYTES = 1024  # smaller tensors stay in the model, where shape inference sees them
+
+
+class WeightsFile:
+    """An open weights file: `add` moves a model's larger tensors into it."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self.name = name
+        self._stream = stream
+        self._position = 0
+        self._placed: dict[tuple[bytes, int], int] = {}  # (hash, length) -> offset
+
+    def add(self, model: onnx.ModelProto) -> None:
+        """Appends the model's tensors that are not there yet; the model then only refers to them."""
+        for tensor in model.graph.initializer:
+            data = _raw(tensor)
+            if len(data) <= _INLINE_BYTES:
+                continue
+            key = (hashlib.sha256(data).digest(), len(data))
+            if key not in self._placed:
+                padding = -self._position % _PAGE
+                self._stream.write(b"\0" * padding)
+                self._placed[key] = self._position + padding
+                self._position += padding + self._stream.write(data)
+            _refer(tensor, self.name, self._placed[key], len(data))
+
+
+@contextmanager
+def weights_file(folder: Path, name: str) -> Iterator[WeightsFile]:
+    """A `WeightsFile` that appears at `folder/name` when the block ends well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / name) as stream:
+        yield WeightsFile(stream, name)
+
+
+def _raw(tensor: onnx.TensorProto) -> bytes:
+    """The tensor's little-endian bytes, whichever field of the protocol buffer they are in."""
+    if not tensor.HasField("raw_data"):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    return bytes(tensor.raw_data)
+
+
+def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)

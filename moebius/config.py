@@ -1,0 +1,130 @@
+"""Sizes of the student network: the released one, and small ones for tests and for the demonstration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from moebius.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Everything that fixes the student's state dict. The defaults are the released network.
+
+    `sample_size` is the side of the square latent in latent pixels; the Interactive-λ embeddings tie the network to it.
+    `num_categories` latent categories are split in two halves: conditional ids first, unconditional ids second.
+    """
+
+    sample_size: int = 64
+    in_channels: int = 9
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280)
+    layers_per_block: int = 2
+    num_heads: int = 8
+    window: int = 15
+    ff_mult: int = 5
+    norm_num_groups: int = 32
+    num_categories: int = 20
+    embedding_dim: int = 3072
+    cross_attention_dim: int = 768
+
+    def __post_init__(self) -> None:
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups or channels % self.num_heads or channels * self.ff_mult % 2:
+                raise ValueError(
+                    f"{channels} channels with {self.num_heads} heads, {self.norm_num_groups} norm groups and a "
+                    f"feed-forward factor of {self.ff_mult}: channels must be a multiple of heads and groups, "
+                    "and channels * factor must be even"
+                )
+        if self.window % 2 == 0:
+            raise ValueError(f"window {self.window} is even; the position convolution needs a centre")
+        if self.num_categories % 2:
+            raise ValueError(f"{self.num_categories} latent categories cannot be split into two branches")
+        levels = len(self.block_out_channels) - 1
+        if self.sample_size % (1 << levels):
+            raise ValueError(f"sample_size {self.sample_size} cannot be halved {levels} times")
+
+    @property
+    def tokens(self) -> int:
+        """Latent-category tokens per branch (10 in the released network)."""
+        return self.num_categories // 2
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """The sizes of diffusers' `AutoencoderKL` that matter here. The defaults are the released autoencoder."""
+
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 512
+    scaling_factor: float = 0.13025
+
+    @property
+    def downscale(self) -> int:
+        """Picture pixels per latent pixel along a side: 8 for four blocks."""
+        return 1 << (len(self.block_out_channels) - 1)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The constructor arguments of `diffusers.AutoencoderKL`."""
+        levels = len(self.block_out_channels)
+        return {
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+            "block_out_channels": self.block_out_channels,
+            "layers_per_block": self.layers_per_block,
+            "act_fn": "silu",
+            "latent_channels": self.latent_channels,
+            "norm_num_groups": self.norm_num_groups,
+            "sample_size": self.sample_size,
+            "scaling_factor": self.scaling_factor,
+        }
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A student and the autoencoder that it works with."""
+
+    student: StudentConfig
+    vae: VaeConfig
+
+
+PRESETS = MappingProxyType(
+    {
+        "full": Preset(StudentConfig(), VaeConfig()),
+        # The released topology at a fifth of the width: what `make demo` exports.
+        "small": Preset(
+            StudentConfig(block_out_channels=(64, 128, 256), embedding_dim=256, cross_attention_dim=128),
+            VaeConfig(block_out_channels=(32, 64, 96, 96)),
+        ),
+        # Odd enough to catch a mixed-up axis, small enough for a test: 16x16 latents, 128x128 pictures.
+        "tiny": Preset(
+            StudentConfig(
+                sample_size=16,
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                num_heads=4,
+                window=7,
+                ff_mult=3,
+                norm_num_groups=8,
+                num_categories=12,
+                embedding_dim=24,
+                cross_attention_dim=20,
+            ),
+            VaeConfig(block_out_channels=(8, 16, 24, 24), layers_per_block=1, norm_num_groups=4, sample_size=128),
+        ),
+    }
+)
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; raises `CheckpointError` naming the choices."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise CheckpointError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}") from None

@@ -1,0 +1,25 @@
+"""Errors of the torch side that a user can mend."""
+
+from __future__ import annotations
+
+
+def one_line(text: str) -> str:
+    """`text` on one line: runs of white space become one blank, characters that do not print become `?`.
+
+    Names of tensors and files come from strangers; a newline or a terminal escape in one must not reach the
+    screen.
+    """
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+class CheckpointError(ValueError):
+    """A weights source, checkpoint or preset is not what is expected.
+
+    The message is one line: received, expected, what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        """Keep `message`, brought to one line."""
+        super().__init__(one_line(message))

@@ -1,0 +1,75 @@
+"""The two λ layers as the paper writes them: einsum and Conv3d, no algebra applied.
+
+Moebius (ECCV 2026), section 3.2; lambda layers are from Bello, "LambdaNetworks" (ICLR 2021). These forms are the
+reference that every faster form is tested against.
+
+Letters in shapes: B batch, n positions (H*W), m context tokens, h heads, k query/key depth, v value depth;
+C = h*k = h*v.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LocalLambda(nn.Module):
+    """Local-λ: λ of the whole picture's content, plus a λ per position from a `window` x `window` neighbourhood.
+
+    Parameters are named as in the released checkpoints: `to_q`, `to_k`, `to_v`, `norm_q`, `norm_v`, `pos_conv`.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        depth = dim // heads
+        self.to_q = nn.Conv2d(dim, dim, 1, bias=False)
+        self.to_k = nn.Conv2d(dim, depth, 1, bias=False)
+        self.to_v = nn.Conv2d(dim, depth, 1, bias=False)
+        self.norm_q = nn.BatchNorm2d(dim)
+        self.norm_v = nn.BatchNorm2d(depth)
+        self.pos_conv = nn.Conv3d(1, depth, (1, window, window), padding=(0, window // 2, window // 2))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens [B, n, C] of a picture of `size` (H, W), n = H*W in raster order -> [B, n, C]."""
+        height, width = size
+        batch, positions, channels = x.shape
+        image = x.transpose(1, 2).reshape(batch, channels, height, width)  # [B, C, H, W]
+        q = self.norm_q(self.to_q(image)).reshape(batch, self.heads, -1, positions)  # [B, h, k, n]
+        k = self.to_k(image).flatten(2).softmax(dim=-1)  # [B, k, n], sums to 1 over the positions
+        v = self.norm_v(self.to_v(image))  # [B, v, H, W]
+        content = torch.einsum("bkn,bvn->bkv", k, v.flatten(2))  # λc
+        position = self.pos_conv(v.unsqueeze(1)).flatten(3)  # λp [B, k, v, n]
+        y = torch.einsum("bhkn,bkv->bhvn", q, content) + torch.einsum("bhkn,bkvn->bhvn", q, position)
+        return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
+
+
+class InteractiveLambda(nn.Module):
+    """Interactive-λ: λ from the context tokens, with a learned embedding per position and token.
+
+    `rel_pos_emb` [n, m, k, 1] ties the layer to `positions` positions and `tokens` context tokens.
+    """
+
+    def __init__(self, dim: int, heads: int, positions: int, tokens: int, context_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        depth = dim // heads
+        self.to_q = nn.Conv2d(dim, dim, 1, bias=False)
+        self.to_k = nn.Linear(context_dim, depth, bias=False)
+        self.to_v = nn.Linear(context_dim, depth, bias=False)
+        self.norm_q = nn.BatchNorm2d(dim)
+        self.norm_v = nn.BatchNorm1d(depth)
+        self.rel_pos_emb = nn.Parameter(torch.randn(positions, tokens, depth, 1))
+
+    def forward(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens [B, n, C] of a picture of `size` (H, W) and context [B, m, context_dim] -> [B, n, C]."""
+        height, width = size
+        batch, positions, channels = x.shape
+        image = x.transpose(1, 2).reshape(batch, channels, height, width)  # [B, C, H, W]
+        q = self.norm_q(self.to_q(image)).reshape(batch, self.heads, -1, positions)  # [B, h, k, n]
+        k = self.to_k(context).transpose(1, 2).softmax(dim=-1)  # [B, k, m], sums to 1 over the tokens
+        v = self.norm_v(self.to_v(context).transpose(1, 2))  # [B, v, m]
+        content = torch.einsum("bkm,bvm->bkv", k, v)  # λc
+        position = torch.einsum("nmk,bvm->bnkv", self.rel_pos_emb.squeeze(-1), v)  # λp
+        y = torch.einsum("bhkn,bkv->bhvn", q, content) + torch.einsum("bhkn,bnkv->bhvn", q, position)
+        return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]

@@ -1,0 +1,78 @@
+"""Networks with weights in them, from a weights source string."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from moebius.checkpoint import Checkpoint, load_checkpoint, load_config
+from moebius.config import StudentConfig, VaeConfig
+from moebius.errors import CheckpointError
+from moebius.stand_in import TensorSpec
+from moebius.student import Moebius
+from moebius.vae import build_vae
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+DEFAULT_WEIGHTS = "hub:hustvl/Moebius/ft_places2"
+DEFAULT_VAE = "hub:hustvl/PixelHacker/vae"
+
+
+def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
+    """Name -> (shape, dtype) of a module's state dict; works on the meta device, where it costs nothing."""
+    return {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in module.state_dict().items()}
+
+
+def load_student(
+    source: str, config: StudentConfig, progress: Callable[[str], None] | None = None
+) -> tuple[Moebius, Checkpoint]:
+    """The student with the weights of `source` (see `moebius.checkpoint`), in eval mode.
+
+    Raises:
+        CheckpointError: the source cannot be had, or does not hold exactly this network.
+    """
+    with torch.device("meta"):
+        model = Moebius(config)
+    return model.eval(), _fill(model, source, progress)
+
+
+def load_vae(
+    source: str, config: VaeConfig, progress: Callable[[str], None] | None = None
+) -> tuple[AutoencoderKL, Checkpoint]:
+    """The autoencoder with the weights of `source`, in eval mode.
+
+    A `config.json` beside the weights must describe the sizes of `config`; its scaling factor too.
+
+    Raises:
+        CheckpointError: as for `load_student`, or the sizes differ.
+    """
+    _check_vae_config(load_config(source), config, source)
+    with torch.device("meta"):
+        vae = build_vae(config)
+    return vae.eval(), _fill(vae, source, progress)
+
+
+def _fill(module: nn.Module, source: str, progress: Callable[[str], None] | None) -> Checkpoint:
+    checkpoint = load_checkpoint(source, tensor_specs(module), progress=progress)
+    module.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+    return checkpoint
+
+
+def _check_vae_config(found: dict[str, Any] | None, config: VaeConfig, source: str) -> None:
+    if found is None:
+        return
+    for name, expected in config.to_diffusers().items():
+        want = list(expected) if isinstance(expected, tuple) else expected
+        if name in found and found[name] != want and name != "sample_size":
+            raise CheckpointError(
+                f"{source}: its config.json says {name} = {found[name]!r}, this preset expects {want!r}; "
+                "choose the VAE that belongs to the network, or another --preset"
+            )
+    if found.get("shift_factor"):
+        raise CheckpointError(
+            f"{source}: its config.json has a shift_factor of {found['shift_factor']!r}; this network's VAE has none"
+        )

@@ -1,0 +1,92 @@
+"""What every runtime shares: graphs by name, arrays in, arrays out, both checked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.errors import OutputError
+from moebius_runtime.manifest import GraphName, TensorInfo
+
+Array = NDArray[Any]
+
+
+class Backend(ABC):
+    """Runs the graphs of a bundle. A backend overrides `_load`, `_run` and `_unload`; the checks are here."""
+
+    name: str
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.threads = threads
+        self._loaded: dict[GraphName, Any] = {}
+
+    def run(self, graph: GraphName, inputs: Mapping[str, Array]) -> Array:
+        """Runs a graph, loading it first where needed, and returns its one output.
+
+        Args:
+            graph: a name of the manifest's graphs.
+            inputs: arrays of exactly the names, types and shapes that the manifest states.
+
+        Raises:
+            BundleError: the graph's files are missing or damaged.
+            ValueError: an input differs from the manifest (a bug of the caller, not of the user).
+            OutputError: the output has another shape than the manifest states.
+        """
+        info = self.bundle.graph(graph)
+        if set(inputs) != {tensor.name for tensor in info.inputs}:
+            raise ValueError(f"{graph} takes {[t.name for t in info.inputs]}, got {sorted(inputs)}")
+        for tensor in info.inputs:
+            if problem := _mismatch(inputs[tensor.name], tensor):
+                raise ValueError(f"{graph}: input {problem}")
+        self.load(graph)
+        output = self._run(self._loaded[graph], {t.name: np.ascontiguousarray(inputs[t.name]) for t in info.inputs})
+        if problem := _mismatch(output, info.outputs[0]):
+            raise OutputError(f"{graph}: output {problem}; the file is not the graph that the manifest describes")
+        return output
+
+    def is_loaded(self, graph: GraphName) -> bool:
+        """Whether the next run of the graph starts at once."""
+        return graph in self._loaded
+
+    def load(self, graph: GraphName) -> None:
+        """Loads a graph now rather than at its first run."""
+        if graph not in self._loaded:
+            self._loaded[graph] = self._load(graph)
+
+    def release(self, graph: GraphName | None = None) -> None:
+        """Gives a graph's memory back (all graphs' where none is named); the next run loads it again."""
+        for name in [graph] if graph else list(self._loaded):
+            if name in self._loaded:
+                self._unload(self._loaded.pop(name))
+
+    @abstractmethod
+    def _load(self, graph: GraphName) -> Any:
+        """A handle for the graph, ready to run."""
+
+    @abstractmethod
+    def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
+        """Runs a loaded graph on checked, contiguous inputs."""
+
+    def _unload(self, handle: Any) -> None:
+        """Frees what Python's own counting does not."""
+        del handle
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """What runs where, read back from the runtime itself: library version, providers or device, threads."""
+
+
+def _mismatch(array: Array, expected: TensorInfo) -> str | None:
+    """What differs, or None. Dimensions that the manifest leaves open fit any size."""
+    fits = len(array.shape) == len(expected.shape) and all(
+        isinstance(want, str) or have == want for have, want in zip(array.shape, expected.shape, strict=True)
+    )
+    if fits and array.dtype == np.dtype(expected.dtype):
+        return None
+    return f"{expected.name}: expected {expected.dtype} {expected.shape}, got {array.dtype} {list(array.shape)}"

@@ -1,0 +1,116 @@
+"""ONNX Runtime. One implementation; the providers it is asked for are the ones it must get."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from moebius_runtime.backends.base import Array, Backend
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.errors import BundleError, RuntimeUnavailableError
+from moebius_runtime.manifest import GraphName
+
+# Wheels that all install the module `onnxruntime`, each over the files of the others.
+_DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-rocm",
+)
+
+
+def import_onnxruntime() -> Any:
+    """The module `onnxruntime`, after it was found to come from exactly one installed package.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed, or two packages that overwrite each other are.
+    """
+    installed = []
+    for name in _DISTRIBUTIONS:
+        try:
+            installed.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    if len(installed) > 1:
+        names = [entry.split()[0] for entry in installed]
+        raise RuntimeUnavailableError(
+            f"{' and '.join(installed)} are both installed and overwrite each other's files. "
+            f"Run `pip uninstall -y {' '.join(names)}` and then install the one you need."
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"runtime 'ort-cpu' needs ONNX Runtime, which cannot be imported ({error}). "
+            'Install it with `pip install "moebius-edge[ort]"`.'
+        ) from error
+    return onnxruntime
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use: logical ones counted once per core where Linux tells, else all."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # no affinity on this system
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as stream:
+                cores.add(stream.read().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return len(cores) or 1
+
+
+class OrtBackend(Backend):
+    """ONNX Runtime on the CPU."""
+
+    name = "ort-cpu"
+    providers = ("CPUExecutionProvider",)
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        super().__init__(bundle, threads=threads or physical_cores())
+        self._ort = import_onnxruntime()
+
+    def _load(self, graph: GraphName) -> Any:
+        path = self.bundle.model_file(graph)
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3  # errors only: they come back as exceptions
+        try:
+            session = self._ort.InferenceSession(str(path), options, providers=list(self.providers))
+        except Exception as error:  # its exceptions share no base class of their own
+            raise BundleError(
+                f"{path}: ONNX Runtime {self._ort.__version__} cannot load it: {_first_line(error)}. "
+                "Export the bundle again, or update ONNX Runtime."
+            ) from error
+        got = session.get_providers()
+        if got[: len(self.providers)] != list(self.providers):
+            raise RuntimeUnavailableError(
+                f"runtime {self.name!r} asked ONNX Runtime for {', '.join(self.providers)} and got "
+                f"{', '.join(got)}; nothing was run."
+            )
+        return session
+
+    def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
+        output: Array = handle.run(None, dict(inputs))[0]
+        return output
+
+    def describe(self) -> dict[str, str]:
+        """Library version, threads, and the providers of every loaded session."""
+        providers = sorted({provider for session in self._loaded.values() for provider in session.get_providers()})
+        return {
+            "runtime": self.name,
+            "onnxruntime": self._ort.__version__,
+            "providers": ", ".join(providers) or "none loaded yet",
+            "threads": str(self.threads),
+        }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

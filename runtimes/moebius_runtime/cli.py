@@ -1,0 +1,220 @@
+"""`moebius-inpaint`: fills the masked part of a picture, or of every picture of a folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from moebius_runtime import console
+from moebius_runtime.errors import InputError, MoebiusError
+
+if TYPE_CHECKING:
+    from moebius_runtime.batch import Job
+    from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
+
+DEFAULT_BUNDLE = Path("moebius-bundle")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Fit(str, Enum):
+    """--fit."""
+
+    crop = "crop"
+    whole = "whole"
+
+
+class Blend(str, Enum):
+    """--blend."""
+
+    soft = "soft"
+    hard = "hard"
+
+
+class Reduce(str, Enum):
+    """--mask-reduce."""
+
+    nearest = "nearest"
+    max = "max"
+
+
+class SamplerName(str, Enum):
+    """--sampler."""
+
+    ddim = "ddim"
+    dpmpp_2m = "dpmpp-2m"
+    unipc = "unipc"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """How pictures and masks are read and written."""
+
+    mask: dict[str, Any]
+    quality: int
+    comparison: bool
+    overwrite: bool
+
+
+@app.command()
+def inpaint(
+    image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
+    mask: Annotated[Path, typer.Option(help="Its mask, white = fill; for a folder: one mask, or a folder of masks.")],
+    out: Annotated[Path, typer.Option(help="The result; for a folder of pictures, a folder.")],
+    bundle: Annotated[Path, typer.Option(help="What `moebius-export onnx` wrote.")] = DEFAULT_BUNDLE,
+    runtime: Annotated[str, typer.Option(help="ort-cpu; nothing else is ever run in its place.")] = "ort-cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Inference steps; default: the bundle's (20).")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Default: the bundle's (2.5); 1 halves the cost.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="Above 0 to 1; default: the bundle's (0.99).")] = None,
+    sampler: Annotated[
+        SamplerName, typer.Option(help="ddim is the reference; the others need 8 to 12 steps.")
+    ] = SamplerName.ddim,
+    seed: Annotated[int, typer.Option(help="Same seed, same picture.")] = 0,
+    noise: Annotated[
+        Path | None, typer.Option(help="A .npy file with the whole starting noise, float32 [1, 4, S, S].")
+    ] = None,
+    fit: Annotated[Fit, typer.Option(help="crop: a square around each region; whole: shrink the picture.")] = Fit.crop,
+    blend: Annotated[
+        Blend, typer.Option(help="soft: feathered seam; hard: unmasked pixels stay bit-exact.")
+    ] = Blend.soft,
+    mask_reduce: Annotated[Reduce, typer.Option(help="How the mask comes to latent size.")] = Reduce.nearest,
+    mask_dilate: Annotated[int, typer.Option(min=0, help="Grow the mask by so many pixels.")] = 0,
+    invert_mask: Annotated[bool, typer.Option("--invert-mask", help="Black is filled.")] = False,
+    resize_mask: Annotated[
+        bool, typer.Option("--resize-mask", help="Bring a mask of another size to the picture's.")
+    ] = False,
+    compensate_colour: Annotated[
+        bool, typer.Option("--compensate-colour", help="Shift the filling to the colours around it.")
+    ] = False,
+    save_comparison: Annotated[
+        bool, typer.Option("--save-comparison", help="Also write before | mask | after.")
+    ] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of a JPEG result.")] = 95,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing results; else they are skipped.")
+    ] = False,
+) -> None:
+    """Fills the masked part of a picture of any size, on this device, without PyTorch."""
+    from moebius_runtime.batch import plan_jobs
+    from moebius_runtime.pipeline import InpaintPipeline, make_options
+
+    jobs = plan_jobs(image, mask, out)
+    options = make_options(
+        steps=steps,
+        guidance_scale=guidance_scale,
+        strength=strength,
+        sampler=sampler.value,
+        seed=seed,
+        noise=None if noise is None else _read_noise(noise),
+        fit=fit.value,
+        blend=blend.value,
+        mask_reduce=mask_reduce.value,
+        compensate_colour=compensate_colour,
+    )
+    masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
+    files = _Files(masking, quality, save_comparison, overwrite)
+    pipeline = InpaintPipeline.from_bundle(bundle, runtime, threads=threads)
+    pipeline.check(options)
+    if pipeline.manifest.stand_in:
+        console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")
+    if image.is_dir():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
+    raise typer.Exit(_run_all(jobs, pipeline, options, files))
+
+
+def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions, files: _Files) -> int:
+    """Every job in turn. One job's error is the command's; in a folder it is reported and the rest goes on."""
+    done, skipped, failed = 0, 0, 0
+    started = time.perf_counter()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console.err) as bars:
+        for job in jobs:
+            if job.out.exists() and not files.overwrite:
+                console.warn(f"{job.out} exists and is kept; --overwrite replaces it")
+                skipped += 1
+                continue
+            task = bars.add_task(job.image.name, total=None)
+            try:
+                _run_one(
+                    job,
+                    pipeline,
+                    options,
+                    files,
+                    lambda n, total, t=task: bars.update(t, completed=n, total=total),
+                )
+            except MoebiusError as error:
+                bars.remove_task(task)
+                if len(jobs) == 1:
+                    raise
+                failed += 1
+                console.warn(f"{job.image}: not done: {error}")
+            else:
+                done += 1
+    summary = f"{done} picture{'s' * (done != 1)} filled"
+    summary += f", {skipped} skipped" * bool(skipped) + f", {failed} failed" * bool(failed)
+    where = jobs[0].out if len(jobs) == 1 else jobs[0].out.parent
+    console.out.print(f"{summary} in {time.perf_counter() - started:.1f} s: {where}")
+    return 1 if failed else 0
+
+
+def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files: _Files, on_step: Any) -> None:
+    from moebius_runtime.comparison import save_comparison
+    from moebius_runtime.masks import load_mask
+    from moebius_runtime.pictures import check_can_save, load_picture, save_picture
+
+    picture = load_picture(job.image)
+    check_can_save(picture, job.out)
+    area = load_mask(job.mask, picture.shape, **files.mask)
+    result = pipeline.inpaint(picture, area, options, on_step)
+    notes = [*picture.notes, *result.notes, *save_picture(result.picture, job.out, files.quality)]
+    if files.comparison:
+        save_comparison(picture, area, result.picture, job.out)
+    for note in notes:
+        console.warn(f"{job.image.name}: {note}")
+
+
+def _read_noise(path: Path) -> Any:
+    """The array of a .npy file; object arrays, which hold pickles, are refused unread."""
+    import numpy as np
+
+    try:
+        with open(path, "rb") as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False, max_header_size=4096)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        raise InputError(f"--noise {path}: {reason}; expected a .npy file of float32 [1, 4, S, S]") from error
+
+
+def main() -> None:
+    """Entry point of `moebius-inpaint`."""
+    console.run(app, (MoebiusError,))
+
+
+if __name__ == "__main__":
+    main()

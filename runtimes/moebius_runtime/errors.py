@@ -1,0 +1,29 @@
+"""Errors a user can mend. Each message says what was received, what is expected and what to do.
+
+The command line prints the message of a `MoebiusError` on one line and exits with `exit_code`; anything else is a
+bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class MoebiusError(Exception):
+    """Base of every error that a user can mend."""
+
+    exit_code = 2
+
+
+class InputError(MoebiusError):
+    """An argument, picture, mask or file is not what is expected."""
+
+
+class BundleError(MoebiusError):
+    """A bundle (manifest, graph or weights file) is missing, damaged, or not one that this version reads."""
+
+
+class RuntimeUnavailableError(MoebiusError):
+    """The runtime that was asked for cannot run here."""
+
+
+class OutputError(MoebiusError):
+    """The network's result is not a picture (NaN, infinite or constant), or the result could not be written."""

@@ -1,0 +1,294 @@
+"""From a picture and a mask to the filled picture: the reference pipeline around the graphs of a bundle."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from moebius_runtime import blend as blending
+from moebius_runtime import regions
+from moebius_runtime.backends import Backend, create_backend
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.errors import InputError, OutputError
+from moebius_runtime.masks import BoolArray, mask_from_picture, reduce_mask
+from moebius_runtime.pictures import Picture, picture_from_image
+from moebius_runtime.samplers import SAMPLERS, SPACINGS
+from moebius_runtime.schedule import Latents, initial_noise
+
+OnStep = Callable[[int, int], None]
+"""Told (steps done, steps in all) after every denoising step, over all regions of a picture."""
+
+_FEATHER_RADIUS = 3.0  # pixels of the network's picture
+_CONSTANT = 1e-4  # a decoded picture in [-1, 1] whose values span less holds nothing
+_REFUSED = "it was not saved. Check the bundle with another picture, or export it again."
+
+
+@dataclass(frozen=True)
+class InpaintOptions:
+    """How to fill. `None` takes the bundle's default.
+
+    Attributes:
+        steps: number of inference steps; `strength` drops the first (1 - strength) of them.
+        guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
+        strength: above 0 to 1; at 1 the start is pure noise and the picture's own latent is not computed.
+        sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
+        seed: of the starting noise; region i of a picture takes seed + i.
+        noise: the whole starting noise, float32 [1, 4, S, S], in place of the seed's; taken as it is.
+        fit: `crop` fills each region from a square around it, `whole` shrinks the whole picture.
+        blend: `soft` feathers the seam by 3 network pixels, `hard` keeps every unmasked pixel bit-exact.
+        mask_reduce: `nearest` (reference) or `max`, see `moebius_runtime.masks.reduce_mask`.
+        compensate_colour: shift the filled region towards the colours around it.
+    """
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+    strength: float | None = None
+    sampler: str = "ddim"
+    seed: int = 0
+    noise: npt.NDArray[np.float32] | None = field(default=None, compare=False)
+    fit: Literal["crop", "whole"] = "crop"
+    blend: Literal["soft", "hard"] = "soft"
+    mask_reduce: Literal["nearest", "max"] = "nearest"
+    compensate_colour: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("sampler", self.sampler, tuple(SAMPLERS)),
+            ("fit", self.fit, ("crop", "whole")),
+            ("blend", self.blend, ("soft", "hard")),
+            ("mask_reduce", self.mask_reduce, ("nearest", "max")),
+        ):
+            if value not in choices:
+                raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {', '.join(choices)}")
+        scale = self.guidance_scale
+        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= 100):
+            raise InputError(f"guidance scale {scale}: expected a number from 0 to 100")
+
+
+@dataclass(frozen=True)
+class InpaintResult:
+    """The filled picture, what the user should be told, and seconds per stage.
+
+    `seconds` has lists under `load`, `preprocess`, `encode`, `step`, `decode` and `paste`, an entry per run of it.
+    """
+
+    picture: Picture
+    notes: tuple[str, ...]
+    seconds: dict[str, list[float]]
+
+
+class InpaintPipeline:
+    """Fills masked parts of pictures with a bundle.
+
+    Example:
+        >>> from PIL import Image
+        >>> from moebius_runtime import InpaintPipeline
+        >>> pipeline = InpaintPipeline.from_bundle("BUNDLE", runtime="ort-cpu")  # doctest: +SKIP
+        >>> filled = pipeline(Image.open("photo.jpg"), Image.open("mask.png"), steps=20)  # doctest: +SKIP
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.manifest = backend.bundle.manifest
+        self.schedule = self.manifest.schedule.build()
+        self._seconds: dict[str, list[float]] = {}
+
+    @classmethod
+    def from_bundle(cls, path: str | Path, runtime: str = "ort-cpu", *, threads: int | None = None) -> InpaintPipeline:
+        """A pipeline over a bundle folder.
+
+        Raises:
+            BundleError: no bundle there, or a damaged one.
+            RuntimeUnavailableError: the runtime is unknown or not installed.
+        """
+        return cls(create_backend(Bundle.open(path), runtime, threads=threads))
+
+    def __call__(self, image: Image.Image, mask: Image.Image, **options: Any) -> Image.Image:
+        """The filled picture, as a Pillow image of the picture's own size.
+
+        Args:
+            image: any mode that `moebius_runtime.pictures` reads; EXIF rotation is applied.
+            mask: of the same size; white is filled.
+            options: fields of `InpaintOptions`.
+
+        Raises:
+            InputError: the picture, the mask or an option is not as expected.
+            OutputError: the network's result is not a picture.
+        """
+        picture = picture_from_image(image)
+        area = mask_from_picture(picture_from_image(mask), picture.shape)
+        return self.inpaint(picture, area, make_options(**options)).picture.to_image()
+
+    def check(self, options: InpaintOptions) -> None:
+        """Refuses options that this bundle cannot serve, before any picture is opened; errors as `inpaint`."""
+        self._timesteps(options)
+        self._noises(options)
+
+    def inpaint(
+        self, picture: Picture, mask: BoolArray, options: InpaintOptions, on_step: OnStep | None = None
+    ) -> InpaintResult:
+        """Fills the mask of a picture, region by region.
+
+        Args:
+            picture: see `moebius_runtime.pictures.load_picture`.
+            mask: bool [H, W], True = fill; neither empty nor full.
+            options: see `InpaintOptions`.
+            on_step: told of every step.
+
+        Raises:
+            InputError: the mask has another size than the picture, or the options do not fit the bundle.
+            OutputError: the network's result is NaN, infinite or constant.
+        """
+        if mask.shape != picture.shape:
+            raise InputError(
+                f"the mask is {mask.shape[1]}x{mask.shape[0]}, the picture {picture.shape[1]}x{picture.shape[0]}; "
+                "make them equal"
+            )
+        if not mask.any():
+            raise InputError("the mask marks nothing to fill; white pixels are filled")
+        timesteps = self._timesteps(options)
+        noises = self._noises(options)
+        size = self.manifest.geometry.image_size
+        crops = [regions.whole_crop(picture.shape, size)] if options.fit == "whole" else regions.find_crops(mask, size)
+        self._seconds = {}
+        notes: list[str] = []
+        result = replace(picture, pixels=picture.pixels.copy())
+        for index, crop in enumerate(crops):
+
+            def done(step: int, index: int = index) -> None:
+                if on_step is not None:
+                    on_step(index * len(timesteps) + step, len(crops) * len(timesteps))
+
+            with self._timed("preprocess"):
+                view = regions.window(crop, picture.shape)
+                part, area = result.part(view), mask[view]
+                rgb = regions.to_network(part.to_rgb(), crop, picture.shape, size)
+                hole = regions.mask_to_network(area, crop, picture.shape, size)
+            square, note = self._fill_square(rgb, hole, next(noises), timesteps, options, done)
+            if note:
+                notes.append(note if len(crops) == 1 else f"region {index + 1}: {note}")
+            with self._timed("paste"):
+                generated = part.native_from_rgb(regions.from_network(square, crop, picture.shape))
+                if options.compensate_colour:
+                    generated = blending.compensate_colour(generated, part.pixels, area)
+                radius = _FEATHER_RADIUS * crop.side / size
+                weights = blending.hard(area) if options.blend == "hard" else blending.feather(area, radius)
+                result.pixels[view] = blending.blend(part.pixels, generated, weights)
+        return InpaintResult(result, tuple(notes), self._seconds)
+
+    def _fill_square(
+        self,
+        rgb: npt.NDArray[np.uint8],
+        hole: BoolArray,
+        noise: Latents,
+        timesteps: npt.NDArray[np.int64],
+        options: InpaintOptions,
+        done: Callable[[int], None],
+    ) -> tuple[npt.NDArray[np.uint8], str | None]:
+        """Generates a picture [S, S, 3] for one square of the network's size; steps 1 to 7 of the pipeline."""
+        latent_size = self.manifest.geometry.latent_size
+        small, note = reduce_mask(hole, (latent_size, latent_size), options.mask_reduce)
+        image = np.ascontiguousarray((rgb.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])  # [1, 3, S, S]
+        masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
+        if self._strength(options) < 1:
+            start = self.schedule.add_noise(self._run("encode", "vae_encoder", image=image), noise, int(timesteps[0]))
+        else:
+            start = noise
+        condition = np.concatenate([small[None, None], masked_latents], axis=1)  # [1, 1 + 4, s, s]
+        sampler = SAMPLERS[options.sampler]
+        latents = sampler(
+            self._denoiser(condition, options),
+            start,
+            self.schedule,
+            timesteps,
+            lambda step, _t, _x: done(step + 1),
+        )
+        decoded = self._run("decode", "vae_decoder", latent=latents)[0]
+        if not np.isfinite(decoded).all():
+            raise OutputError(f"the decoded picture holds NaN or infinity; {_REFUSED}")
+        if float(np.ptp(decoded)) < _CONSTANT:
+            raise OutputError(f"the decoded picture is one flat colour; {_REFUSED}")
+        scaled = np.clip((decoded + 1) / 2, 0, 1) * 255  # [3, S, S]
+        return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0)), note
+
+    def _denoiser(self, condition: Latents, options: InpaintOptions) -> Callable[[Latents, int], Latents]:
+        scale = self._guidance_scale(options)
+
+        def denoise(latents: Latents, timestep: int) -> Latents:
+            inputs = {
+                "sample": np.concatenate([latents, condition], axis=1),  # [1, 9, s, s]
+                "timestep": np.array([timestep], dtype=np.int64),
+            }
+            if scale == 1 and "unet_conditional" in self.manifest.graphs:
+                return self._run("step", "unet_conditional", **inputs)
+            return self._run("step", "unet", **inputs, guidance_scale=np.array([scale], dtype=np.float32))
+
+        return denoise
+
+    def _run(self, stage: str, graph: Any, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if not self.backend.is_loaded(graph):
+            with self._timed("load"):
+                self.backend.load(graph)
+        with self._timed(stage):
+            return self.backend.run(graph, inputs)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds.setdefault(stage, []).append(time.perf_counter() - started)
+
+    def _strength(self, options: InpaintOptions) -> float:
+        return self.manifest.defaults.strength if options.strength is None else options.strength
+
+    def _guidance_scale(self, options: InpaintOptions) -> float:
+        return self.manifest.defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
+
+    def _timesteps(self, options: InpaintOptions) -> npt.NDArray[np.int64]:
+        steps = self.manifest.defaults.num_inference_steps if options.steps is None else options.steps
+        return self.schedule.inference_timesteps(steps, self._strength(options), SPACINGS[options.sampler])
+
+    def _noises(self, options: InpaintOptions) -> Iterator[Latents]:
+        """The starting noise of each region in turn. Checked before any work is done."""
+        geometry = self.manifest.geometry
+        shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
+        if options.noise is not None:
+            check_noise(options.noise, shape)
+            return repeat(options.noise)
+        first = initial_noise(options.seed, shape, self.manifest.defaults.noise_offset)
+
+        def draw() -> Iterator[Latents]:
+            yield first
+            index = 1
+            while True:
+                seed = (options.seed + index) % (1 << 32)
+                yield initial_noise(seed, shape, self.manifest.defaults.noise_offset)
+                index += 1
+
+        return draw()
+
+
+def make_options(**options: Any) -> InpaintOptions:
+    """`InpaintOptions` from keywords; `InputError` names an unknown one."""
+    known = InpaintOptions.__dataclass_fields__
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"unknown option {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return InpaintOptions(**options)
+
+
+def check_noise(noise: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Refuses starting noise of another type or shape, or with values that are not finite."""
+    if noise.dtype != np.float32 or noise.shape != shape:
+        raise InputError(f"noise is {noise.dtype} {list(noise.shape)}; this bundle expects float32 {list(shape)}")
+    if not np.isfinite(noise).all():
+        raise InputError("noise holds NaN or infinity; expected finite numbers")

@@ -1,0 +1,55 @@
+"""Both λ layers against the original implementation: outputs and every gradient, eval and train mode."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moebius.lambda_layers import InteractiveLambda, LocalLambda
+from moebius.load import tensor_specs
+from moebius.stand_in import stand_in_state_dict
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+# Both sides are float32 with sums of up to a few thousand terms; the golden files' own statement is 1e-5.
+TOLERANCE = 1e-5
+
+
+def relative(got, expected):
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", ["local_r15", "local_r5", "interactive"])
+def test_outputs_and_gradients(name, mode):
+    golden = np.load(GOLDEN / "lambda_layers.npz")
+
+    def tensor(key):
+        return torch.from_numpy(golden[f"{name}_{mode}_{key}"])
+
+    local = name.startswith("local")
+    layer = LocalLambda(64, 4, int(name[7:])) if local else InteractiveLambda(64, 4, 64, 10, 24)
+    specs = {f"{name}.{key}": spec for key, spec in tensor_specs(layer).items()}
+    weights = stand_in_state_dict(specs, seed=0)
+    layer.load_state_dict({key.removeprefix(f"{name}."): value for key, value in weights.items()})
+    layer.train(mode == "train")
+    x = tensor("x").requires_grad_()
+    inputs = [x, (12, 12)]
+    if not local:
+        context = tensor("context").requires_grad_()
+        inputs = [x, context, (8, 8)]
+
+    y = layer(*inputs)
+    y.backward(tensor("grad_out"))
+
+    assert relative(y.detach(), tensor("y")) < TOLERANCE
+    gradients = {key: parameter.grad for key, parameter in layer.named_parameters()}
+    gradients["x"] = x.grad
+    if not local:
+        gradients["context"] = context.grad
+    prefix = f"{name}_{mode}_grad_"
+    expected = {key.removeprefix(prefix) for key in golden if key.startswith(prefix)} - {"out"}
+    assert set(gradients) == expected
+    errors = {key: relative(gradient, tensor(f"grad_{key}")) for key, gradient in gradients.items()}
+    assert max(errors.values()) < TOLERANCE, errors

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moebius.errors import CheckpointError
+from moebius.sources import HubSource, LocalSource, StandInSource, choose_weights, locate, parse_source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("hub:hustvl/Moebius/ft_places2", HubSource("hustvl/Moebius", "ft_places2")),
+        ("hub:hustvl/Moebius", HubSource("hustvl/Moebius")),
+        ("hub:o/r/a/b.c/d_e@refs/pr/1", HubSource("o/r", "a/b.c/d_e", None, "refs/pr/1")),
+        (f"hub:o/r/vae@{COMMIT}", HubSource("o/r", "vae", None, COMMIT)),
+        ("hub:o/r@v1.0", HubSource("o/r", "", None, "v1.0")),
+        ("hub:o/r/a/ema_model.bin", HubSource("o/r", "a", "ema_model.bin")),
+        ("hub:o/r/model.safetensors@main", HubSource("o/r", "", "model.safetensors", "main")),
+        ("stand-in", StandInSource(0)),
+        ("stand-in:12", StandInSource(12)),
+        ("some/folder", LocalSource(Path("some/folder"))),
+        ("/abs/ünï code.bin", LocalSource(Path("/abs/ünï code.bin"))),
+        ("stand-ins", LocalSource(Path("stand-ins"))),
+    ],
+)
+def test_source_strings(text: str, source: object) -> None:
+    assert parse_source(text) == source
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "   ",
+        "a\0b",
+        "a\nb",
+        "\x1b[31m",
+        "hub:",
+        "hub:Moebius",
+        "hub:/Moebius/x",
+        "hub:o//x",
+        "hub:o/r/",
+        "hub:o/r//x",
+        "hub:o/r/../../etc",
+        "hub:o/r/..",
+        "hub:../r",
+        "hub:o/r/a b",
+        "hub:o/r/x@",
+        "hub:o/r/x@a@b",
+        "hub:o/r@../x",
+        "hub:o/r/-x",
+        "hub:o/r?x=1",
+        "hub:o/r#x",
+        "hub:" + "o" * 200 + "/r",
+        "hub:o/r" + "/a" * 20,
+        "stand-in:",
+        "stand-in:-1",
+        "stand-in:1.5",
+        "stand-in:007",
+        "stand-in:٣",
+        "stand-in:" + "9" * 40,
+        "https://huggingface.co/hustvl/Moebius",
+        "file:///etc/passwd",
+    ],
+)
+def test_garbled_source_strings_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(CheckpointError, match="expected") as caught:
+        parse_source(text)
+    assert str(caught.value).isprintable()
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["config.json", "diffusion_pytorch_model.bin"], "diffusion_pytorch_model.bin"),
+        (
+            ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"],
+            "diffusion_pytorch_model.safetensors",
+        ),
+        (["model.ckpt", "model.pth", "model.pt"], "model.pt"),
+        (["mine.pt", "notes.txt"], "mine.pt"),
+        (["diffusion_pytorch_model.bin", "optimizer.bin", "scheduler.bin"], "diffusion_pytorch_model.bin"),
+        (
+            ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin"],
+            "diffusion_pytorch_model.bin",
+        ),
+        (["diffusion_pytorch_model.fp16.safetensors"], "diffusion_pytorch_model.fp16.safetensors"),
+        (
+            ["diffusion_pytorch_model.safetensors", "ema_diffusion_pytorch_model.bin"],
+            "ema_diffusion_pytorch_model.bin",
+        ),
+        (["model.bin", "model_ema.bin"], "model_ema.bin"),
+        (["ema.pt", "model.pt"], "ema.pt"),
+        (["schema.pt"], "schema.pt"),  # "ema" inside a word is no mark
+        (["model-00001-of-00002.bin", "model.bin"], "model.bin"),
+    ],
+)
+def test_which_file_of_a_folder(names: list[str], chosen: str) -> None:
+    assert choose_weights(names, "folder") == chosen
+    assert choose_weights(names[::-1], "folder") == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "holds no weights"),
+        (["config.json", "readme.md"], "holds no weights"),
+        (["a.pt", "b.pt"], r"several checkpoints \(a.pt, b.pt\)"),
+        (["model.bin", "diffusion_pytorch_model.safetensors"], "several checkpoints"),
+        (["ema_a.pt", "ema_b.pt"], "several checkpoints"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "cut in 2 parts"),
+    ],
+)
+def test_no_or_several_candidates_are_refused(names: list[str], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        choose_weights(names, "folder")
+
+
+def test_a_long_list_of_candidates_is_abridged() -> None:
+    with pytest.raises(CheckpointError, match="and 92 more") as caught:
+        choose_weights([f"{n:03}{'x' * 500}.pt" for n in range(100)], "folder")
+    assert len(str(caught.value)) < 1500
+
+
+def test_local_places(tmp_path: Path) -> None:
+    (tmp_path / "ema_model.pt").write_bytes(b"x")
+    (tmp_path / "folder.pt").mkdir()
+    located = locate(str(tmp_path))
+    assert located.path == tmp_path / "ema_model.pt"
+    assert located.origin == f"{tmp_path / 'ema_model.pt'}; EMA file"
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        locate(str(tmp_path / "missing"))
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        locate("/dev/null")
+    with pytest.raises(CheckpointError, match=r"File name too long|no such file"):
+        locate("x" * 5000)
+    with pytest.raises(CheckpointError, match="drawn, not read"):
+        locate("stand-in")
