@@ -43,6 +43,20 @@ class SeparableConv(nn.Module):
         return x + y if self.residual else y
 
 
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the timestep through two layers, activated as every residual block takes it."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Integers [B] -> [B, dim]."""
+        sinusoids = timestep_embedding(timesteps, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        return F.silu(self.linear_2(F.silu(self.linear_1(sinusoids))))
+
+
 class ResidualBlock(nn.Module):
     """Two separable convolutions with the timestep added between them."""
 
@@ -56,9 +70,9 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """[B, in, H, W] and timestep embedding [B, time_dim] -> [B, out, H, W]."""
+        """[B, in, H, W] and activated timestep embedding [B, time_dim] -> [B, out, H, W]."""
         y = self.conv1(F.silu(self.norm1(x)))
-        y = y + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        y = y + self.time_emb_proj(temb)[:, :, None, None]
         y = self.conv2(F.silu(self.norm2(y)))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -184,9 +198,7 @@ class DiffusionModel(nn.Module):
         self.gradient_checkpointing = False
 
         self.conv_in = SeparableConv(config.in_channels, first)
-        self.time_embedding = nn.ModuleDict(
-            {"linear_1": nn.Linear(first, time_dim), "linear_2": nn.Linear(time_dim, time_dim)}
-        )
+        self.time_embedding = TimeEmbedding(first, time_dim)
         self.encoder_hid_proj = nn.Linear(config.embedding_dim, config.cross_attention_dim)
 
         skips = [first]  # channels of every skip, in the order in which they are pushed
@@ -223,8 +235,7 @@ class DiffusionModel(nn.Module):
         Returns:
             noise [B, 4, S, S], and the output of each down level and each up level.
         """
-        temb = timestep_embedding(timesteps, self.conv_in.conv_pw.out_channels).to(sample.dtype)
-        temb = self.time_embedding["linear_2"](F.silu(self.time_embedding["linear_1"](temb)))
+        temb = self.time_embedding(timesteps)
         context = self.encoder_hid_proj(embeddings)
 
         x = self.conv_in(sample)
@@ -239,7 +250,7 @@ class DiffusionModel(nn.Module):
             features.append(x)
         for level in _levels(self.up_blocks):
             for resnet, attention in zip(level.resnets, level.attentions, strict=True):
-                x = torch.cat([x, skips.pop()], dim=1)
+                x = torch.cat([x, _matching(skips.pop(), x)], dim=1)
                 x = self._run(attention, self._run(resnet, x, temb), context)
             if (larger := level.resample(x)) is not None:
                 x = larger
@@ -255,6 +266,11 @@ class DiffusionModel(nn.Module):
 
         run: Callable[..., Tensor] = checkpoint
         return run(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _matching(skip: Tensor, x: Tensor) -> Tensor:
+    """A skip from before the guidance branches parted, once per branch; any other skip as it is."""
+    return skip if skip.shape[0] == x.shape[0] else torch.cat([skip, skip])
 
 
 def _levels(blocks: nn.ModuleList) -> list[Level]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moebius_export.errors import ExportError
+from moebius_export.node_names import name_nodes
 
 # Opset 20 and IR 10 load everywhere: ONNX Runtime, TensorRT 10.3 (JetPack 6) to 11, TensorRT-RTX.
 OPSET = 20
@@ -46,8 +47,10 @@ def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto
     """
     on_stage("trace")
     model = _trace(spec)
+    name_nodes(model)
     on_stage("simplify")
     model = _simplify(model)
+    name_nodes(model)  # those that the simplifier made
     model.ir_version = IR_VERSION
     model.producer_name = "moebius-edge"
     model.doc_string = ""

@@ -13,9 +13,10 @@ from moebius_export.errors import ParityError
 from moebius_runtime.backends.ort import import_onnxruntime
 from moebius_runtime.manifest import Parity
 
-# float32 on both sides: what is left is the order of additions. The full-size U-Net, the deepest graph, measures
-# 5e-6 with stand-in weights; a wrong epsilon of one norm already costs 1e-4.
-RELATIVE_BUDGET = 2e-5
+# float32 on both sides: what is left is the order of additions. Measured on the full-size graphs with stand-in weights:
+# U-Net 8e-6, VAE encoder 1.3e-5, decoder 1.6e-5. A weight tensor that is off by 1 % costs 3.5e-5 or more (16 tensors
+# tried on the small preset); a norm's epsilon off by ten costs 2e-6 to 6e-5, so not every such slip is seen here.
+RELATIVE_BUDGET = 3e-5
 
 
 def reference_output(spec: GraphSpec) -> np.ndarray:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moebius_runtime.errors import BundleError
-from moebius_runtime.manifest import GraphInfo, GraphName, Manifest, Precision, check_file, read_manifest
+from moebius_runtime.graph_files import external_files
+from moebius_runtime.manifest import (
+    GraphFile,
+    GraphInfo,
+    GraphName,
+    Manifest,
+    Precision,
+    check_file,
+    read_manifest,
+)
+
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -15,10 +27,11 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    _checked: dict[str, _Stamp] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Reads and checks the manifest; graph files are checked when they are loaded.
+        """Reads and checks the manifest; graph files are checked when they are asked for.
 
         Raises:
             BundleError: there is no bundle, or its manifest is not one that this version reads.
@@ -37,8 +50,11 @@ class Bundle:
     def model_file(self, name: GraphName, precision: Precision = "fp32") -> Path:
         """The path of a graph's ONNX file, after it and its weights were found undamaged.
 
+        A file is hashed again only when it has changed since. The ONNX file may refer to its own weights file and
+        to no other.
+
         Raises:
-            BundleError: no such precision, or a file is missing or damaged.
+            BundleError: no such precision, a file is missing or damaged, or the ONNX file refers to another file.
         """
         files = self.graph(name).files
         if precision not in files:
@@ -46,5 +62,37 @@ class Bundle:
                 f"{self.path}: graph {name} has no {precision} file, only {', '.join(files)}. "
                 f"Export it with `--precision {precision}`."
             )
-        checked = [check_file(self.path, self.manifest, file) for file in files[precision].paths]
-        return checked[0]
+        paths = [self._check(file) for file in files[precision].paths]
+        _check_references(paths[0], files[precision])
+        return paths[0]
+
+    def _check(self, file: str) -> Path:
+        path = self.path.resolve() / file
+        stamp = _stamp(path)  # from before it is read: what is changed meanwhile is read again
+        if stamp is None or self._checked.get(file) != stamp:
+            path = check_file(self.path, self.manifest, file)
+            if stamp is not None:
+                self._checked[file] = stamp
+        return path
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes when a file is written or exchanged; None where it cannot be told."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_references(model: Path, file: GraphFile) -> None:
+    try:
+        named = external_files(model)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{model}: not an ONNX file ({error}). Export the bundle again.") from error
+    own = {Path(file.weights).name} if file.weights else set()
+    if other := sorted(named - own):
+        raise BundleError(
+            f"{model}: refers to {other[0][:100]!r}; a graph may read its own weights file and no other. Nothing "
+            "was read. Do not use this bundle unless you know why."
+        )

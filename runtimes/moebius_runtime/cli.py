@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -19,13 +20,14 @@ from rich.progress import (
 )
 
 from moebius_runtime import console
-from moebius_runtime.errors import InputError, MoebiusError
+from moebius_runtime.errors import InputError, MoebiusError, OutputError
 
 if TYPE_CHECKING:
     from moebius_runtime.batch import Job
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
+_MAX_NOISE_BYTES = 64 << 20
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -65,8 +67,8 @@ class _Files:
 
     mask: dict[str, Any]
     quality: int
-    comparison: bool
     overwrite: bool
+    keep_going: bool
 
 
 @app.command()
@@ -114,7 +116,7 @@ def inpaint(
     from moebius_runtime.batch import plan_jobs
     from moebius_runtime.pipeline import InpaintPipeline, make_options
 
-    jobs = plan_jobs(image, mask, out)
+    jobs = plan_jobs(image, mask, out, strips=save_comparison)
     options = make_options(
         steps=steps,
         guidance_scale=guidance_scale,
@@ -128,7 +130,7 @@ def inpaint(
         compensate_colour=compensate_colour,
     )
     masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
-    files = _Files(masking, quality, save_comparison, overwrite)
+    files = _Files(masking, quality, overwrite, keep_going=image.is_dir())
     pipeline = InpaintPipeline.from_bundle(bundle, runtime, threads=threads)
     pipeline.check(options)
     if pipeline.manifest.stand_in:
@@ -142,11 +144,11 @@ def inpaint(
 
 
 def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions, files: _Files) -> int:
-    """Every job in turn. One job's error is the command's; in a folder it is reported and the rest goes on."""
+    """Every job in turn. In a folder, what is wrong with one picture is reported and the rest goes on."""
     done, skipped, failed = 0, 0, 0
     started = time.perf_counter()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps"),
@@ -155,11 +157,12 @@ def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions
     )
     with Progress(*columns, console=console.err) as bars:
         for job in jobs:
-            if job.out.exists() and not files.overwrite:
-                console.warn(f"{job.out} exists and is kept; --overwrite replaces it")
+            kept = None if files.overwrite else next((path for path in job.written if path.exists()), None)
+            if kept:
+                console.warn(f"{kept} exists and is kept; --overwrite replaces it")
                 skipped += 1
                 continue
-            task = bars.add_task(job.image.name, total=None)
+            task = bars.add_task(console.one_line(job.image.name), total=None)
             try:
                 _run_one(
                     job,
@@ -168,9 +171,9 @@ def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions
                     files,
                     lambda n, total, t=task: bars.update(t, completed=n, total=total),
                 )
-            except MoebiusError as error:
-                bars.remove_task(task)
-                if len(jobs) == 1:
+            except BaseException as error:
+                bars.remove_task(task)  # no half-filled bar beside the error
+                if not (files.keep_going and isinstance(error, (InputError, OutputError))):
                     raise
                 failed += 1
                 console.warn(f"{job.image}: not done: {error}")
@@ -178,23 +181,27 @@ def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions
                 done += 1
     summary = f"{done} picture{'s' * (done != 1)} filled"
     summary += f", {skipped} skipped" * bool(skipped) + f", {failed} failed" * bool(failed)
-    where = jobs[0].out if len(jobs) == 1 else jobs[0].out.parent
-    console.out.print(f"{summary} in {time.perf_counter() - started:.1f} s: {where}")
+    where = jobs[0].out.parent if files.keep_going else jobs[0].out
+    console.out.print(console.one_line(f"{summary} in {time.perf_counter() - started:.1f} s: {where}"))
     return 1 if failed else 0
 
 
 def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files: _Files, on_step: Any) -> None:
     from moebius_runtime.comparison import save_comparison
+    from moebius_runtime.files import check_writable
     from moebius_runtime.masks import load_mask
     from moebius_runtime.pictures import check_can_save, load_picture, save_picture
 
-    picture = load_picture(job.image)
-    check_can_save(picture, job.out)
-    area = load_mask(job.mask, picture.shape, **files.mask)
+    with console.quiet_libraries():
+        picture = load_picture(job.image)
+        check_can_save(picture, job.out)
+        for path in job.written:
+            check_writable(path)
+        area = load_mask(job.mask, picture.shape, **files.mask)
     result = pipeline.inpaint(picture, area, options, on_step)
     notes = [*picture.notes, *result.notes, *save_picture(result.picture, job.out, files.quality)]
-    if files.comparison:
-        save_comparison(picture, area, result.picture, job.out)
+    if job.strip:
+        save_comparison(picture, area, result.picture, job.strip)
     for note in notes:
         console.warn(f"{job.image.name}: {note}")
 
@@ -203,10 +210,15 @@ def _read_noise(path: Path) -> Any:
     """The array of a .npy file; object arrays, which hold pickles, are refused unread."""
     import numpy as np
 
+    from moebius_runtime.files import open_plain
+
     try:
-        with open(path, "rb") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False, max_header_size=4096)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+        with open_plain(path) as stream:
+            data = stream.read(_MAX_NOISE_BYTES + 1)
+        if len(data) > _MAX_NOISE_BYTES:
+            raise ValueError(f"over {_MAX_NOISE_BYTES >> 20} MiB")
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=4096)
+    except Exception as error:  # NumPy parses the header as Python source, whose tokenizer has errors of its own
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         raise InputError(f"--noise {path}: {reason}; expected a .npy file of float32 [1, 4, S, S]") from error
 

@@ -21,10 +21,11 @@ def comparison_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}-comparison.png")
 
 
-def save_comparison(before: Picture, mask: BoolArray, after: Picture, out: Path) -> Path:
-    """Writes before | mask | after beside `out`, each at most 1024 pixels long; the mask is red on the picture.
+def save_comparison(before: Picture, mask: BoolArray, after: Picture, path: Path) -> None:
+    """Writes before | mask | after to a PNG, each at most 1024 pixels long; the mask is red on the picture.
 
-    Returns the strip's path.
+    Raises:
+        OutputError: the file could not be written.
     """
     height, width = before.shape
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
@@ -35,12 +36,10 @@ def save_comparison(before: Picture, mask: BoolArray, after: Picture, out: Path)
 
     share = np.asarray(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size), np.float32)[..., None] / 255
     left, right = shrunk(before), shrunk(after)
-    marked = (left * (1 - 0.6 * share) + np.array([255, 0, 0]) * 0.6 * share).astype(np.uint8)
+    marked = (left * (1 - 0.6 * share) + np.array([255, 0, 0]) * 0.6 * share).round().astype(np.uint8)
     gap = np.full((size[1], _GAP, 3), 255, np.uint8)
     strip = np.concatenate([left, gap, marked, gap, right], axis=1)
     buffer = io.BytesIO()
     Image.fromarray(strip).save(buffer, "PNG")
-    path = comparison_path(out)
     with atomic_write(path) as stream:
         stream.write(buffer.getvalue())
-    return path

@@ -1,10 +1,12 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files written whole or not at all, and read only where they are plain files."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +17,26 @@ from moebius_runtime.errors import OutputError
 _CHUNK = 1 << 20
 
 
+def open_plain(path: str | Path) -> BinaryIO:
+    """A plain file, open for reading. Pipes and devices, which could be waited for or read without end, are refused.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is not a plain one; `strerror` says which.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a NUL character in its name")
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a plain file")
+    return open(path, "rb")
+
+
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file, read in pieces of 1 MiB."""
+    """Hex SHA-256 of a plain file, read in pieces of 1 MiB; `OSError` as `open_plain`."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_plain(path) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -31,22 +49,15 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     The bytes go to a temporary file of the same folder, are flushed to the disk and renamed onto `path`.
 
     Raises:
-        OutputError: the folder is missing or not writable, or the disk is full.
+        OutputError: the folder is missing or not writable, `path` is a folder, or the disk is full.
     """
     target = Path(path)
+    temporary, stream = _temporary(target)
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}. Choose an existing, writable folder."
-        ) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
         raise OutputError(
@@ -58,7 +69,25 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def check_writable(path: str | Path) -> None:
+    """Finds out, before any work is done for it, whether `atomic_write` could begin a file at `path`.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or `path` is a folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder. Choose the name of a file.")
+    temporary, stream = _temporary(target)
+    stream.close()
+    temporary.unlink()
+
+
+def _temporary(target: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `target`. Unlike `mkstemp`'s it is as readable as the umask lets any new file be."""
+    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.part"
+    try:
+        return temporary, open(temporary, "xb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {target}: {reason}. Choose an existing, writable folder.") from error

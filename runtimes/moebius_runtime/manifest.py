@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from moebius_runtime.errors import BundleError, InputError
-from moebius_runtime.files import atomic_write, sha256_file
+from moebius_runtime.files import atomic_write, open_plain, sha256_file
 from moebius_runtime.schedule import NoiseSchedule
 
 SCHEMA_VERSION = 1
@@ -29,14 +29,13 @@ ShortText = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Dimension = Annotated[int, Field(ge=1, le=1 << 16)] | Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 
-_PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def _inside(path: str) -> str:
     """A relative POSIX path of plain names; anything that could leave the folder is refused."""
-    parts = path.split("/")
-    if len(path) > 300 or not parts or not all(_PART.match(part) for part in parts):
-        raise ValueError(f"{path!r} is not a plain relative path inside the bundle")
+    if len(path) > 300 or not all(_PART.fullmatch(part) for part in path.split("/")):
+        raise ValueError(f"{path[:80]!r} is not a plain relative path inside the bundle")
     return path
 
 
@@ -53,10 +52,16 @@ class TensorInfo(_Strict):
 
 
 class GraphFile(_Strict):
-    """An ONNX file and the file of its weights; graphs of one folder may share the latter."""
+    """An ONNX file and the file of its weights, in one folder; graphs of one folder may share the latter."""
 
-    model: str
+    model: Annotated[str, Field(pattern=r"\.onnx$")]  # by another suffix a runtime may know another format
     weights: str | None
+
+    @model_validator(mode="after")
+    def _one_folder(self) -> GraphFile:
+        if self.weights is not None and PurePosixPath(self.weights).parent != PurePosixPath(self.model).parent:
+            raise ValueError(f"{self.model!r} and its weights {self.weights!r} are not in one folder")
+        return self
 
     @property
     def paths(self) -> list[str]:
@@ -157,6 +162,34 @@ class Parity(_Strict):
     max_error: Annotated[float, Field(ge=0)]
 
 
+def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry) -> None:
+    """The pipeline feeds the graphs by these names, types and shapes (B, the number of pictures, is free)."""
+    batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else 1
+    channels, side, pixels = geometry.latent_channels, geometry.latent_size, geometry.image_size
+    latent: list[int | str] = [batch, channels, side, side]
+    image: list[int | str] = [batch, 3, pixels, pixels]
+    sample = TensorInfo(name="sample", dtype="float32", shape=[batch, 2 * channels + 1, side, side])
+    timestep = TensorInfo(name="timestep", dtype="int64", shape=[1])
+    guidance = TensorInfo(name="guidance_scale", dtype="float32", shape=[1])
+    inputs = {
+        "unet": [sample, timestep, guidance],
+        "unet_conditional": [sample, timestep],
+        "vae_encoder": [TensorInfo(name="image", dtype="float32", shape=image)],
+        "vae_decoder": [TensorInfo(name="latent", dtype="float32", shape=latent)],
+    }[name]
+    output = {"vae_encoder": ("latent", latent), "vae_decoder": ("image", image)}.get(name, ("noise_pred", latent))
+    for got, expected in (
+        (graph.inputs, inputs),
+        (graph.outputs, [TensorInfo(name=output[0], dtype="float32", shape=output[1])]),
+    ):
+        if got != expected:
+            raise ValueError(f"graph {name} states {_tensors(got)}; expected {_tensors(expected)}")
+
+
+def _tensors(tensors: list[TensorInfo]) -> str:
+    return ", ".join(f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
+
+
 class Manifest(_Strict):
     """The whole manifest; see docs/bundle.md for the meaning of each field."""
 
@@ -188,6 +221,7 @@ class Manifest(_Strict):
             for path in (path for file in graph.files.values() for path in file.paths):
                 if path not in self.files:
                     raise ValueError(f"graph {name} names {path!r}, which is not among the files")
+            _check_signature(name, graph, self.geometry)
         return self
 
     @property
@@ -218,7 +252,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     try:
-        with open(path, "rb") as stream:
+        with open_plain(path) as stream:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise BundleError(
@@ -242,7 +276,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     stated = content.pop("manifest_sha256", None)
     try:
         manifest = Manifest.model_validate_json(json.dumps(content))
-    except (ValidationError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # pydantic's is a ValueError
         raise BundleError(f"{path}: {_first_problem(error)}. {_AGAIN}") from error
     if stated != _digest(content):
         raise BundleError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_AGAIN}")
@@ -265,8 +299,9 @@ def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
         if size != expected.size:
             raise BundleError(f"{path}: {size} bytes, the manifest says {expected.size}: it is damaged. {_AGAIN}")
         digest = sha256_file(path)
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}; the manifest lists this file. {_AGAIN}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        reason = getattr(error, "strerror", None) or _one_line(error)
+        raise BundleError(f"{path}: {reason}; the manifest lists this file. {_AGAIN}") from error
     if digest != expected.sha256:
         raise BundleError(f"{path}: its SHA-256 is not the manifest's: it is damaged or was exchanged. {_AGAIN}")
     return path
@@ -280,8 +315,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _one_line(problem: object) -> str:
+    return " ".join(str(problem).split())[:300]
 
 
 def _first_problem(error: Exception) -> str:
@@ -290,5 +325,5 @@ def _first_problem(error: Exception) -> str:
         first = problems[0]
         where = ".".join(_short(part).strip("'") for part in first["loc"])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return f"{where or 'content'}: {first['msg']}, got {_short(first.get('input'))}{more}"
+        return f"{where or 'content'}: {_one_line(first['msg'])}, got {_short(first.get('input'))}{more}"
     return _one_line(error)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import repeat
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ from moebius_runtime import blend as blending
 from moebius_runtime import regions
 from moebius_runtime.backends import Backend, create_backend
 from moebius_runtime.bundle import Bundle
-from moebius_runtime.errors import InputError, OutputError
+from moebius_runtime.errors import BundleError, InputError, OutputError
+from moebius_runtime.manifest import GraphName
 from moebius_runtime.masks import BoolArray, mask_from_picture, reduce_mask
 from moebius_runtime.pictures import Picture, picture_from_image
 from moebius_runtime.samplers import SAMPLERS, SPACINGS
@@ -29,8 +30,8 @@ OnStep = Callable[[int, int], None]
 """Told (steps done, steps in all) after every denoising step, over all regions of a picture."""
 
 _FEATHER_RADIUS = 3.0  # pixels of the network's picture
-_CONSTANT = 1e-4  # a decoded picture in [-1, 1] whose values span less holds nothing
-_REFUSED = "it was not saved. Check the bundle with another picture, or export it again."
+_CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
+_REFUSED = "nothing was saved. Try the bundle on another picture, or export it again."
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class InpaintOptions:
             if value not in choices:
                 raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {', '.join(choices)}")
         scale = self.guidance_scale
-        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= 100):
-            raise InputError(f"guidance scale {scale}: expected a number from 0 to 100")
+        if scale is not None and not (isinstance(scale, Real) and 0 <= scale <= 100):  # NaN is not in any range
+            raise InputError(f"guidance scale {scale!r}: expected a number from 0 to 100")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,13 @@ class InpaintPipeline:
         self.backend = backend
         self.manifest = backend.bundle.manifest
         self.schedule = self.manifest.schedule.build()
+        for name, graph in self.manifest.graphs.items():
+            batch = graph.inputs[0].shape[0]
+            if batch != 1 and not isinstance(batch, str):
+                raise BundleError(
+                    f"{backend.bundle.path}: graph {name} takes {batch} pictures at once; the pipeline gives it one at "
+                    "a time. Export the bundle again with `--batch 1` or `--dynamic-batch`."
+                )
         self._seconds: dict[str, list[float]] = {}
 
     @classmethod
@@ -130,9 +138,14 @@ class InpaintPipeline:
         return self.inpaint(picture, area, make_options(**options)).picture.to_image()
 
     def check(self, options: InpaintOptions) -> None:
-        """Refuses options that this bundle cannot serve, before any picture is opened; errors as `inpaint`."""
+        """Refuses options that this bundle cannot serve, and damaged graphs, before any picture is opened.
+
+        Errors as `inpaint`, which finds out each of these no sooner than it needs it.
+        """
         self._timesteps(options)
         self._noises(options)
+        for graph in ("vae_encoder", self._unet(options), "vae_decoder"):
+            self.backend.verify(graph)
 
     def inpaint(
         self, picture: Picture, mask: BoolArray, options: InpaintOptions, on_step: OnStep | None = None
@@ -146,9 +159,12 @@ class InpaintPipeline:
             on_step: told of every step.
 
         Raises:
-            InputError: the mask has another size than the picture, or the options do not fit the bundle.
-            OutputError: the network's result is NaN, infinite or constant.
+            InputError: the mask is not as described, or the options do not fit the bundle.
+            BundleError: a graph's file is missing or damaged, or cannot be run.
+            OutputError: a result of the network is NaN or infinite, or the picture constant.
         """
+        if mask.dtype != np.bool_:
+            raise InputError(f"the mask holds {mask.dtype}; expected bool, True where to fill")
         if mask.shape != picture.shape:
             raise InputError(
                 f"the mask is {mask.shape[1]}x{mask.shape[0]}, the picture {picture.shape[1]}x{picture.shape[0]}; "
@@ -156,6 +172,8 @@ class InpaintPipeline:
             )
         if not mask.any():
             raise InputError("the mask marks nothing to fill; white pixels are filled")
+        if mask.all():
+            raise InputError("the mask marks every pixel, which leaves nothing to fill from; white pixels are filled")
         timesteps = self._timesteps(options)
         noises = self._noises(options)
         size = self.manifest.geometry.image_size
@@ -200,10 +218,10 @@ class InpaintPipeline:
         small, note = reduce_mask(hole, (latent_size, latent_size), options.mask_reduce)
         image = np.ascontiguousarray((rgb.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])  # [1, 3, S, S]
         masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
+        start = noise
         if self._strength(options) < 1:
-            start = self.schedule.add_noise(self._run("encode", "vae_encoder", image=image), noise, int(timesteps[0]))
-        else:
-            start = noise
+            latents = self._run("encode", "vae_encoder", image=image)
+            start = self.schedule.add_noise(latents, noise, int(timesteps[0]))
         condition = np.concatenate([small[None, None], masked_latents], axis=1)  # [1, 1 + 4, s, s]
         sampler = SAMPLERS[options.sampler]
         latents = sampler(
@@ -214,33 +232,41 @@ class InpaintPipeline:
             lambda step, _t, _x: done(step + 1),
         )
         decoded = self._run("decode", "vae_decoder", latent=latents)[0]
-        if not np.isfinite(decoded).all():
-            raise OutputError(f"the decoded picture holds NaN or infinity; {_REFUSED}")
-        if float(np.ptp(decoded)) < _CONSTANT:
-            raise OutputError(f"the decoded picture is one flat colour; {_REFUSED}")
         scaled = np.clip((decoded + 1) / 2, 0, 1) * 255  # [3, S, S]
+        if float(np.ptp(scaled)) < _CONSTANT:
+            raise OutputError(f"the decoded picture is one flat colour; {_REFUSED}")
         return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0)), note
 
     def _denoiser(self, condition: Latents, options: InpaintOptions) -> Callable[[Latents, int], Latents]:
-        scale = self._guidance_scale(options)
+        graph, scale = self._unet(options), self._guidance_scale(options)
 
         def denoise(latents: Latents, timestep: int) -> Latents:
-            inputs = {
+            inputs: dict[str, npt.NDArray[Any]] = {
                 "sample": np.concatenate([latents, condition], axis=1),  # [1, 9, s, s]
                 "timestep": np.array([timestep], dtype=np.int64),
             }
-            if scale == 1 and "unet_conditional" in self.manifest.graphs:
-                return self._run("step", "unet_conditional", **inputs)
-            return self._run("step", "unet", **inputs, guidance_scale=np.array([scale], dtype=np.float32))
+            if graph == "unet":
+                inputs["guidance_scale"] = np.array([scale], dtype=np.float32)
+            return self._run("step", graph, **inputs)
 
         return denoise
 
-    def _run(self, stage: str, graph: Any, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def _unet(self, options: InpaintOptions) -> GraphName:
+        """The guided network, or at scale 1, where the guidance cancels out, the conditional branch alone."""
+        alone = self._guidance_scale(options) == 1 and "unet_conditional" in self.manifest.graphs
+        return "unet_conditional" if alone else "unet"
+
+    def _run(self, stage: str, graph: GraphName, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if not self.backend.is_loaded(graph):
             with self._timed("load"):
                 self.backend.load(graph)
         with self._timed(stage):
-            return self.backend.run(graph, inputs)
+            output = self.backend.run(graph, inputs)
+        if not np.isfinite(output).all():
+            raise OutputError(f"the output of {graph} holds NaN or infinity; {_REFUSED}")
+        if output.min() == output.max():
+            raise OutputError(f"the output of {graph} is one constant; {_REFUSED}")
+        return output
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -288,6 +314,8 @@ def make_options(**options: Any) -> InpaintOptions:
 
 def check_noise(noise: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     """Refuses starting noise of another type or shape, or with values that are not finite."""
+    if not isinstance(noise, np.ndarray):
+        raise InputError(f"noise is a {type(noise).__name__}; this bundle expects an array, float32 {list(shape)}")
     if noise.dtype != np.float32 or noise.shape != shape:
         raise InputError(f"noise is {noise.dtype} {list(noise.shape)}; this bundle expects float32 {list(shape)}")
     if not np.isfinite(noise).all():

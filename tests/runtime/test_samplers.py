@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moebius_runtime.errors import InputError, OutputError
-from moebius_runtime.samplers import SAMPLERS, ddim
+from moebius_runtime.samplers import SAMPLERS, SPACINGS, ddim
 from moebius_runtime.schedule import NoiseSchedule, initial_noise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sampler_seed0.npz"
@@ -25,7 +25,7 @@ def toy_denoiser(latents, timestep):
 
 def diffusers_scheduler(name, timesteps):
     """The scheduler of diffusers that `name` stands for, made to walk the whole list of `timesteps`."""
-    import diffusers
+    diffusers = pytest.importorskip("diffusers")
     import torch
 
     shared = {
@@ -314,3 +314,31 @@ def test_bad_latents_are_refused(name):
     latents[0, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match="NaN or infinity"):
         SAMPLERS[name](toy_denoiser, latents, SCHEDULE, timesteps)
+
+
+def test_ten_even_steps_come_closer_than_ten_leading_ddim_steps_on_a_broad_spectrum():
+    """Independent Gaussian values with standard deviations from 0.05 to 3, as a picture's spectrum has.
+
+    The exact noise prediction is linear there. Measured: ddim on its leading steps 0.098, dpmpp-2m 0.018 and unipc
+    0.017 on timesteps even in log-SNR: at least four times closer is asked for.
+    """
+    spread = np.exp(np.linspace(np.log(0.05), np.log(3), 4 * 32 * 32)).reshape(1, 4, 32, 32)
+    unit = np.random.RandomState(1).standard_normal(spread.shape)
+    bars = SCHEDULE.alphas_cumprod.astype(np.float64)
+
+    def deviation(timestep):
+        return np.sqrt(bars[timestep] * spread**2 + 1 - bars[timestep])
+
+    def denoise(latents, timestep):
+        return (np.sqrt(1 - bars[timestep]) * latents / deviation(timestep) ** 2).astype(np.float32)
+
+    def error(name):
+        steps = 11 if name == "ddim" else 10  # strength 0.99 drops one of 11: ten evaluations each
+        timesteps = SCHEDULE.inference_timesteps(steps, 0.99 if name == "ddim" else 1.0, SPACINGS[name])
+        assert len(timesteps) == 10
+        start = (unit * deviation(timesteps[0])).astype(np.float32)
+        result = SAMPLERS[name](denoise, start, SCHEDULE, timesteps)
+        return np.linalg.norm(result - unit * spread) / np.linalg.norm(unit * spread)
+
+    assert error("dpmpp-2m") < error("ddim") / 4
+    assert error("unipc") < error("ddim") / 4

@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "sampler_seed0.npz"
 
 
 def diffusers_ddim(**changes):
-    import diffusers
+    diffusers = pytest.importorskip("diffusers")
 
     settings = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, **changes}
     return diffusers.DDIMScheduler(**settings, beta_schedule="scaled_linear", timestep_spacing="leading")
@@ -208,3 +208,29 @@ def test_numpy_integers_and_floats_are_welcome():
     schedule = NoiseSchedule(beta_end=np.float64(0.012), num_train_timesteps=np.int64(1000))
     assert len(schedule.inference_timesteps(np.int32(8), np.float32(0.5))) == 4
     np.testing.assert_array_equal(initial_noise(np.uint32(5), (1, 4, 2, 2)), initial_noise(5, (1, 4, 2, 2)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 12, 20, 100, 1000])
+def test_logsnr_timesteps_are_even_in_half_log_snr(steps):
+    """Each is the nearest free timestep to S even steps from the last training timestep towards the first."""
+    schedule = NoiseSchedule()
+    timesteps = schedule.inference_timesteps(steps, 1.0, "logsnr")
+    assert len(timesteps) == steps
+    assert timesteps[0] == 999
+    assert np.all(np.diff(timesteps) < 0)
+    bars = schedule.alphas_cumprod.astype(np.float64)
+    ratio = 0.5 * np.log(bars / (1 - bars))
+    wanted = np.linspace(ratio[999], ratio[0], steps + 1)[:-1]
+    nearest = [int(np.abs(ratio - value).argmin()) for value in wanted]
+    free = len({*nearest}) == steps
+    assert timesteps.tolist() == nearest if free else timesteps.min() >= 0
+
+
+def test_strength_drops_the_noisiest_of_either_spacing():
+    schedule = NoiseSchedule()
+    for spacing in ("leading", "logsnr"):
+        assert np.array_equal(
+            schedule.inference_timesteps(10, 0.75, spacing), schedule.inference_timesteps(10, 1.0, spacing)[3:]
+        )
+    with pytest.raises(InputError, match="'leading' or 'logsnr'"):
+        schedule.inference_timesteps(10, 1.0, "cosine")

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebius_runtime.bundle import Bundle
-from moebius_runtime.errors import OutputError
+from moebius_runtime.errors import BundleError, InputError
 from moebius_runtime.manifest import GraphName, TensorInfo
 
 Array = NDArray[Any]
+_MAX_THREADS = 1024
 
 
 class Backend(ABC):
@@ -22,6 +23,8 @@ class Backend(ABC):
     name: str
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        if threads is not None and not 1 <= threads <= _MAX_THREADS:
+            raise InputError(f"threads is {threads}; expected 1 to {_MAX_THREADS}, or none for the physical cores")
         self.bundle = bundle
         self.threads = threads
         self._loaded: dict[GraphName, Any] = {}
@@ -34,9 +37,9 @@ class Backend(ABC):
             inputs: arrays of exactly the names, types and shapes that the manifest states.
 
         Raises:
-            BundleError: the graph's files are missing or damaged.
+            BundleError: the graph's files are missing or damaged, it cannot be run, or its output is not what the
+                manifest states.
             ValueError: an input differs from the manifest (a bug of the caller, not of the user).
-            OutputError: the output has another shape than the manifest states.
         """
         info = self.bundle.graph(graph)
         if set(inputs) != {tensor.name for tensor in info.inputs}:
@@ -47,8 +50,14 @@ class Backend(ABC):
         self.load(graph)
         output = self._run(self._loaded[graph], {t.name: np.ascontiguousarray(inputs[t.name]) for t in info.inputs})
         if problem := _mismatch(output, info.outputs[0]):
-            raise OutputError(f"{graph}: output {problem}; the file is not the graph that the manifest describes")
+            raise BundleError(
+                f"{graph}: output {problem}; the file is not the graph that the manifest describes. Export it again."
+            )
         return output
+
+    def verify(self, graph: GraphName) -> None:
+        """Refuses damaged files of a graph now rather than when it is loaded; errors as `run`."""
+        self.bundle.model_file(graph)
 
     def is_loaded(self, graph: GraphName) -> bool:
         """Whether the next run of the graph starts at once."""

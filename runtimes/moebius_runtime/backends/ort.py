@@ -22,6 +22,8 @@ _DISTRIBUTIONS = (
     "onnxruntime-rocm",
 )
 
+_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
 
 def import_onnxruntime() -> Any:
     """The module `onnxruntime`, after it was found to come from exactly one installed package.
@@ -48,6 +50,12 @@ def import_onnxruntime() -> Any:
             f"runtime 'ort-cpu' needs ONNX Runtime, which cannot be imported ({error}). "
             'Install it with `pip install "moebius-edge[ort]"`.'
         ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise RuntimeUnavailableError(
+            f"the module onnxruntime is an empty folder, {', '.join(onnxruntime.__path__)}, as an uninstalled package "
+            "can leave it. Remove it and install ONNX Runtime again with "
+            '`pip install --force-reinstall "moebius-edge[ort]"`.'
+        )
     return onnxruntime
 
 
@@ -74,14 +82,14 @@ class OrtBackend(Backend):
     providers = ("CPUExecutionProvider",)
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        super().__init__(bundle, threads=threads or physical_cores())
+        super().__init__(bundle, threads=physical_cores() if threads is None else threads)
         self._ort = import_onnxruntime()
 
     def _load(self, graph: GraphName) -> Any:
         path = self.bundle.model_file(graph)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3  # errors only: they come back as exceptions
+        options.log_severity_level = 4  # nothing below fatal: errors come back as exceptions
         try:
             session = self._ort.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:  # its exceptions share no base class of their own
@@ -95,10 +103,25 @@ class OrtBackend(Backend):
                 f"runtime {self.name!r} asked ONNX Runtime for {', '.join(self.providers)} and got "
                 f"{', '.join(got)}; nothing was run."
             )
+        info = self.bundle.graph(graph)
+        for ours, theirs in ((info.inputs, session.get_inputs()), (info.outputs, session.get_outputs())):
+            stated = {tensor.name: _TYPES[tensor.dtype] for tensor in ours}
+            found = {tensor.name: tensor.type for tensor in theirs}
+            if stated != found:
+                raise BundleError(
+                    f"{path}: the file has {_listed(found)}, the manifest says {_listed(stated)}. Export the "
+                    "bundle again."
+                )
         return session
 
     def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
-        output: Array = handle.run(None, dict(inputs))[0]
+        try:
+            output: Array = handle.run(None, dict(inputs))[0]
+        except Exception as error:
+            raise BundleError(
+                f"ONNX Runtime {self._ort.__version__} cannot run a graph of {self.bundle.path}: "
+                f"{_first_line(error)}. Free some memory if it lacks that, or export the bundle again."
+            ) from error
         return output
 
     def describe(self) -> dict[str, str]:
@@ -110,6 +133,10 @@ class OrtBackend(Backend):
             "providers": ", ".join(providers) or "none loaded yet",
             "threads": str(self.threads),
         }
+
+
+def _listed(tensors: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in tensors.items())
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,99 @@
+"""Which files an ONNX model refers to, found without the `onnx` package.
+
+A tensor of a model may name any file as the place of its weights. ONNX Runtime 1.31 refuses what lies outside the
+model's folder, but 1.23, the last for Python 3.10, reads whatever is named: a model from elsewhere could show the
+content of any file, as numbers, to whoever sees its output. Hence this walk over the protocol buffer, before a
+runtime sees the model.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from moebius_runtime.files import open_plain
+
+_MAX_DEPTH = 100  # protobuf's own limit
+_VARINT, _BYTES = 0, 2  # wire types
+_FIXED_LENGTHS = {1: 8, 5: 4}  # of the other two, in bytes
+
+# The messages of onnx.proto that can lead to a tensor, {field number: type}; everything else is skipped.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "Entry"},
+}
+
+
+def external_files(path: str | Path) -> set[str]:
+    """The `location` of every tensor of an ONNX model that lies in another file, as the model spells it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a protocol buffer, or has constructs that no ONNX model has.
+    """
+    with open_plain(path) as stream:
+        if not stream.seek(0, 2):
+            raise ValueError("it is empty")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return set(_locations(content, 0, len(content), "Model", 0))
+
+
+def _locations(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> Iterator[str]:
+    if depth > _MAX_DEPTH:
+        raise ValueError("its messages are nested too deeply")
+    if kind == "Entry":
+        yield from _entry(data, start, end)
+        return
+    known = _MESSAGES[kind]
+    for field, first, last in _fields(data, start, end):
+        if field in known:
+            yield from _locations(data, first, last, known[field], depth + 1)
+
+
+def _entry(data: mmap.mmap, start: int, end: int) -> Iterator[str]:
+    """The values of a (key, value) pair whose key is "location". Fields may repeat: all of them count."""
+    fields = [(field, data[first:last]) for field, first, last in _fields(data, start, end)]
+    if (1, b"location") in fields:
+        yield from (value.decode("utf-8") for field, value in fields if field == 2)
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of each length-delimited field of a message."""
+    position = start
+    while position < end:
+        tag, position = _varint(data, position, end)
+        if tag >> 32:  # some parsers would cut it to another field's
+            raise ValueError("a field's number is out of range")
+        wire = tag & 7
+        length = _FIXED_LENGTHS.get(wire, 0)
+        if wire in (_VARINT, _BYTES):
+            number, position = _varint(data, position, end)
+            length = number if wire == _BYTES else 0
+        elif not length:
+            raise ValueError(f"wire type {wire} is not used by ONNX")
+        if position + length > end:
+            raise ValueError("a field reaches beyond the end of its message")
+        if wire == _BYTES:
+            yield tag >> 3, position, position + length
+        position += length
+
+
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    """A variable-length integer and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number reaches beyond the end of its message")

@@ -1,0 +1,195 @@
+"""What a device needs: the runtime imports neither torch nor any other package of this project."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+RUNTIMES = Path(__file__).parents[2] / "runtimes"
+PACKAGE = RUNTIMES / "moebius_runtime"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(RUNTIMES).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES
+)
+FORBIDDEN = {
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxsim",
+    "onnx_ir",
+    "polygraphy",
+    "scipy",
+    "skimage",
+    "cv2",
+    "pickle",
+    "moebius",
+    "moebius_export",
+    "moebius_bench",
+    "moebius_calibration",
+}
+# Beside the standard library. ONNX Runtime and typer only where they are named here.
+ALLOWED = {"numpy", "PIL", "pydantic", "moebius_runtime"}
+ONLY_IN = {"onnxruntime": {"backends/ort.py"}, "typer": {"cli.py", "console.py"}, "rich": {"cli.py", "console.py"}}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of every import of a file, also those inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            assert name not in ("__import__", "import_module", "exec", "eval"), f"{path}:{node.lineno}: {name}"
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_every_import_is_one_that_a_device_has(path):
+    relative = path.relative_to(PACKAGE).as_posix()
+    allowed = ALLOWED | set(sys.stdlib_module_names) | {name for name, where in ONLY_IN.items() if relative in where}
+    assert imports(path) - allowed == set()
+    assert imports(path) & FORBIDDEN == set()
+
+
+def test_the_scan_sees_all_kinds_of_imports(tmp_path):
+    """So that the test above can fail."""
+    path = tmp_path / "x.py"
+    path.write_text("def f():\n    import torch.nn as nn\n    from moebius.config import preset\n")
+    assert imports(path) == {"torch", "moebius"}
+    for text in ("__import__('torch')", "import importlib; importlib.import_module('torch')", "from . import x"):
+        path.write_text(text)
+        with pytest.raises(AssertionError):
+            imports(path)
+
+
+HOOK = """
+import sys
+
+class Hook:
+    tried = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in FORBIDDEN:
+            self.tried.append(name)
+            raise ModuleNotFoundError(f"{name} is forbidden here", name=name)
+
+sys.meta_path.insert(0, Hook())
+"""
+
+
+def python(code: str, *arguments: object, bare: bool = False) -> str:
+    """Runs code in a process of its own; `bare` forbids it what a device does not have."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
+    environment["PYTHONPATH"] = str(RUNTIMES)
+    if bare:
+        code = f"FORBIDDEN = {FORBIDDEN - {'pickle'}!r}\n{HOOK}{code}"  # NumPy itself imports pickle: it gets its own
+    command = [sys.executable, "-B", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+INPAINT = """
+import importlib
+for name in sys.argv[4:]:
+    importlib.import_module(name)
+from PIL import Image
+from moebius_runtime import InpaintPipeline
+pipeline = InpaintPipeline.from_bundle(sys.argv[1], threads=1)
+result = pipeline(Image.open(sys.argv[2]), Image.open(sys.argv[3]), steps=2)
+print(result.size, Hook.tried)
+"""
+
+
+def test_a_picture_is_filled_where_the_rest_cannot_be_imported(toy_bundle, tmp_path):
+    Image.linear_gradient("L").resize((128, 128)).convert("RGB").save(tmp_path / "a.png")
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (40, 40, 80, 80))
+    mask.save(tmp_path / "m.png")
+    out = python(INPAINT, toy_bundle.path, tmp_path / "a.png", tmp_path / "m.png", *MODULES, bare=True)
+    assert out == "(128, 128) []\n"
+
+
+def test_the_hook_forbids():
+    """So that the test above can fail."""
+    code = "try:\n    import torch.nn\nexcept ModuleNotFoundError as error:\n    print(error)"
+    assert python(code, bare=True) == "torch is forbidden here\n"
+
+
+LOADED = """
+import json, sys
+before = set(sys.modules)
+import moebius_runtime
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+def test_the_package_alone_loads_neither_a_runtime_nor_a_command_line():
+    loaded = set(json.loads(python(LOADED)))
+    assert loaded & {"onnxruntime", "typer", "click", "rich", *FORBIDDEN - {"pickle"}} == set()
+    assert {"moebius_runtime", "numpy", "PIL"} <= loaded
+
+
+STATE = """
+import json, os, signal, sys, threading, warnings
+import numpy, PIL.Image, PIL.ImageFile, PIL.ImageCms, pydantic, rich, typer
+PIL.Image.init()  # Pillow registers its own formats when it needs them
+
+def state():
+    return json.dumps([
+        PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, sorted(PIL.Image.OPEN), sorted(PIL.Image.SAVE),
+        numpy.geterr(), repr(numpy.get_printoptions()), repr(numpy.random.get_state()[1][:3]),
+        repr(warnings.filters), repr(signal.getsignal(signal.SIGINT)), repr(signal.getsignal(signal.SIGTERM)),
+        sorted(os.environ), os.getcwd(), sys.path, sys.getrecursionlimit(), repr(sys.excepthook),
+        threading.active_count(),
+    ])
+
+before = state()
+import importlib
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert state() == before, (before, state())
+"""
+
+
+def test_imports_have_no_effects():
+    """Every module: nothing printed, no thread, no global of Pillow, NumPy, warnings or signals touched."""
+    assert python(STATE, *MODULES) == ""
+
+
+RUN_STATE = STATE.replace(
+    "import importlib\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n",
+    """
+from PIL import Image
+from moebius_runtime import InpaintPipeline, load_picture, save_picture
+before = state()
+pipeline = InpaintPipeline.from_bundle(sys.argv[1], threads=1)
+image = Image.effect_noise((128, 128), 50).convert("RGB")
+mask = Image.new("L", (128, 128))
+mask.paste(255, (40, 40, 80, 80))
+pipeline(image, mask, steps=2)
+image.save(sys.argv[2])
+save_picture(load_picture(sys.argv[2]), sys.argv[2])
+""",
+)
+
+
+def test_running_has_no_effects_either(toy_bundle, tmp_path):
+    assert python(RUN_STATE, toy_bundle.path, tmp_path / "a.png") == ""

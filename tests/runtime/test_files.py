@@ -1,0 +1,201 @@
+"""Files appear whole or not at all, also when the process dies or the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moebius_runtime import files
+from moebius_runtime.errors import OutputError
+from moebius_runtime.files import atomic_write, check_writable, open_plain, sha256_file
+
+RUNTIMES = Path(__file__).parents[2] / "runtimes"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_new_and_replaced(tmp_path):
+    for text in (b"first", b"second, longer", b""):
+        with atomic_write(tmp_path / "file") as stream:
+            stream.write(text)
+            assert stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+        assert (tmp_path / "file").read_bytes() == text
+        assert names(tmp_path) == ["file"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    with atomic_write(target) as stream:
+        stream.write(b"new")
+        stream.flush()
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, OSError])
+def test_an_error_in_the_block_leaves_everything_as_it_was(tmp_path, error):
+    (tmp_path / "file").write_bytes(b"old")
+
+    def write() -> None:
+        with atomic_write(tmp_path / "file") as stream:
+            stream.write(b"half")
+            raise error("stopped")
+
+    with pytest.raises(OutputError if error is OSError else error):
+        write()
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with (
+        pytest.raises(OutputError, match=r"No space left on device.*free some space") as caught,
+        atomic_write(tmp_path / "file") as stream,
+    ):
+        stream.write(b"data")
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+LIMITED = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+from moebius_runtime.errors import OutputError
+from moebius_runtime.files import atomic_write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    with atomic_write(sys.argv[2]) as stream:
+        for _ in range(100):
+            stream.write(bytes(1 << 12))
+except OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of this kind")
+def test_a_disk_that_takes_only_the_beginning(tmp_path):
+    """The kernel itself refuses the bytes beyond 64 KiB."""
+    (tmp_path / "file").write_bytes(b"old")
+    command = [sys.executable, "-c", LIMITED, str(RUNTIMES), str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "File too large" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from moebius_runtime.files import atomic_write
+with atomic_write(sys.argv[2]) as stream:
+    stream.write(b"n" * 100_000)
+    stream.flush()
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    command = [sys.executable, "-c", KILLED, str(RUNTIMES), str(tmp_path / "file")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    left = [name for name in names(tmp_path) if name != "file"]
+    assert all(name.startswith(".file.") and name.endswith(".part") for name in left)  # nobody could clear it away
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"in the way")
+    (tmp_path / "folder").mkdir()
+    for place, words in (
+        (tmp_path / "missing" / "a", "No such file or directory"),
+        (tmp_path / "file" / "a", "Not a directory"),
+        (tmp_path / "folder", "folder"),
+        (tmp_path / ("x" * 300), "too long"),
+        (tmp_path / "a\0b", "null"),
+    ):
+
+        def write(place: Path = place) -> None:
+            with atomic_write(place) as stream:
+                stream.write(b"data")
+
+        with pytest.raises(OutputError, match=words) as caught:
+            write()
+        assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["file", "folder"]
+    assert names(tmp_path / "folder") == []
+
+
+def test_check_writable_tells_early_and_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "new")
+    (tmp_path / "old").write_bytes(b"old")
+    check_writable(tmp_path / "old")
+    assert names(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_bytes() == b"old"
+    for place in (tmp_path / "missing" / "a", tmp_path / "old" / "a", tmp_path):
+        with pytest.raises(OutputError):
+            check_writable(place)
+
+
+def test_long_names_that_fit_can_be_written(tmp_path):
+    with atomic_write(tmp_path / ("x" * 250)) as stream:
+        stream.write(b"data")
+    assert names(tmp_path) == ["x" * 250]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_are_as_readable_as_any_other(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / "file") as stream:
+            stream.write(b"data")
+        assert os.umask(mask) == mask  # and nothing has changed it
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask
+
+
+def test_open_plain(tmp_path):
+    (tmp_path / "file").write_bytes(b"data")
+    with open_plain(tmp_path / "file") as stream:
+        assert stream.read() == b"data"
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with open_plain(tmp_path / "link") as stream:
+        assert stream.read() == b"data"
+    refused = {tmp_path: "it is a folder", tmp_path / "nothing": "No such file", tmp_path / "a\0b": "NUL"}
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        refused |= {tmp_path / "pipe": "not a plain file", Path("/dev/zero"): "not a plain file"}
+    for place, words in refused.items():
+        with pytest.raises(OSError, match=words) as caught:
+            open_plain(place)
+        assert caught.value.strerror
+
+
+def test_sha256(tmp_path):
+    for size in (0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1):
+        data = bytes(range(256)) * (size // 256 + 1)
+        (tmp_path / "file").write_bytes(data[:size])
+        assert sha256_file(tmp_path / "file") == hashlib.sha256(data[:size]).hexdigest()
