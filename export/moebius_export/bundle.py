@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from moebius.load import DEFAULT_VAE, DEFAULT_WEIGHTS, load_student, load_vae
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.errors import ExportError
 from moebius_export.parity import check_parity, reference_output
+from moebius_export.rules import check_names, rewrite_decoder, rewrite_unet
 from moebius_export.weights_file import weights_file
 from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 from moebius_runtime.backends.ort import import_onnxruntime
@@ -41,6 +42,7 @@ from moebius_runtime.manifest import (
     Manifest,
     ModelInfo,
     Parity,
+    Rewrite,
     ScheduleInfo,
     TensorInfo,
     WeightsInfo,
@@ -56,13 +58,18 @@ _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export. `batch` is B of every graph's input; `dynamic_batch` leaves it open instead."""
+    """What to export.
+
+    `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
+    apply (`moebius_export.rules`), none for the network as written.
+    """
 
     weights: str = DEFAULT_WEIGHTS
     vae: str = DEFAULT_VAE
     preset: str = "full"
     batch: int = 1
     dynamic_batch: bool = False
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class _Written:
 
     info: GraphInfo
     parity: Parity
+    rewrites: list[Rewrite]
 
 
 def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = lambda graph, stage: None) -> Manifest:
@@ -86,6 +94,7 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
     if not 1 <= options.batch <= 64:
         raise ExportError(f"--batch {options.batch}: expected 1 to 64")
     sizes = preset(options.preset)
+    check_names(options.rules)
     import_onnxruntime()  # what the files are compared in: better missed now than after minutes of work
     with _placed_whole(Path(out)) as folder:
         progress("weights", "U-Net")
@@ -152,25 +161,27 @@ def _write_graphs(
         name: GraphSpec(
             name,
             module,
-            example_inputs(name, sizes, options.batch),
+            # torch.export takes a first axis of 1 for a constant, so an open one is traced with 2
+            example_inputs(name, sizes, max(options.batch, 2) if options.dynamic_batch else options.batch),
             output,
             dynamic=(batched,) if options.dynamic_batch else (),
         )
         for name, module in modules.items()
     }
     target = folder / group
-    references, files = {}, {}
+    references, files, rewrites = {}, {}, {}
     with weights_file(target, "model.onnx.data") as weights:
         for name, spec in specs.items():
             progress(name, "reference")
             references[name] = reference_output(spec)
-            model = to_onnx(spec, lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
+            module, rewrites[name] = _rewritten(name, spec.module, options.rules)
+            model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
             files[name] = "model.onnx" if name == group else "model_conditional.onnx"
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))
-            del model
+            del model, module
     written: dict[GraphName, _Written] = {}
     for name, spec in specs.items():
         path = target / files[name]
@@ -179,8 +190,19 @@ def _write_graphs(
         progress(name, "compare")
         parity = check_parity(spec, path, references[name])
         paths = GraphFile(model=f"{group}/{files[name]}", weights=f"{group}/model.onnx.data")
-        written[name] = _Written(_graph_info(spec, references[name], paths), parity)
+        written[name] = _Written(_graph_info(spec, references[name], paths), parity, rewrites[name])
     return written
+
+
+def _rewritten(graph: GraphName, module: nn.Module, rules: tuple[str, ...]) -> tuple[nn.Module, list[Rewrite]]:
+    """The module after those of `rules` that are meant for its graph, and how often each fired."""
+    if isinstance(module, GuidedUNet | ConditionalUNet):
+        module, outcomes = rewrite_unet(module, module.student, module.category_ids, rules)
+    elif isinstance(module, VaeDecoder):
+        module, outcomes = rewrite_decoder(module, rules)
+    else:
+        outcomes = []
+    return module, [Rewrite(graph=graph, name=o.name, count=o.fired) for o in outcomes if o.fired]
 
 
 def _graph_info(spec: GraphSpec, output: np.ndarray, file: GraphFile) -> GraphInfo:
@@ -222,7 +244,7 @@ def _manifest(folder: Path, model: ModelInfo, sizes: Preset, graphs: dict[GraphN
         defaults=Defaults(num_inference_steps=20, guidance_scale=2.5, strength=0.99, noise_offset=0.0357),
         graphs={name: graph.info for name, graph in graphs.items()},
         files=files,
-        rewrites=[],
+        rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
         tools={name: metadata.version(name) for name in _TOOLS}
         | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},

@@ -25,20 +25,28 @@ def _commands() -> None:
 def onnx(
     out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle there is replaced.")],
     weights: Annotated[
-        str, typer.Option(help="hub:OWNER/REPO/FOLDER[@REVISION], a file or folder, or stand-in[:SEED].")
+        str, typer.Option(help="hub:OWNER/REPO/FOLDER\\[@REVISION], a file or folder, or stand-in[:SEED].")
     ] = "hub:hustvl/Moebius/ft_places2",
     vae: Annotated[str, typer.Option(help="The autoencoder's weights: as --weights.")] = "hub:hustvl/PixelHacker/vae",
     preset: Annotated[str, typer.Option(help="Sizes of the network: full, small or tiny.")] = "full",
     precision: Annotated[str, typer.Option(help="fp32; other precisions come with a later version.")] = "fp32",
     batch: Annotated[int, typer.Option(help="Pictures per run, fixed in the graphs.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option(help="Leave the number of pictures open instead.")] = False,
+    fuse: Annotated[
+        bool, typer.Option("--fuse/--no-fuse", help="Rewrite the network to an equal, cheaper one first (preview).")
+    ] = False,
+    rules: Annotated[str | None, typer.Option(help="Only these: fold_batch_norms,share_prefix, ...")] = None,
 ) -> None:
     """Exports the U-Net and the VAE to ONNX, compares each file with PyTorch, and writes the bundle."""
     if precision != "fp32":
         raise InputError(f"--precision {precision}: this version of moebius-edge writes fp32 only; leave it out")
     from moebius_export.bundle import STAGES, ExportOptions, export_onnx
+    from moebius_export.rules import RULE_NAMES
 
-    options = ExportOptions(weights, vae, preset, batch, dynamic_batch)
+    if rules is not None and not fuse:
+        raise InputError(f"--rules {rules} without --fuse: name rewrites together with --fuse")
+    chosen = RULE_NAMES if rules is None else tuple(rules.split(","))
+    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, rules=chosen if fuse else ())
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description:<16}"),
@@ -64,6 +72,8 @@ def onnx(
             bars.update(task, completed=len(STAGES), stage="done")
     for name, parity in manifest.parity.items():
         console.out.print(f"{name:<17} relative error {parity.relative_error:.1e} against PyTorch")
+    for rewrite in manifest.rewrites:
+        console.out.print(f"{rewrite.graph:<17} {rewrite.name}: {rewrite.count}")
     size = sum(file.size for file in manifest.files.values())
     console.out.print(
         f"{out}: {manifest.model.parameters:,} U-Net parameters, {size / 1e6:,.0f} MB, "
@@ -71,6 +81,64 @@ def onnx(
     )
     if manifest.stand_in:
         console.warn("stand-in weights are random numbers: the picture inside the mask will be noise")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote.")],
+    weights: Annotated[
+        str | None, typer.Option(help="Where PyTorch's weights are, if not where the bundle's came from.")
+    ] = None,
+    vae: Annotated[str | None, typer.Option(help="The autoencoder's weights: as --weights.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Such as fp32,fp16; default: all of the bundle.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps of the trajectory and the picture.")] = 4,
+    full: Annotated[bool, typer.Option("--full", help="As many steps as the bundle's default (20).")] = False,
+    seed: Annotated[int, typer.Option(help="Of inputs, picture and noise.")] = 1,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE in place of a limit of the table; may be repeated.")
+    ] = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Name the first wrong tensor of a wrong file.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML page with pictures.")] = None,
+) -> None:
+    """Compares every file of a bundle with PyTorch: weights, outputs, latents step by step, and a whole picture.
+
+    Exit code 1 where a check failed or could not be run.
+    """
+    from typing import get_args
+
+    from moebius_export.verify import VerifyOptions
+    from moebius_export.verify import verify as run_verification
+    from moebius_export.verify.budgets import parse_changes
+    from moebius_export.verify.page import write_page
+    from moebius_export.verify.results import write_json
+    from moebius_export.verify.wording import render
+    from moebius_runtime.files import check_writable
+    from moebius_runtime.manifest import Precision
+
+    wanted = None if precision is None else tuple(dict.fromkeys(precision.split(",")))
+    if unknown := set(wanted or ()) - set(get_args(Precision)):
+        raise InputError(f"--precision {', '.join(sorted(unknown))}: expected some of {', '.join(get_args(Precision))}")
+    options = VerifyOptions(
+        weights=weights,
+        vae=vae,
+        precisions=wanted,  # type: ignore[arg-type]
+        steps=None if full else steps,
+        seed=seed,
+        bisect=bisect,
+        budgets=parse_changes(budget or []),
+    )
+    for path in (json, html):
+        if path is not None:
+            check_writable(path)
+    with console.err.status("verify") as status:
+        report = run_verification(bundle, options, lambda text: status.update(console.one_line(text)))
+    console.out.print(render(report))
+    if json is not None:
+        write_json(report, json)
+    if html is not None:
+        write_page(report, html)
+    raise typer.Exit(report.exit_code)
 
 
 def main() -> None:

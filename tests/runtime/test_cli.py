@@ -196,6 +196,18 @@ def test_a_damaged_bundle_ends_a_folder_at_once(folder, refused, toy_copy):
     refused([*ALL, "--bundle", toy_copy.path], "vae_decoder/model.onnx.data", "SHA-256")
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_graph_that_cannot_be_loaded_ends_a_folder_at_once(run, toy_copy, reseal):
+    """Its hash is right, so this comes out only as the first picture is filled; every other would fail alike."""
+    path = toy_copy.path / "unet/model.onnx"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"Tanh", b"Tonh"))
+    reseal(toy_copy.path)
+    code, out, err = run(*ALL, "--bundle", toy_copy.path)
+    assert (code, out) == (2, "")
+    assert sum("Tonh" in line for line in err) == len(err) == 1
+
+
 # --- names, streams, signals --------------------------------------------------------------------------------
 
 

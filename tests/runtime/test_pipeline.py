@@ -273,6 +273,8 @@ def test_fit_whole_shrinks_the_picture_into_a_square(pipeline, height, width):
     blur = ImageFilter.GaussianBlur(3 * scale)  # the reference's 3 pixels are the network's
     weight = np.asarray(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).filter(blur))
     assert np.array_equal(result[weight == 0], pixels[weight == 0])
+    narrow = np.asarray(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).filter(ImageFilter.GaussianBlur(3)))
+    assert (result != pixels)[(narrow == 0) & (weight > 10)].mean() > 0.5
     assert (result != pixels)[mask].mean() > 0.9
     (image,) = spy.inputs("vae_encoder", "image")
     seen = np.round((image[0].transpose(1, 2, 0) + 1) * 127.5)

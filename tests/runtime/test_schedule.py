@@ -141,7 +141,7 @@ def test_add_noise_makes_the_reference_start():
 
 @pytest.mark.parametrize("timestep", [0, 1, 500, 999])
 def test_add_noise_agrees_with_diffusers(timestep):
-    import torch
+    torch = pytest.importorskip("torch")
 
     latents, noise = initial_noise(1, (2, 4, 5, 3)), initial_noise(2, (2, 4, 5, 3))
     theirs = diffusers_ddim().add_noise(

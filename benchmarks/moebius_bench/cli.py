@@ -1,0 +1,297 @@
+"""`moebius-bench`: latency, efficiency, quality, and the masks to judge quality with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from moebius_runtime import console
+from moebius_runtime.errors import InputError, MoebiusError
+
+if TYPE_CHECKING:
+    from moebius_bench.results import Report
+    from moebius_bench.running import Measured, Plan
+    from moebius_bench.variants import Variant
+
+DEFAULT_COMMAND = "run"
+_BUSY = 0.5  # a load average above it means that something else was running
+
+
+class _DefaultGroup(TyperGroup):
+    """A group that takes `run` for granted: `moebius-bench BUNDLE` is `moebius-bench run BUNDLE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = [DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_DefaultGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _commands() -> None:
+    """What a bundle costs on this machine, and how good its pictures are. `moebius-bench BUNDLE` means `run BUNDLE`."""
+
+
+@app.command(name=DEFAULT_COMMAND)
+def run_command(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles; several are compared.")],
+    runtime: Annotated[str, typer.Option(help="One or more, separated by commas.")] = "ort-cpu",
+    precision: Annotated[str, typer.Option(help="One or more of the bundle's precisions.")] = "fp32",
+    threads: Annotated[str | None, typer.Option(help="One or more numbers; default: the physical cores.")] = None,
+    steps: Annotated[str | None, typer.Option(help="One or more numbers; default: the bundle's.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="torch: the network as written, in eager PyTorch; plain: an unfused bundle.")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also where the time goes, in a run of its own.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Each round runs every variant in a fresh process.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted pictures in each process.")] = 1,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps of each process's first, uncounted picture.")] = 1,
+    image: Annotated[Path | None, typer.Option(help="A picture; default: a drawn one.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Its mask; default: the middle quarter.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Default: the bundle's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the picture and the noise.")] = 0,
+    weights: Annotated[
+        str | None, typer.Option(help="Of the baselines; default: what the bundle was made from, if stand-in.")
+    ] = None,
+    vae: Annotated[str | None, typer.Option(help="As --weights, for the autoencoder.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with plots there.")] = None,
+) -> None:
+    """Measures latency, stage by stage, of every combination of the options, in turn."""
+    from moebius_bench.plain import plain_bundle
+    from moebius_bench.running import Plan
+    from moebius_bench.variants import combine, parse_list
+
+    if mask is not None and image is None:
+        raise InputError("--mask without --image; name the picture that the mask belongs to")
+    for path in (file for file in (json_file, html_file) if file is not None):
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist; make it first")
+    variants = combine(
+        [str(bundle) for bundle in bundles],
+        [entry or "" for entry in parse_list(runtime, str, "--runtime")],
+        [entry or "" for entry in parse_list(precision, str, "--precision")],
+        parse_list(threads, int, "--threads"),
+        parse_list(steps, int, "--steps"),
+    )
+    plan = Plan(
+        rounds=rounds,
+        repeats=repeats,
+        warmup_steps=warmup,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        image=None if image is None else str(image),
+        mask=None if mask is None else str(mask),
+        weights=weights,
+        vae=vae,
+        profile=profile,
+    )
+    kinds = [str(kind) for kind in parse_list(baseline, str, "--baseline") if kind]
+    if unknown := [kind for kind in kinds if kind not in ("torch", "plain")]:
+        raise InputError(f"--baseline {', '.join(unknown)}: expected torch, plain, or both with a comma")
+    _check(variants)
+    with plain_bundle(variants[0].bundle, plan) if "plain" in kinds else _nothing() as plain:
+        variants += _baselines(variants, kinds, plain)
+        report = _measure(variants, plan)
+    _deliver(report, json_file, html_file)
+    raise typer.Exit(0 if all(row.status == "ok" for row in report.variants) else 1)
+
+
+@app.command()
+def efficiency(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Measured for ms a step; without one only costs are counted.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps of a picture.")] = 20,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """The columns of the paper's tables 1 and 2 for this model, beside the figures that the paper quotes."""
+    from moebius_bench.efficiency import efficiency_table, measured_row, to_json
+
+    row = measured_row(None if bundle is None else str(bundle), steps, threads, rounds, _announce)
+    console.out.print(efficiency_table(row), soft_wrap=False)
+    if json_file is not None:
+        _write(json_file, to_json(row))
+
+
+@app.command()
+def quality(
+    real: Annotated[Path, typer.Option(help="Folder of the true pictures.")],
+    fake: Annotated[Path, typer.Option(help="Folder of the filled pictures, paired by stem.")],
+    mask: Annotated[Path | None, typer.Option(help="Folder of masks: PSNR and SSIM inside them too.")] = None,
+    fid_weights: Annotated[
+        Path | None, typer.Option(help="The Inception network of FID, a TorchScript archive (a program: it is run).")
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="The LPIPS network, a TorchScript archive (a program: it is run).")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """PSNR and SSIM, and FID and LPIPS where their networks are given, of filled pictures against true ones."""
+    from moebius_bench.quality import measure_quality, quality_lines
+
+    result = measure_quality(real, fake, mask, fid_weights, lpips_weights, _announce)
+    for line in quality_lines(result):
+        console.out.print(line)
+    if json_file is not None:
+        _write(json_file, result.model_dump_json(indent=1))
+
+
+@app.command()
+def masks(
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files; made where it is missing.")],
+    kind: Annotated[
+        str, typer.Option(help="mat-large, mat-small, lama-thick, lama-medium, lama-thin, or ratio-40-50.")
+    ] = "mat-large",
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many masks.")] = 100,
+    size: Annotated[int, typer.Option(min=16, max=8192, help="Side in pixels.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same masks.")] = 0,
+) -> None:
+    """Draws one of the paper's mask sets, white = fill."""
+    from moebius_bench.mask_sets import write_masks
+
+    ratios = write_masks(out, kind, count, size, seed)
+    console.out.print(
+        f"{out}: {count} masks of set {kind}, {size}x{size}, seed {seed}; holes {min(ratios):.1%} to "
+        f"{max(ratios):.1%} of the picture, mean {sum(ratios) / len(ratios):.1%}"
+    )
+
+
+def _check(variants: Sequence[Variant]) -> None:
+    """Refuses before anything is started what could only fail."""
+    from moebius_bench.running import bundle_facts
+
+    for bundle in dict.fromkeys(variant.bundle for variant in variants):
+        bundle_facts(bundle)
+
+
+def _baselines(variants: Sequence[Variant], kinds: Sequence[str], plain: str | None) -> list[Variant]:
+    """One baseline per kind, steps and number of threads."""
+    from dataclasses import replace
+
+    from moebius_bench.variants import TORCH
+
+    found: dict[tuple[object, ...], Variant] = {}
+    several = len({(v.steps, v.threads) for v in variants}) > 1
+    for kind in kinds:
+        for variant in variants:
+            key = (kind, variant.steps, variant.threads, variant.runtime if kind == "plain" else TORCH)
+            suffix = f" {variant.threads or 'all'} threads {variant.steps or 'default'} steps" if several else ""
+            if kind == "plain":
+                suffix += f" {variant.runtime}" if len({v.runtime for v in variants}) > 1 else ""
+            base = replace(variant, precision="fp32", baseline=True, name=f"baseline {kind}{suffix}")
+            base = replace(base, runtime=TORCH) if kind == TORCH else replace(base, bundle=plain or "")
+            found.setdefault(key, base)
+    return list(found.values())
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext(None)
+
+
+def _announce(text: str) -> None:
+    console.err.print(text, style="dim")
+
+
+def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from moebius_bench.jetson import describe_jetson
+    from moebius_bench.machine import describe_machine
+    from moebius_bench.nvidia import describe_gpus
+    from moebius_bench.processes import run_worker
+    from moebius_bench.running import measure_variants
+    from moebius_bench.sensors import find_sensors
+
+    sensors = find_sensors()
+    machine = describe_machine() | describe_jetson()
+    before = describe_gpus()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console.err, transient=True) as bars:
+        task = bars.add_task("starting")
+
+        def turn(number: int, what: str) -> None:
+            bars.update(task, description=f"round {number} of {plan.rounds}: {what}")
+
+        measured = measure_variants(variants, plan, lambda job: run_worker(job, sensors), turn, sensors.power_source)
+    after = describe_gpus()
+    gpus = [gpu | {"when": "before"} for gpu in before] + [gpu | {"when": "after"} for gpu in after]
+    return _report(measured, plan, machine, gpus)
+
+
+def _report(measured: Measured, plan: Plan, machine: dict[str, str], gpus: list[dict[str, str]]) -> Report:
+    from importlib import metadata
+
+    from moebius_bench.machine import installed_sizes
+    from moebius_bench.results import Report, Settings
+
+    try:
+        version = metadata.version("moebius-edge")
+    except metadata.PackageNotFoundError:
+        version = "from a source tree"
+    notes = list(measured.notes)
+    if any(row.bundle is not None and row.bundle.stand_in for row in measured.variants):
+        notes.append("stand-in weights are random numbers: times hold, the pictures mean nothing")
+    if float(machine.get("load_average", 0)) > _BUSY:
+        notes.append(
+            f"other work ran at the start (load average {machine['load_average']}): times are too long, trust ratios"
+        )
+    return Report(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=version,
+        machine=machine,
+        gpus=gpus,
+        installed=installed_sizes(),
+        settings=Settings(
+            rounds=plan.rounds,
+            repeats=plan.repeats,
+            warmup_steps=plan.warmup_steps,
+            seed=plan.seed,
+            guidance_scale=plan.guidance_scale,
+            picture=plan.image or f"drawn from seed {plan.seed}, the middle quarter masked",
+            order=measured.order,
+        ),
+        variants=measured.variants,
+        ratios=measured.ratios,
+        rates=measured.rates,
+        notes=notes,
+    )
+
+
+def _deliver(report: Report, json_file: Path | None, html_file: Path | None) -> None:
+    from moebius_bench.html_report import page
+    from moebius_bench.text_report import print_report
+
+    print_report(report, console.out)
+    if json_file is not None:
+        _write(json_file, report.model_dump_json(indent=1))
+    if html_file is not None:
+        _write(html_file, page(report))
+
+
+def _write(path: Path, text: str) -> None:
+    from moebius_runtime.files import atomic_write
+
+    with atomic_write(path) as stream:
+        stream.write(text.encode())
+    console.err.print(f"written: {path}", style="dim")
+
+
+def main() -> None:
+    """Entry point of `moebius-bench`."""
+    console.run(app, (MoebiusError,))
+
+
+if __name__ == "__main__":
+    main()

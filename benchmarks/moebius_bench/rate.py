@@ -1,0 +1,77 @@
+"""The machine's own rate of fp32 matrix products: what a graph's speed is held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from moebius_bench.jobs import Job
+from moebius_bench.results import Rate
+from moebius_bench.stats import summary
+from moebius_bench.variants import TORCH
+from moebius_runtime.backends.ort import import_onnxruntime, physical_cores
+from moebius_runtime.errors import InputError
+
+SIZE = 2048
+_RUNS = 7
+
+# An ONNX file, IR 8, opset 13: a float32 [2048, 2048] times b float32 [2048, 2048] gives c. As bytes, so that a device
+# needs no onnx package; a test reads it with one.
+MATMUL = bytes.fromhex(
+    "080812003a600a110a01610a016212016322064d61744d756c12066d61746d756c5a150a016112100a0e0801120a0a03"
+    "0880100a030880105a150a016212100a0e0801120a0a030880100a0308801062150a016312100a0e0801120a0a030880"
+    "100a0308801042040a00100d"
+)
+
+
+def measure_rate(job: Job) -> Rate:
+    """MAC per second of square fp32 products in the runtime's own library, with its number of threads.
+
+    Raises:
+        InputError: the runtime has no such product here.
+    """
+    threads = job.threads or physical_cores()
+    if job.runtime == TORCH:
+        library, multiply = _torch_product(threads)
+    elif job.runtime in _PROVIDERS:
+        library, multiply = _ort_product(job.runtime, threads)
+    else:
+        raise InputError(f"runtime {job.runtime!r}: its matrix-product rate is not measured in this version")
+    multiply()
+    multiply()
+    rates = []
+    for _ in range(_RUNS):
+        started = time.perf_counter()
+        multiply()
+        rates.append(SIZE**3 / (time.perf_counter() - started))
+    return Rate(runtime=job.runtime, library=library, threads=threads, size=SIZE, macs_per_second=summary(rates))
+
+
+_PROVIDERS = {"ort-cpu": "CPUExecutionProvider"}
+
+
+def _ort_product(runtime: str, threads: int) -> tuple[str, Callable[[], object]]:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = ort.InferenceSession(MATMUL, options, providers=[_PROVIDERS[runtime]])
+    a, b = _matrices()
+    return f"onnxruntime {ort.__version__} MatMul", lambda: session.run(None, {"a": a, "b": b})
+
+
+def _torch_product(threads: int) -> tuple[str, Callable[[], object]]:
+    from moebius_bench.baseline import import_torch
+
+    torch = import_torch()
+    torch.set_num_threads(threads)
+    a, b = (torch.from_numpy(matrix) for matrix in _matrices())
+    return f"torch {torch.__version__} mm", lambda: torch.mm(a, b)
+
+
+def _matrices() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((SIZE, SIZE), dtype=np.float32) for _ in range(2))
+    return a, b

@@ -1,0 +1,96 @@
+"""What a rewrite rule is, and how a list of them is applied to a network.
+
+A rule replaces one kind of module by another that computes the same, cheaper. It never changes the module it found:
+weights that something else uses too stay what they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+
+class Rule(ABC):
+    """One rewrite. The module's docstring holds the algebra; `check` says why a find is left alone."""
+
+    name: ClassVar[str]
+    target: type[nn.Module]
+
+    @abstractmethod
+    def check(self, module: nn.Module) -> str | None:
+        """Why the rewrite would not be exact here, or None where it is."""
+
+    @abstractmethod
+    def rewrite(self, module: nn.Module) -> nn.Module:
+        """The replacement; `module` stays as it is."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How often a rule fired, and what it found and left alone: (path, reason)."""
+
+    name: str
+    fired: int
+    refused: tuple[tuple[str, str], ...]
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """The same tree of modules anew, over the same parameters and buffers; shared submodules stay shared."""
+    copies: dict[int, nn.Module] = {}
+
+    def copied(source: nn.Module) -> nn.Module:
+        if id(source) not in copies:
+            result = copies[id(source)] = copy.copy(source)
+            result._parameters = dict(source._parameters)
+            result._buffers = dict(source._buffers)
+            result._modules = {name: child and copied(child) for name, child in source._modules.items()}
+        return copies[id(source)]
+
+    return copied(module)
+
+
+def apply_rules(root: nn.Module, rules: Sequence[Rule]) -> tuple[nn.Module, list[Outcome]]:
+    """Applies rules in their order. A module that stands in several places is rewritten once and stays shared.
+
+    Args:
+        root: a network in eval mode; it stays as it is.
+        rules: in order; each sees what the ones before it made.
+
+    Returns:
+        The network and an outcome per rule.
+
+    Raises:
+        ValueError: the network is in training mode, where batch norms have no constants to fold.
+    """
+    if root.training:
+        raise ValueError("rewrites are for inference; call eval() first")
+    root, outcomes = shared_copy(root), []
+    with torch.no_grad():
+        for rule in rules:
+            root, outcome = _apply(root, rule)
+            outcomes.append(outcome)
+    return root.eval(), outcomes
+
+
+def _apply(root: nn.Module, rule: Rule) -> tuple[nn.Module, Outcome]:
+    made: dict[int, nn.Module] = {}
+    refused = []
+    for path, module in list(root.named_modules(remove_duplicate=False)):
+        if type(module) is not rule.target:
+            continue
+        if id(module) not in made:
+            if reason := rule.check(module):
+                refused.append((path, reason))
+                continue
+            made[id(module)] = rule.rewrite(module)
+        if path:
+            root.set_submodule(path, made[id(module)])
+        else:
+            root = made[id(module)]
+    return root, Outcome(rule.name, len(made), tuple(refused))

@@ -1,0 +1,71 @@
+"""How far from PyTorch a file may be: one table, by precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from moebius_export.errors import ExportError
+from moebius_export.parity import RELATIVE_BUDGET
+from moebius_runtime.manifest import Precision
+
+MEANING = MappingProxyType(
+    {
+        "relative": "a graph's output: largest relative L2 error",
+        "worst": "a graph's output: largest error of one element, in root mean squares of PyTorch's output",
+        "drift": "latents after any step: largest relative L2 distance",
+        "psnr": "the picture inside the mask: smallest PSNR in dB",
+        "ssim": "the picture inside the mask: smallest SSIM",
+        "lpips": "the picture: largest LPIPS, where its weights are on this machine",
+        "saturated": "the picture inside the mask: largest share of values at 0 or 255 beyond PyTorch's share",
+        "found": "smallest share of the graph's products that the runtime's profile accounts for",
+    }
+)
+
+# Measured with stand-in weights: on the full-size graphs, and (second figure) on the small preset's whose weights had
+# been rounded through float16, the mildest loss of precision that has to be found. A precision gets its budgets when
+# its files are made and measured; until then its checks are not run.
+BUDGETS: Mapping[Precision, Mapping[str, float]] = MappingProxyType(
+    {
+        "fp32": MappingProxyType(
+            {
+                "relative": RELATIVE_BUDGET,  # 4e-6 to 1.6e-5; 7e-4 to 1e-2
+                "worst": 3e-4,  # 2e-5 to 9e-5; 5e-3 to 5e-2
+                "drift": 5e-4,  # 1.2e-4 (4 steps; on the small preset 20 steps drift no further than 4); 2e-2
+                "psnr": 60.0,  # 69.7, one level in 2 % of the pixels; 42.5
+                "ssim": 0.9999,  # 0.999997; 0.9993
+                "lpips": 1e-3,  # not measured: no weights at hand
+                "saturated": 0.005,  # 7e-6 below PyTorch's share; guards against burnt-out pictures, not rounding
+                "found": 0.999,  # 1
+            }
+        )
+    }
+)
+
+
+def budgets_for(precision: Precision, changes: Mapping[str, float]) -> dict[str, float] | None:
+    """The budgets of a precision with the user's changes; None where some have neither a value here nor a change."""
+    table = {**BUDGETS.get(precision, {}), **changes}
+    return table if set(table) == set(MEANING) else None
+
+
+def parse_changes(texts: Iterable[str]) -> dict[str, float]:
+    """`NAME=VALUE` strings as budgets.
+
+    Raises:
+        ExportError: an unknown name, or a value that is no finite number of 0 or more.
+    """
+    changes = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in MEANING:
+            raise ExportError(f"--budget {text}: expected NAME=VALUE, NAME one of {', '.join(MEANING)}")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number >= 0):
+            raise ExportError(f"--budget {text}: {value!r} is not a finite number of 0 or more")
+        changes[name] = number
+    return changes

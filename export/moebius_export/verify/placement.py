@@ -1,0 +1,152 @@
+"""Proof of precision and placement: which share of the products ran in which type on which provider.
+
+The products come from the graph (`moebius_export.cost`), types and providers from a profile of the session that ran:
+what the runtime did, not what it was asked to do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from moebius_export.cost import CostError, NodeCost, node_costs
+from moebius_export.verify.results import Check, Placement, at_least, verdict
+from moebius_runtime.backends.ort import OrtBackend
+from moebius_runtime.manifest import Precision
+
+_TIME = "_kernel_time"
+# What ONNX Runtime puts behind a node's name when it rewrites it, as far as products are concerned: NCHWc
+# convolutions are called after their output, fusions after one of their nodes.
+_BLOCKED = "_nchwc"
+# Types in which products of a file of that precision may run on ort-cpu. fp16 and TensorRT's int8 form are missing:
+# this runtime would run them in float32, which proves nothing.
+EXPECTED_TYPES: Mapping[Precision, frozenset[str]] = {"fp32": frozenset({"float"})}
+_OTHER_FLOATS = frozenset({"float16", "bfloat16", "double"})
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A node of the profile: provider, element type of its first input, every type it touched."""
+
+    provider: str
+    type: str
+    types: frozenset[str]
+
+
+def placement_checks(
+    subject: str, precision: Precision, path: Path, events: Sequence[Mapping[str, Any]], found_budget: float
+) -> tuple[list[Check], Placement | None]:
+    """Reads back where the products of a graph ran.
+
+    Args:
+        subject: of the checks.
+        precision: what was asked for.
+        path: the ONNX file.
+        events: the profile's nodes, see `sessions.profiled_session`.
+        found_budget: smallest share of the products that must be found in the profile.
+
+    Returns:
+        The checks, and the table of shares where the graph's products can be counted.
+    """
+    if precision not in EXPECTED_TYPES:
+        reason = f"ONNX Runtime's CPU kernels do not compute in {precision}; this needs a device that does"
+        return [Check("placement", subject, "types and providers", "not run", detail=reason)], None
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        costs = {cost.name: cost for cost in node_costs(model)}
+    except CostError as error:
+        return [Check("placement", subject, "types and providers", "not run", detail=str(error))], None
+    ran = _profile(events)
+    folded = _constant_nodes(model)
+    shares: dict[tuple[str, str], int] = defaultdict(int)
+    strangers: list[str] = []
+    lost: list[str] = []
+    total = ahead = seen = 0
+    located = _locate(model, costs, ran)
+    for name, cost in costs.items():
+        node = located.get(name)
+        if node is None and name in folded:
+            ahead += cost.macs
+            continue
+        total += cost.macs
+        if node is None:
+            lost.append(name)
+            continue
+        seen += cost.macs
+        shares[node.provider, node.type] += cost.macs
+        if node.type not in EXPECTED_TYPES[precision] or node.provider not in OrtBackend.providers:
+            strangers.append(f"{name} in {node.type} on {node.provider}")
+    for name, node in ran.items():
+        if node.types & _OTHER_FLOATS or node.provider not in OrtBackend.providers:
+            words = f"{name} in {', '.join(sorted(node.types))} on {node.provider}"
+            strangers += [words] if words not in strangers else []
+    rows = [
+        (provider, kind, macs / 1e9, macs / max(1, total))
+        for (provider, kind), macs in sorted(shares.items(), key=lambda item: -item[1])
+    ]
+    said = ", ".join(f"{share:.2%} in {kind} on {provider}" for provider, kind, _, share in rows)
+    problem = f"asked for {precision} on ort-cpu, but {_some(strangers)}" if strangers else None
+    checks = [
+        at_least("placement", subject, "products found", seen / max(1, total), found_budget, _some(lost)),
+        verdict("placement", subject, "types and providers", problem, f"{said}; {total / 1e9:.2f} GMAC"),
+    ]
+    return checks, Placement(subject, rows, ahead / 1e9)
+
+
+def _profile(events: Sequence[Mapping[str, Any]]) -> dict[str, _Ran]:
+    ran = {}
+    for event in events:
+        name, arguments = str(event.get("name", "")), event["args"]
+        if not name.endswith(_TIME) or "provider" not in arguments:
+            continue
+        inputs = [kind for entry in arguments.get("input_type_shape", []) for kind in entry]
+        outputs = [kind for entry in arguments.get("output_type_shape", []) for kind in entry]
+        first = inputs[0] if inputs else outputs[0] if outputs else "unknown"
+        ran[name.removesuffix(_TIME)] = _Ran(arguments["provider"], first, frozenset(inputs + outputs))
+    return ran
+
+
+def _locate(model: onnx.ModelProto, costs: Mapping[str, NodeCost], ran: Mapping[str, _Ran]) -> dict[str, _Ran]:
+    """The profile's entry for each node with products."""
+    found = {name: node for name, node in ran.items() if name in costs}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for name, entry in ran.items():
+        if name in costs:
+            continue
+        if name.endswith(_BLOCKED) and (node := producers.get(name.removesuffix(_BLOCKED))) is not None:
+            # Activations, and sums with a residual, are fused into the convolution that is first among their inputs.
+            while node.name not in costs or node.name in found:
+                above = [producers[value] for value in node.input if value in producers]
+                if not above or len(above) > 2:
+                    break
+                node = next((one for one in above if one.name in costs and one.name not in found), above[0])
+            if node.name in costs:
+                found.setdefault(node.name, entry)
+            continue
+        # Other fusions keep the node's name as a beginning of theirs.
+        fitting = [known for known in costs if known not in found and name.startswith(known)]
+        if fitting:
+            found[max(fitting, key=len)] = entry
+    return found
+
+
+def _constant_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that depend on no input of the graph."""
+    moving = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    constant = set()
+    for node in model.graph.node:
+        if any(name in moving for name in node.input):
+            moving.update(node.output)
+        else:
+            constant.add(node.name)
+    return constant
+
+
+def _some(words: Sequence[str], limit: int = 4) -> str:
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more

@@ -1,0 +1,119 @@
+"""PyTorch's side: the weights that the bundle was made from, reloaded, and a backend that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moebius import Preset, VaeDecoder, VaeEncoder, preset
+from moebius.checkpoint import Checkpoint
+from moebius.load import load_student, load_vae
+from moebius_export.errors import ExportError
+from moebius_export.wrappers import ConditionalUNet, GuidedUNet
+from moebius_runtime.backends.base import Array, Backend
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.manifest import GraphName, Manifest, WeightsInfo
+
+Say = Callable[[str], None]
+Inputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The PyTorch module of every graph, in eval mode, and the sizes of the network."""
+
+    sizes: Preset
+    modules: Mapping[GraphName, nn.Module]
+    parameters: int
+
+
+def load_reference(manifest: Manifest, weights: str | None, vae: str | None, say: Say) -> Reference:
+    """The network with the weights that the manifest names, or those of `weights` and `vae` if they are the same.
+
+    Raises:
+        CheckpointError: weights that cannot be had or do not fit the preset.
+        ExportError: weights other than those that the bundle was made from.
+    """
+    sizes = preset(manifest.model.preset)
+    unet_source, vae_source = weights or _source(manifest.model.unet), vae or _source(manifest.model.vae)
+    student, checkpoint = load_student(unet_source, sizes.student, say)
+    _check_same(checkpoint, manifest.model.unet, "U-Net", "--weights", unet_source)
+    autoencoder, checkpoint = load_vae(vae_source, sizes.vae, say)
+    _check_same(checkpoint, manifest.model.vae, "VAE", "--vae", vae_source)
+    modules: dict[GraphName, nn.Module] = {
+        "unet": GuidedUNet(student),
+        "unet_conditional": ConditionalUNet(student),
+        "vae_encoder": VaeEncoder(autoencoder),
+        "vae_decoder": VaeDecoder(autoencoder),
+    }
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    return Reference(sizes, {name: module.eval() for name, module in modules.items()}, parameters)
+
+
+def _source(weights: WeightsInfo) -> str:
+    """The source string inside an origin, which may carry notes after semicolons."""
+    return weights.origin.partition("; ")[0]
+
+
+def _check_same(checkpoint: Checkpoint, stated: WeightsInfo, what: str, option: str, source: str) -> None:
+    if checkpoint.sha256 != stated.sha256:
+        raise ExportError(
+            f"the {what} weights of {source} have the SHA-256 {checkpoint.sha256[:16]}..., the bundle was made from "
+            f"{stated.origin} with {stated.sha256[:16]}...; nothing was compared. Name those with {option}."
+        )
+
+
+class TorchBackend(Backend):
+    """The bundle's graphs in eager PyTorch, behind the interface of every runtime, so that one pipeline runs both."""
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle, modules: Mapping[GraphName, nn.Module]) -> None:
+        super().__init__(bundle)
+        self._modules = modules
+
+    def verify(self, graph: GraphName) -> None:
+        """Nothing of the bundle's files is used."""
+
+    def _load(self, graph: GraphName) -> Any:
+        return self._modules[graph]
+
+    def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
+        with torch.inference_mode():
+            output: Array = handle(*(torch.from_numpy(array) for array in inputs.values())).numpy()
+        return output
+
+    def describe(self) -> dict[str, str]:
+        """Version and threads."""
+        return {"runtime": self.name, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+
+
+def seeded_inputs(graph: GraphName, manifest: Manifest, seed: int) -> Inputs:
+    """Inputs of a graph in the manifest's order, with the statistics that the pipeline gives it, drawn from a seed.
+
+    Open dimensions are 1. The export compared its files on other values.
+    """
+    rng = np.random.RandomState(seed)
+    inputs: Inputs = {}
+    for tensor in manifest.graphs[graph].inputs:
+        shape = [1 if isinstance(size, str) else size for size in tensor.shape]
+        array: np.ndarray
+        if tensor.name == "timestep":
+            array = rng.randint(0, manifest.schedule.num_train_timesteps, shape)
+        elif tensor.name == "guidance_scale":
+            # Another one than the default, so that a graph with the default built in is found out.
+            array = np.full(shape, manifest.defaults.guidance_scale + 1.25)
+        elif tensor.name == "image":
+            array = rng.uniform(-1, 1, shape)
+        else:
+            array = rng.standard_normal(shape)
+            if tensor.name == "sample":  # the channel between the two latents is the mask
+                channel = manifest.geometry.latent_channels
+                array[:, channel] = array[:, channel] < -0.5
+        inputs[tensor.name] = array.astype(tensor.dtype)
+    return inputs

@@ -1,0 +1,212 @@
+"""The whole verification of a bundle."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from moebius_export.errors import ExportError
+from moebius_export.verify import stated
+from moebius_export.verify.bisect import bisect
+from moebius_export.verify.budgets import budgets_for
+from moebius_export.verify.graphs import compare, failure_hint, parity_checks
+from moebius_export.verify.pictures import (
+    Filled,
+    OnStep,
+    Scene,
+    fill_with_ort,
+    fill_with_torch,
+    picture_checks,
+    seeded_scene,
+    trajectory_checks,
+)
+from moebius_export.verify.placement import placement_checks
+from moebius_export.verify.reference import Inputs, Reference, Say, load_reference, seeded_inputs
+from moebius_export.verify.results import Check, Report
+from moebius_export.verify.sessions import profiled_session
+from moebius_export.verify.weights import norm_pairs, weight_checks
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.errors import BundleError
+from moebius_runtime.manifest import Precision
+
+SHORT_STEPS = 4
+_TOOLS = ("torch", "diffusers", "onnx", "onnxruntime", "polygraphy", "numpy")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to verify, and how far.
+
+    Attributes:
+        weights, vae: where PyTorch's weights are, if not at the manifest's origin; see `moebius.checkpoint`.
+        precisions: None takes every precision in the bundle.
+        steps: inference steps of the trajectory and the picture; None takes the bundle's default.
+        seed: of inputs, scene and noise.
+        bisect: name the first wrong tensor of each file that is not PyTorch's.
+        budgets: changes to the table of `budgets`.
+    """
+
+    weights: str | None = None
+    vae: str | None = None
+    precisions: tuple[Precision, ...] | None = None
+    steps: int | None = SHORT_STEPS
+    seed: int = 1
+    bisect: bool = False
+    budgets: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every part of one verification needs."""
+
+    bundle: Bundle
+    reference: Reference
+    options: VerifyOptions
+    report: Report
+    say: Say
+
+
+def verify(path: str | Path, options: VerifyOptions, say: Say = lambda text: None) -> Report:
+    """Compares every file of a bundle with PyTorch: what the manifest states, weights, outputs, latents, a picture.
+
+    Args:
+        path: the bundle's folder.
+        options: see `VerifyOptions`.
+        say: told what is being done, a line at a time.
+
+    Returns:
+        The report. Its `exit_code` is 0 only where every check was run and held.
+
+    Raises:
+        BundleError: no bundle there, or a manifest that cannot be read.
+        CheckpointError: PyTorch's weights cannot be had.
+        ExportError: the weights are others than the bundle's, or the bundle has no file of a precision asked for.
+        InputError: the steps or the seed are out of range.
+    """
+    bundle = Bundle.open(path)
+    candidates = _candidates(bundle, options)
+    steps = options.steps or bundle.manifest.defaults.num_inference_steps
+    timesteps = bundle.manifest.schedule.build().inference_timesteps(steps, bundle.manifest.defaults.strength)
+    scene = seeded_scene(bundle.manifest, steps, options.seed)
+    say("weights")
+    reference = load_reference(bundle.manifest, options.weights, options.vae, say)
+    model = bundle.manifest.model
+    facts = {
+        "bundle": str(path),
+        "network": f"preset {model.preset}, {reference.parameters:,} parameters in the U-Net",
+        "U-Net": f"{model.unet.origin}, SHA-256 {model.unet.sha256[:16]}",
+        "VAE": f"{model.vae.origin}, SHA-256 {model.vae.sha256[:16]}",
+        "reference": "eager PyTorch on the CPU, float32",
+        "steps": f"{steps} (timesteps {', '.join(map(str, timesteps.tolist()))}), guidance "
+        f"{bundle.manifest.defaults.guidance_scale:g}, seed {options.seed}",
+        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _TOOLS)
+        + f", Python {platform.python_version()}",
+    }
+    run = _Run(bundle, reference, options, Report(str(path), facts, bundle.manifest.stand_in), say)
+    checks = run.report.checks
+    say("files")
+    found, sound = stated.file_checks(bundle, candidates)
+    checks += stated.manifest_checks(bundle.manifest, reference) + found
+    for candidate in sound:
+        _check_graph(run, candidate)
+    _check_pictures(run, candidates, sound, scene, timesteps.tolist())
+    checks += stated.unlisted_checks(bundle)
+    return run.report
+
+
+def _candidates(bundle: Bundle, options: VerifyOptions) -> list[stated.Candidate]:
+    wanted = options.precisions
+    found: list[stated.Candidate] = [
+        (graph, precision)
+        for graph, info in bundle.manifest.graphs.items()
+        for precision in info.files
+        if wanted is None or precision in wanted
+    ]
+    if missing := set(wanted or ()) - {precision for _, precision in found}:
+        raise ExportError(f"{bundle.path} has no file of precision {', '.join(sorted(missing))}; leave --precision out")
+    return found
+
+
+def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
+    """Weights, output and placement of one file, and where it goes wrong."""
+    graph, precision = candidate
+    subject, checks = stated.subject(candidate), run.report.checks
+    budgets = budgets_for(precision, run.options.budgets)
+    if budgets is None:
+        checks.append(_no_budgets("parity", subject, precision))
+        return
+    run.say(f"{subject}: against PyTorch")
+    module, info = run.reference.modules[graph], run.bundle.graph(graph)
+    inputs = seeded_inputs(graph, run.bundle.manifest, run.options.seed)
+    path = run.bundle.model_file(graph, precision)
+    try:
+        with norm_pairs(module) as pairs, profiled_session(path) as profiled:
+            compared = compare(profiled.session, module, info, inputs, budgets["worst"])
+    except BundleError as error:
+        checks.append(Check("parity", subject, "relative error", "fail", detail=str(error)))
+        return
+    found = parity_checks(subject, compared, budgets)
+    if any(check.status == "fail" for check in found):
+        scaling = run.reference.sizes.vae.scaling_factor
+        hint = failure_hint(graph, compared, run.reference.modules, inputs, scaling)
+        found = parity_checks(subject, compared, budgets, hint)
+    rewritten = any(rewrite.graph == graph for rewrite in run.bundle.manifest.rewrites)
+    found += weight_checks(subject, path, module, pairs, rewritten)
+    if run.options.bisect and any(check.status == "fail" for check in found):
+        run.say(f"{subject}: looking for the first wrong tensor")
+        found.append(_bisected(subject, path, run, graph, inputs, budgets["relative"]))
+    placed, placement = placement_checks(subject, precision, path, profiled.events, budgets["found"])
+    if placement is not None:
+        run.report.placements.append(placement)
+    checks += found + placed
+
+
+def _bisected(subject: str, path: Path, run: _Run, graph: str, inputs: Inputs, tolerance: float) -> Check:
+    try:
+        return bisect(subject, path, run.reference.modules[graph], inputs, tolerance)  # type: ignore[index]
+    except BundleError as error:
+        return Check("bisect", subject, "first wrong tensor", "not run", detail=str(error))
+
+
+def _check_pictures(
+    run: _Run,
+    candidates: list[stated.Candidate],
+    sound: list[stated.Candidate],
+    scene: Scene,
+    timesteps: list[int],
+) -> None:
+    """Trajectory and picture of each precision, against those of PyTorch, which are made once."""
+    theirs: Filled | None = None
+    for precision in dict.fromkeys(precision for _, precision in candidates):
+        subject = f"{precision} on ort-cpu"
+        budgets = budgets_for(precision, run.options.budgets)
+        damaged = [graph for graph, kind in candidates if kind == precision and (graph, kind) not in sound]
+        if budgets is None or precision != "fp32":
+            run.report.checks.append(_no_budgets("picture", subject, precision))
+            continue
+        if damaged:
+            reason = f"the files of {', '.join(damaged)} are damaged"
+            run.report.checks += [
+                Check(area, subject, area, "not run", detail=reason) for area in ("trajectory", "picture")
+            ]
+            continue
+        if theirs is None:
+            theirs = fill_with_torch(run.bundle, run.reference, scene, _steps(run.say, "PyTorch"))
+        ours = fill_with_ort(run.bundle, scene, _steps(run.say, subject))
+        found, trajectory = trajectory_checks(subject, timesteps, theirs, ours, budgets["drift"])
+        run.report.trajectories.append(trajectory)
+        more, shown = picture_checks(subject, scene, theirs, ours, budgets)
+        run.report.pictures += [shown] if shown else []
+        run.report.checks += found + more
+
+
+def _steps(say: Say, who: str) -> OnStep:
+    return lambda done, total: say(f"{who}: step {done} of {total}")
+
+
+def _no_budgets(area: str, subject: str, precision: str) -> Check:
+    reason = f"this version has no budgets for {precision} and no runtime that computes in it"
+    return Check(area, subject, "relative error" if area == "parity" else area, "not run", detail=reason)

@@ -1,0 +1,73 @@
+"""ONNX Runtime sessions as the runtime makes them, with what a verification needs on top: a profile, more outputs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moebius_runtime.backends.ort import OrtBackend, import_onnxruntime, physical_cores
+from moebius_runtime.errors import BundleError
+
+
+@dataclass
+class Profiled:
+    """A session; `events` holds one entry per executed node once the `with` block has ended."""
+
+    session: Any
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextmanager
+def profiled_session(model: Path) -> Iterator[Profiled]:
+    """A session of `ort-cpu` that profiles what it runs.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load the file.
+    """
+    with tempfile.TemporaryDirectory(prefix="moebius-profile-") as folder:
+        options = _options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        profiled = Profiled(_session(str(model), options, str(model)))
+        path = None
+        try:
+            yield profiled
+        finally:
+            path = profiled.session.end_profiling()
+        profiled.events.extend(
+            entry for entry in json.loads(Path(path).read_bytes()) if entry.get("cat") == "Node" and "args" in entry
+        )
+
+
+def session_of_bytes(model: bytes, folder: Path) -> Any:
+    """A session of a changed model in memory whose weights stay in the files of `folder`, unoptimised.
+
+    Without ONNX Runtime's own fusions, so that what is found is a fault of the file.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+    """
+    options = _options()
+    options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False  # it would double and keep what one run with many outputs needs
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return _session(model, options, f"a graph of {folder}")
+
+
+def _options() -> Any:
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = physical_cores()
+    options.log_severity_level = 4
+    return options
+
+
+def _session(model: str | bytes, options: Any, name: str) -> Any:
+    try:
+        return import_onnxruntime().InferenceSession(model, options, providers=list(OrtBackend.providers))
+    except Exception as error:  # its exceptions share no base class of their own
+        raise BundleError(f"{name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:300]}") from error
