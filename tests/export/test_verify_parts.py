@@ -1,8 +1,6 @@
 """The parts of `moebius-export verify`, each on inputs small enough to know the answer by hand."""
 
-import sys
 from itertools import chain
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,16 +10,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moebius_export.convert import IR_VERSION, OPSET
 from moebius_export.errors import ExportError
+from moebius_export.verify import bisect as bisecting
+from moebius_export.verify.bisect import bisect
 from moebius_export.verify.budgets import BUDGETS, MEANING, budgets_for, parse_changes
 from moebius_export.verify.graphs import difference
-from moebius_export.verify.pictures import Filled, Scene, picture_checks, seeded_scene, trajectory_checks
 from moebius_export.verify.placement import placement_checks
 from moebius_export.verify.reference import load_reference, seeded_inputs
 from moebius_export.verify.results import Check, Report, at_least, at_most, write_json
 from moebius_export.verify.stated import file_checks
 from moebius_export.verify.trace import SAMPLES, positions, trace_module
 from moebius_export.verify.weights import norm_pairs, weight_checks
-from moebius_runtime import Bundle, InpaintOptions
+from moebius_runtime import Bundle
 from moebius_runtime.files import sha256_file
 from moebius_runtime.manifest import FileInfo, read_manifest, write_manifest
 
@@ -197,6 +196,33 @@ def test_samples_keep_the_ends_of_a_large_tensor():
     assert (kept[0], kept[-1]) == (0, 10 * SAMPLES + 2)
 
 
+# The first wrong tensor
+
+
+def test_the_first_wrong_tensor_is_the_same_in_many_small_runs(tiny_bundle, tmp_path, manifest, reference, monkeypatch):
+    """A file whose tensors do not fit in memory at once is run several times."""
+    name = "encoder.mid_block.resnets.1.conv1.weight"
+    path = changed(tiny_bundle, tmp_path, "vae_encoder/model.onnx", name, lambda values: values * np.float32(1.01))
+    module, inputs = reference.modules["vae_encoder"], seeded_inputs("vae_encoder", manifest, 1)
+    at_once = bisect("s", path, module, inputs, 3e-5)
+    runs = []
+    monkeypatch.setattr(bisecting, "_BYTES_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(bisecting, "_run", lambda *given, run=bisecting._run: runs.append(given) or run(*given))
+    assert bisect("s", path, module, inputs, 3e-5) == at_once
+    assert len(runs) > 5
+    assert "of node encoder.mid_block.resnets.1.conv1/Conv (Conv)" in at_once.detail
+    assert f"It takes the stored {name}" in at_once.detail
+    assert at_once.measured == pytest.approx(0.01, rel=0.05)  # 1 % of all but the bias
+
+
+def test_a_file_without_a_wrong_tensor_has_none(tiny_bundle, manifest, reference):
+    path = tiny_bundle / "vae_encoder" / "model.onnx"
+    inputs = seeded_inputs("vae_encoder", manifest, 1)
+    found = bisect("s", path, reference.modules["vae_encoder"], inputs, 3e-5)
+    assert found.measured is None
+    assert found.detail.startswith("no tensor of the file is further than 3e-05 from PyTorch's")
+
+
 # Placement
 
 
@@ -259,99 +285,6 @@ def test_a_precision_that_this_runtime_does_not_compute_in_is_not_run(two_produc
     (check,), placement = placement_checks("s", "fp16", two_products, [event("first"), event("second")], 0.999)
     assert check.status == "not run"
     assert placement is None
-
-
-# Pictures
-
-
-def scene(size=64):
-    rng = np.random.RandomState(0)
-    mask = np.zeros((size, size), bool)
-    mask[16:48, 20:50] = True
-    return Scene(rng.randint(0, 256, (size, size, 3)).astype(np.uint8), mask, InpaintOptions())
-
-
-def filled(made, value=None, place=None, change=0):
-    picture = made.picture.copy()
-    if value is not None:
-        picture[made.mask] = value
-    if place is not None:
-        picture[place] = picture[place] ^ change
-    return Filled(picture, [])
-
-
-def statuses(made, ours):
-    checks, _ = picture_checks("s", made, filled(made), ours, BUDGETS["fp32"])
-    return {check.name: check.status for check in checks if check.status != "pass"}
-
-
-def test_pictures_that_are_not_pytorchs_fail():
-    made = scene()
-    assert statuses(made, filled(made)) == {"LPIPS": "note"}
-    one = statuses(made, filled(made, place=(30, 30), change=128))
-    assert one == {"PSNR in the mask": "fail", "SSIM in the mask": "fail", "LPIPS": "note"}
-    assert statuses(made, filled(made, place=(2, 2), change=1)) == {"exact outside the seam": "fail", "LPIPS": "note"}
-    black = statuses(made, filled(made, value=0))
-    assert black["not constant"] == black["saturation"] == "fail"
-    assert black["PSNR in the mask"] == black["SSIM in the mask"] == "fail"
-    (refused,), shown = picture_checks("s", made, filled(made), Filled(None, [], "it holds NaN"), BUDGETS["fp32"])
-    assert (refused.status, refused.detail) == ("fail", "it holds NaN")
-    assert shown.candidate is None
-    (unrun,), shown = picture_checks("s", made, Filled(None, [], "NaN"), filled(made), BUDGETS["fp32"])
-    assert unrun.status == "not run"
-    assert shown is None
-
-
-def test_lpips_where_its_weights_are_at_hand(monkeypatch, tmp_path):
-    """The package is played by one that returns the mean difference: what it is given is what is tested."""
-    seen = []
-
-    class Distance:
-        def __init__(self, **options):
-            assert options == {"net": "alex", "verbose": False}
-
-        def eval(self):
-            return self
-
-        def __call__(self, first, second):
-            seen.extend([first, second])
-            return (first - second).abs().mean()
-
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Distance))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    made = scene()
-    assert "LPIPS" in statuses(made, filled(made))  # no weights: a note
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
-    assert "LPIPS" not in statuses(made, filled(made))
-    assert statuses(made, filled(made, value=9))["LPIPS"] == "fail"
-    assert seen[0].shape == (1, 3, 64, 64)
-    assert torch.equal(seen[0], torch.from_numpy(made.picture).permute(2, 0, 1)[None] / 127.5 - 1)
-
-
-def test_drift_is_relative_and_step_by_step():
-    latents = [np.full((1, 4, 2, 2), value, np.float32) for value in (1, 2, 4)]
-    reference = Filled(None, latents)
-    moved = Filled(None, [latents[0], latents[1] * np.float32(1.5), latents[2]])
-    (check,), trajectory = trajectory_checks("s", [500, 0], reference, moved, 0.1)
-    assert trajectory.drift == [0, 0.5, 0]
-    assert (check.status, check.measured) == ("fail", 0.5)
-    assert "after step 1 (timestep 500)" in check.detail
-    (check,), _ = trajectory_checks("s", [500, 0], reference, Filled(None, latents[:2], "NaN"), 0.1)
-    assert check.status == "fail"
-    assert check.detail == "broke off after 1 of 2 steps: NaN"
-    (check,), _ = trajectory_checks("s", [500, 0], Filled(None, [], "no batch of 2"), moved, 0.1)
-    assert check.status == "not run"
-    assert "no batch of 2" in check.detail
-
-
-def test_the_scene_is_drawn_from_the_seed(manifest):
-    first, again, other = (seeded_scene(manifest, 4, seed) for seed in (1, 1, 2))
-    assert np.array_equal(first.picture, again.picture)
-    assert np.array_equal(first.options.noise, again.options.noise)
-    assert not np.array_equal(first.picture, other.picture)
-    assert 0.1 < first.mask.mean() < 0.4
-    assert first.mask[1:-1, 1:-1].sum() == first.mask.sum()  # nothing at the border
 
 
 # Files
