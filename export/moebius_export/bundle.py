@@ -52,6 +52,9 @@ from moebius_runtime.manifest import (
 Progress = Callable[[str, str], None]
 """Told (graph, stage) as each stage begins."""
 
+TARGETS = {"ort-cpu": "tiles", "tensorrt": "convolution", "generic": "convolution"}
+"""Target -> the body of `LocalLambda` in its files, one of `moebius_export.functions.FORMS`."""
+
 STAGES = ("reference", "trace", "simplify", "write", "check", "compare")
 _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
 
@@ -61,7 +64,8 @@ class ExportOptions:
     """What to export.
 
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
-    apply (`moebius_export.rules`), none for the network as written.
+    apply (`moebius_export.rules`), none for the network as written. `target`, one of `TARGETS`, is what the λ
+    operators' bodies are written for.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -70,6 +74,7 @@ class ExportOptions:
     batch: int = 1
     dynamic_batch: bool = False
     rules: tuple[str, ...] = ()
+    target: str = "ort-cpu"
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
         raise ExportError(f"--batch {options.batch}: expected 1 to 64")
     sizes = preset(options.preset)
     check_names(options.rules)
+    if options.target not in TARGETS:
+        raise ExportError(f"--target {options.target}: expected one of {', '.join(TARGETS)}")
     import_onnxruntime()  # what the files are compared in: better missed now than after minutes of work
     with _placed_whole(Path(out)) as folder:
         progress("weights", "U-Net")
@@ -165,6 +172,7 @@ def _write_graphs(
             example_inputs(name, sizes, max(options.batch, 2) if options.dynamic_batch else options.batch),
             output,
             dynamic=(batched,) if options.dynamic_batch else (),
+            local_lambda_form=TARGETS[options.target],
         )
         for name, module in modules.items()
     }

@@ -36,6 +36,9 @@ def onnx(
         bool, typer.Option("--fuse/--no-fuse", help="Rewrite the network to an equal, cheaper one first (preview).")
     ] = False,
     rules: Annotated[str | None, typer.Option(help="Only these: fold_batch_norms,share_prefix, ...")] = None,
+    target: Annotated[
+        str, typer.Option(help="ort-cpu, tensorrt or generic: what the fused λ operators are written for.")
+    ] = "ort-cpu",
 ) -> None:
     """Exports the U-Net and the VAE to ONNX, compares each file with PyTorch, and writes the bundle."""
     if precision != "fp32":
@@ -46,7 +49,7 @@ def onnx(
     if rules is not None and not fuse:
         raise InputError(f"--rules {rules} without --fuse: name rewrites together with --fuse")
     chosen = RULE_NAMES if rules is None else tuple(rules.split(","))
-    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, rules=chosen if fuse else ())
+    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen if fuse else (), target)
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description:<16}"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moebius_export.errors import ExportError
+from moebius_export.functions import attach_functions, translations
 from moebius_export.node_names import name_nodes
 
 # Opset 20 and IR 10 load everywhere: ONNX Runtime, TensorRT 10.3 (JetPack 6) to 11, TensorRT-RTX.
@@ -33,6 +34,7 @@ class GraphSpec:
     inputs: Mapping[str, Tensor]
     output: str
     dynamic: Sequence[str] = ()
+    local_lambda_form: str = "tiles"
 
 
 def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto:
@@ -51,6 +53,7 @@ def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto
     on_stage("simplify")
     model = _simplify(model)
     name_nodes(model)  # those that the simplifier made
+    attach_functions(model, spec.local_lambda_form)
     model.ir_version = IR_VERSION
     model.producer_name = "moebius-edge"
     model.doc_string = ""
@@ -79,6 +82,7 @@ def _trace(spec: GraphSpec) -> onnx.ModelProto:
             dynamic_shapes=tuple(dynamic.values()) if spec.dynamic else None,
             optimize=True,
             verbose=False,
+            custom_translation_table=translations(spec.local_lambda_form),
         )
         if program is None:
             raise ExportError(f"{spec.name}: torch.onnx.export returned nothing")

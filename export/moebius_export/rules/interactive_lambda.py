@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moebius.lambda_layers import InteractiveLambda
+from moebius.lambda_ops import interactive_lambda
 from moebius_export.rules.base import Rule
 from moebius_export.rules.linear import batch_norm_affine, constant, frozen, pointwise
 
@@ -22,23 +23,22 @@ class CollapsedInteractiveLambda(nn.Module):
 
     def __init__(self, source: InteractiveLambda, contexts: Tensor) -> None:
         super().__init__()
-        self.heads, self.branches = source.heads, contexts.shape[0]
+        self.branches = contexts.shape[0]
         scale, shift = batch_norm_affine(source.norm_q)
         self.query = constant(pointwise(source.to_q, scale).t())  # [C, h*k]
         self.query_bias = constant(shift)
         keys = source.to_k(contexts).transpose(1, 2).softmax(dim=-1)  # [branch, k, m]
         values = source.norm_v(source.to_v(contexts).transpose(1, 2))  # [branch, v, m]
         embedding = source.rel_pos_emb.squeeze(-1).permute(0, 2, 1)  # [n, m, k] -> [n, k, m]
-        self.keys = constant((embedding[None] + keys[:, None])[:, None])  # [branch, 1, n, k, m]
-        self.values = constant(values.transpose(1, 2)[:, None])  # [branch, 1, m, v]
+        self.keys = constant(embedding[None] + keys[:, None])  # [branch, n, k, m]
+        self.values = constant(values.transpose(1, 2))  # [branch, m, v]
 
     def forward(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [branches * B, n, C] -> the same; `context` is the constant that went in, and not looked at."""
         batch, positions, channels = x.shape
         q = torch.matmul(x, self.query) + self.query_bias
-        q = q.reshape(self.branches, -1, positions, self.heads, channels // self.heads)  # [branch, B, n, h, k]
-        scores = torch.matmul(q, self.keys).flatten(2, 3)  # [branch, B, n, h, m] -> [branch, B, n*h, m]
-        return torch.matmul(scores, self.values).reshape(batch, positions, channels)
+        q = q.reshape(self.branches, -1, positions, channels)  # [branches * B, n, h*k] -> [branch, B, n, h*k]
+        return interactive_lambda(q, self.keys, self.values).reshape(batch, positions, channels)
 
 
 class CollapseInteractiveLambda(Rule):
