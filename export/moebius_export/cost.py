@@ -63,7 +63,7 @@ def node_costs(model: onnx.ModelProto | str | Path, *, batch: int = 1) -> list[N
     if not isinstance(model, onnx.ModelProto):
         model = onnx.load(str(model), load_external_data=False)
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        model = _inlined(model)
     for node in model.graph.node:
         if any(attribute.type in _SUBGRAPHS for attribute in node.attribute):
             raise CostError(f"{_label(node)}: control flow has no fixed cost; count a graph without it")
@@ -97,6 +97,18 @@ def macs_by_dtype(costs: Iterable[NodeCost]) -> dict[str, int]:
     for cost in costs:
         counter[cost.dtype] += cost.macs
     return dict(counter)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without functions; a node of a body is called CALL/NODE, where the inliner writes NODE__NUMBER."""
+    functions = {(function.domain, function.name) for function in model.functions}
+    calls = [node.name for node in model.graph.node if (node.domain, node.op_type) in functions]
+    model = inliner.inline_local_functions(model)
+    for node in model.graph.node:
+        body, mark, number = node.name.rpartition("__")
+        if mark and number.isdecimal() and 1 <= int(number) <= len(calls):
+            node.name = f"{calls[int(number) - 1]}/{body}"
+    return model
 
 
 _SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)

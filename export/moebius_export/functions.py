@@ -130,7 +130,11 @@ def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
         "LocalLambda": {"tiles": _LOCAL_LAMBDA, "convolution": _LOCAL_LAMBDA_CONVOLUTION}[form],
     }
     header = f'<opset_import: ["" : {_OPSET}], domain: "{DOMAIN}">'
-    return {name: onnx.parser.parse_function(header + body) for name, body in bodies.items()}
+    protos = {name: onnx.parser.parse_function(header + body) for name, body in bodies.items()}
+    for proto in protos.values():
+        for node in proto.node:  # so that a profile can say which of them it means
+            node.name = node.output[0]
+    return protos
 
 
 def attach_functions(model: onnx.ModelProto, form: str) -> None:

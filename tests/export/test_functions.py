@@ -1,5 +1,8 @@
 """The λ operators as ONNX functions: one node per layer, a body that is right in every form and in every session."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -12,6 +15,7 @@ from moebius import lambda_ops
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.cost import node_costs, total_macs
 from moebius_export.functions import DOMAIN, FORMS, function_protos
+from moebius_export.verify.placement import placement_checks
 
 LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
 # float32 products of 8 to 200 terms; a wrong tap or place costs 1e-2 and more
@@ -105,3 +109,34 @@ def test_functions_are_not_named_like_standard_operators():
     standard = {schema.name for schema in onnx.defs.get_all_schemas()}
     for form in FORMS:
         assert not standard & set(function_protos(form))
+
+
+def test_every_product_of_a_body_has_a_name_of_its_own_and_is_found_in_the_profile(tmp_path):
+    """Two calls of one function, so that names that say only which function they are of would be mixed up."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, _ = local_case()
+            self.second, _ = local_case()
+
+        def forward(self, query, values, keys):
+            return self.second(self.first(query, values, keys), values, keys)
+
+    _, inputs = local_case()
+    model = exported(Twice(), inputs)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    costs = node_costs(path)
+    names = [cost.name for cost in costs]
+    assert len(set(names)) == len(names) == 1 + 2 * 3  # both calls share one summary
+    assert {name.rpartition("/")[0] for name in names} == {node.name for node in model.graph.node}
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    events = [event for event in json.loads(Path(session.end_profiling()).read_text()) if event["cat"] == "Node"]
+    checks, placement = placement_checks("probe", "fp32", path, events, 1.0)
+    assert [check.status for check in checks] == ["pass", "pass"]
+    assert placement.rows[0][2] == pytest.approx(total_macs(costs) / 1e9)

@@ -6,6 +6,7 @@ what the runtime did, not what it was asked to do.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def placement_checks(
         costs = {cost.name: cost for cost in node_costs(model)}
     except CostError as error:
         return [Check("placement", subject, "types and providers", "not run", detail=str(error))], None
-    ran = _profile(events)
+    ran = _by_call(model, _profile(events))
     folded = _constant_nodes(model)
     shares: dict[tuple[str, str], int] = defaultdict(int)
     strangers: list[str] = []
@@ -109,6 +110,33 @@ def _profile(events: Sequence[Mapping[str, Any]]) -> dict[str, _Ran]:
         first = inputs[0] if inputs else outputs[0] if outputs else "unknown"
         ran[name.removesuffix(_TIME)] = _Ran(arguments["provider"], first, frozenset(inputs + outputs))
     return ran
+
+
+def _by_call(model: onnx.ModelProto, ran: Mapping[str, _Ran]) -> dict[str, _Ran]:
+    """The profile with the nodes of function bodies called CALL/NODE, as `node_costs` calls them.
+
+    ONNX Runtime names them `_inlfunc_FUNCTION[_token_NUMBER]_NODE`, with numbers that rise in the order of the calls.
+    """
+    calls: dict[str, list[str]] = {function.name: [] for function in model.functions}
+    for node in model.graph.node:
+        if node.op_type in calls and node.domain:
+            calls[node.op_type].append(node.name)
+    if not calls:
+        return dict(ran)
+    pattern = re.compile(rf"_inlfunc_({'|'.join(map(re.escape, calls))})(?:_token_(\d+))?_(.+)")
+    inlined = {name: match for name in ran if (match := pattern.fullmatch(name))}
+    numbers = {(match[1], int(match[2] or -1)) for match in inlined.values()}
+    names: dict[tuple[str, int], str] = {}
+    for function, of_function in calls.items():
+        found = sorted(number for name, number in numbers if name == function)
+        if len(found) == len(of_function):  # else some call left no trace, and its products are reported as not found
+            names |= {(function, number): call for number, call in zip(found, of_function, strict=True)}
+    result = {}
+    for name, entry in ran.items():
+        match = inlined.get(name)
+        call = names.get((match[1], int(match[2] or -1))) if match else None
+        result[f"{call}/{match[3]}" if match and call else name] = entry
+    return result
 
 
 def _locate(model: onnx.ModelProto, costs: Mapping[str, NodeCost], ran: Mapping[str, _Ran]) -> dict[str, _Ran]:
