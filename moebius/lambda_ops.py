@@ -76,55 +76,12 @@ def local_lambda_reference(
     return y.flatten(2)  # [B, n, h*v]
 
 
-def tiled_local_lambda(
-    query: Tensor, values: Tensor, summary: Tensor, window: Tensor, size: Sequence[int], tile: Sequence[int]
-) -> Tensor:
-    """Local-λ reassociated: the window is summed over last instead of first.
-
-        Yp[h, v, n] = sum_k Q[h, k, n] sum_d w[k, d] V[v, n + d] = sum_d (sum_k Q[h, k, n] w[k, d]) V[v, n + d]
-
-    over the r*r offsets d. The picture is cut into tiles; place p of a tile sees the window at a fixed part of the
-    tile's neighbourhood, kernels[p, k, j], zero elsewhere: A = Q kernels [p, h, j], Yp = A V[j, v].
-    """
-    plan = _Tiles(query.shape, window.shape, size, tile)
-    content = torch.matmul(query.reshape(plan.batch, -1, plan.depth), summary)  # [B, n*h, k] -> [B, n*h, v]
-    bands = plan.bands(torch.matmul(plan.queries(query), plan.kernels(window)))  # [B*t, p*h, j]
-    position = torch.matmul(bands, plan.near(values))  # [B*t, p*h, v]
-    return plan.in_order(position) + content.reshape(plan.batch, plan.positions, -1)  # [B, n, h*v]
-
-
-def _tiled_gradients(
-    gradient: Tensor,
-    query: Tensor,
-    values: Tensor,
-    summary: Tensor,
-    window: Tensor,
-    size: Sequence[int],
-    tile: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The chain rule over `tiled_local_lambda`."""
-    plan = _Tiles(query.shape, window.shape, size, tile)
-    per_head = gradient.reshape(plan.batch, -1, plan.depth)  # [B, n*h, v]
-    queries, kernels, near = plan.queries(query), plan.kernels(window), plan.near(values)
-    outer = plan.by_tile(gradient)  # [B*t, p*h, v]
-    bands = plan.bands(torch.matmul(queries, kernels))
-    by_bands = plan.bands_by_place(torch.matmul(outer, near.transpose(1, 2)))  # [p, B*t*h, j]
-    by_query = plan.from_queries(torch.matmul(by_bands, kernels.transpose(1, 2)))  # [B, n, h*k]
-    by_query = by_query + torch.matmul(per_head, summary.transpose(1, 2)).reshape(
-        query.shape
-    )  # [B, n*h, k] -> [B, n, C]
-    by_summary = torch.matmul(query.reshape(plan.batch, -1, plan.depth).transpose(1, 2), per_head)  # [B, k, v]
-    by_values = plan.from_near(torch.matmul(bands.transpose(1, 2), outer))
-    by_window = plan.from_kernels(torch.matmul(queries.transpose(1, 2), by_bands))
-    return by_query, by_values, by_summary, by_window
-
-
 class _Tiles:
     """The moves between tokens and tiles, and back."""
 
     def __init__(self, query: Sequence[int], window: Sequence[int], size: Sequence[int], tile: Sequence[int]) -> None:
         (self.height, self.width), (self.tall, self.wide) = size, tile
-        self.batch, self.positions, self.channels = query
+        self.batch, self.positions, _ = query
         self.depth, self.reach, _ = window
         self.rows, self.columns = self.height // self.tall, self.width // self.wide
         self.tiles, self.places = self.batch * self.rows * self.columns, self.tall * self.wide
@@ -216,6 +173,13 @@ def local_lambda(
 ) -> Tensor:
     """Local-λ of a picture: λ of its content plus a λ per position from an r x r neighbourhood, applied to the query.
 
+    Reassociated, so that the window is summed over last instead of first:
+
+        Yp[h, v, n] = sum_k Q[h, k, n] sum_d w[k, d] V[v, n + d] = sum_d (sum_k Q[h, k, n] w[k, d]) V[v, n + d]
+
+    over the r*r offsets d. The picture is cut into tiles; place p of a tile sees the window at a fixed part of the
+    tile's neighbourhood, kernels[p, k, j], zero elsewhere: A = Q kernels [p, h, j], Yp = A V[j, v].
+
     Args:
         query: [B, n, h*k], after its norm.
         values: [B, n, v], after their norm.
@@ -231,7 +195,11 @@ def local_lambda(
         ValueError: shapes that do not fit each other.
     """
     _check_local(query, values, summary, window, size, tile)
-    return tiled_local_lambda(query, values, summary, window, size, tile)
+    plan = _Tiles(query.shape, window.shape, size, tile)
+    content = torch.matmul(query.reshape(plan.batch, -1, plan.depth), summary)  # [B, n*h, k] -> [B, n*h, v]
+    bands = plan.bands(torch.matmul(plan.queries(query), plan.kernels(window)))  # [B*t, p*h, j]
+    position = torch.matmul(bands, plan.near(values))  # [B*t, p*h, v]
+    return plan.in_order(position) + content.reshape(plan.batch, plan.positions, -1)  # [B, n, h*v]
 
 
 def _check_local(
@@ -278,9 +246,21 @@ def local_lambda_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `local_lambda` by query, values, summary and window, given that by its output [B, n, h*v].
 
-    The tiled form's bands [p, B*t*h, j] are computed again: they would be the largest tensor to keep meanwhile.
+    The chain rule over its products. The bands [p, B*t*h, j], which would be the largest tensor to keep meanwhile,
+    are computed again.
     """
-    return _tiled_gradients(gradient, query, values, summary, window, size, tile)
+    plan = _Tiles(query.shape, window.shape, size, tile)
+    per_head = gradient.reshape(plan.batch, -1, plan.depth)  # [B, n*h, v]
+    queries, kernels, near = plan.queries(query), plan.kernels(window), plan.near(values)
+    outer = plan.by_tile(gradient)  # [B*t, p*h, v]
+    bands = plan.bands(torch.matmul(queries, kernels))
+    by_bands = plan.bands_by_place(torch.matmul(outer, near.transpose(1, 2)))  # [p, B*t*h, j]
+    by_position = plan.from_queries(torch.matmul(by_bands, kernels.transpose(1, 2)))  # [B, n, h*k]
+    by_content = torch.matmul(per_head, summary.transpose(1, 2)).reshape(query.shape)  # [B, n*h, k] -> [B, n, h*k]
+    by_summary = torch.matmul(query.reshape(plan.batch, -1, plan.depth).transpose(1, 2), per_head)  # [B, k, v]
+    by_values = plan.from_near(torch.matmul(bands.transpose(1, 2), outer))
+    by_window = plan.from_kernels(torch.matmul(queries.transpose(1, 2), by_bands))
+    return by_position + by_content, by_values, by_summary, by_window
 
 
 @local_lambda_backward.register_fake
@@ -331,10 +311,6 @@ def interactive_lambda(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     Returns:
         [branch, B, n, h*v].
     """
-    return _interactive(query, keys, values)
-
-
-def _interactive(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     heads = query.unflatten(3, (-1, keys.shape[2]))  # [branch, B, n, h*k] -> [branch, B, n, h, k]
     scores = torch.matmul(heads, keys[:, None]).flatten(2, 3)  # [branch, B, n, h, m] -> [branch, B, n*h, m]
     return torch.matmul(scores, values[:, None]).unflatten(2, (query.shape[2], -1)).flatten(3)  # [branch, B, n, h*v]

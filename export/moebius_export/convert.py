@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from moebius_export.errors import ExportError
-from moebius_export.functions import attach_functions, translations
+from moebius_export.functions import OPSET, attach_functions, translations
 from moebius_export.node_names import name_nodes
 
-# Opset 20 and IR 10 load everywhere: ONNX Runtime, TensorRT 10.3 (JetPack 6) to 11, TensorRT-RTX.
-OPSET = 20
-IR_VERSION = 10
+IR_VERSION = 10  # loads wherever OPSET does
 
 # Weights above this size stay out of constant folding. Folding exists for shapes and small tables; folding weights
 # would, for one, write Interactive-λ's λp [2, n, k, v] of every layer into the file, 0.7 GB of the full-size network.

@@ -99,10 +99,15 @@ def macs_by_dtype(costs: Iterable[NodeCost]) -> dict[str, int]:
     return dict(counter)
 
 
+def function_calls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that call a model-local function, in the order of the graph."""
+    functions = {(function.domain, function.name) for function in model.functions}
+    return [node for node in model.graph.node if (node.domain, node.op_type) in functions]
+
+
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without functions; a node of a body is called CALL/NODE, where the inliner writes NODE__NUMBER."""
-    functions = {(function.domain, function.name) for function in model.functions}
-    calls = [node.name for node in model.graph.node if (node.domain, node.op_type) in functions]
+    calls = [node.name for node in function_calls(model)]
     model = inliner.inline_local_functions(model)
     for node in model.graph.node:
         body, mark, number = node.name.rpartition("__")

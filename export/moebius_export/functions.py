@@ -20,7 +20,8 @@ from moebius import lambda_ops
 
 DOMAIN = "moebius"
 VERSION = 1
-_OPSET = 20  # of the bodies, as of the graphs
+# Opset 20 loads everywhere: ONNX Runtime, TensorRT 10.3 (JetPack 6) to 11, TensorRT-RTX.
+OPSET = 20
 
 _LAMBDA_SUMMARY = """
 LambdaSummary (keys, values) => (summary) {
@@ -45,7 +46,7 @@ InteractiveLambda <heads, heads_shape, rows_shape, tokens_shape> (query, keys, v
 }
 """
 
-# Shifted kernels: see `lambda_ops.tiled_local_lambda`, which this follows line by line.
+# Shifted kernels: see `lambda_ops.local_lambda`, which this follows line by line.
 _LOCAL_LAMBDA = """
 LocalLambda <heads, size, tile, depth_shape, image_shape, margin, near_shape, kernels_shape, tiles_shape, places_shape,
              bands_shape, products_shape, untiled_shape, tokens_shape>
@@ -129,7 +130,7 @@ def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
         "InteractiveLambda": _INTERACTIVE_LAMBDA,
         "LocalLambda": {"tiles": _LOCAL_LAMBDA, "convolution": _LOCAL_LAMBDA_CONVOLUTION}[form],
     }
-    header = f'<opset_import: ["" : {_OPSET}], domain: "{DOMAIN}">'
+    header = f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">'
     protos = {name: onnx.parser.parse_function(header + body) for name, body in bodies.items()}
     for proto in protos.values():
         for node in proto.node:  # so that a profile can say which of them it means
@@ -140,10 +141,8 @@ def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
 def attach_functions(model: onnx.ModelProto, form: str) -> None:
     """Adds the functions that the graph's nodes call, in place."""
     called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    protos = function_protos(form)
-    model.functions.extend(protos[name] for name in sorted(called))
-    opsets = {entry.domain for entry in model.opset_import}
-    if called and DOMAIN not in opsets:
+    model.functions.extend(proto for name, proto in sorted(function_protos(form).items()) if name in called)
+    if called and DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
 
 
@@ -174,16 +173,14 @@ def translations(form: str) -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export` writes for each operator of `moebius.lambda_ops`: its `custom_translation_table`."""
     from onnxscript import opset20 as op
 
-    local_op, summary_op, interactive_op = (
-        _operator(proto)
-        for proto in (function_protos(form)[name] for name in ("LocalLambda", "LambdaSummary", "InteractiveLambda"))
-    )
+    operators = {name: _operator(proto) for name, proto in function_protos(form).items()}
+    local_op, interactive_op = operators["LocalLambda"], operators["InteractiveLambda"]
 
     def table(indices: torch.Tensor) -> Any:
         return op.Constant(value=onnx.numpy_helper.from_array(indices.numpy()))
 
     def summary(keys: Any, values: Any) -> Any:
-        return summary_op(keys, values)
+        return operators["LambdaSummary"](keys, values)
 
     def interactive(query: Any, keys: Any, values: Any) -> Any:
         branches, positions, depth, tokens = keys.shape

@@ -93,6 +93,9 @@ def test_what_is_no_profile_is_refused(tmp_path, text):
         ("Transpose_token_7", "Transpose", "layout (runtime)"),
         ("node_Conv_4389", "Conv", "unnamed"),
         ("something.new/Conv", "Conv", "other"),
+        ("_inlfunc_LocalLambda_token_13_positions", "MatMul", "Local-λ"),
+        ("_inlfunc_LambdaSummary_summary", "MatMul", "Local-λ"),
+        ("_inlfunc_InteractiveLambda_token_2_scores", "MatMul", "Interactive-λ"),
     ],
 )
 def test_parts(name, op, part):

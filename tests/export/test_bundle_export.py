@@ -177,6 +177,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path):
         ({"weights": "stand-in:x"}, CheckpointError, "SEED"),
         ({"preset": "huge"}, CheckpointError, "full, small, tiny"),
         ({"batch": 0}, ExportError, "1 to 64"),
+        ({"target": "gpu"}, ExportError, "--target gpu: expected one of ort-cpu, tensorrt, generic"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, change, error, words):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moebius import Moebius, StudentConfig, VaeDecoder
+from moebius.lambda_ops import default_tile
 from moebius_export.errors import ExportError
 from moebius_export.rules.base import Outcome, Rule, apply_rules
 from moebius_export.rules.interactive_lambda import CollapseInteractiveLambda
@@ -41,7 +42,7 @@ def unet_rules(student: Moebius, category_ids: Tensor) -> list[Rule]:
     tiles = {}
     for level, channels in enumerate(config.block_out_channels):
         side = config.sample_size >> level
-        tiles[channels // config.num_heads] = (side, tile_for(side))
+        tiles[channels // config.num_heads] = (side, default_tile(side, side))
     return [
         FoldBatchNorms(),
         CollapseInteractiveLambda(contexts),
@@ -52,11 +53,6 @@ def unet_rules(student: Moebius, category_ids: Tensor) -> list[Rule]:
         TabulateTimesteps(),
         SharePrefix(),
     ]
-
-
-def tile_for(side: int) -> tuple[int, int]:
-    """The tile (Ty, Tx) of Local-λ at a resolution: measured fastest on ONNX Runtime's CPU (exact-rewrites table)."""
-    return (1, side) if side <= 16 else (2, 8)
 
 
 def expected_counts(config: StudentConfig, *, guided: bool) -> dict[str, int]:

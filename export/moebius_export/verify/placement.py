@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from moebius_export.cost import CostError, NodeCost, node_costs
+from moebius_export.cost import CostError, NodeCost, function_calls, node_costs
 from moebius_export.verify.results import Check, Placement, at_least, verdict
 from moebius_runtime.backends.ort import OrtBackend
 from moebius_runtime.manifest import Precision
@@ -118,9 +118,8 @@ def _by_call(model: onnx.ModelProto, ran: Mapping[str, _Ran]) -> dict[str, _Ran]
     ONNX Runtime names them `_inlfunc_FUNCTION[_token_NUMBER]_NODE`, with numbers that rise in the order of the calls.
     """
     calls: dict[str, list[str]] = {function.name: [] for function in model.functions}
-    for node in model.graph.node:
-        if node.op_type in calls and node.domain:
-            calls[node.op_type].append(node.name)
+    for node in function_calls(model):
+        calls[node.op_type].append(node.name)
     if not calls:
         return dict(ran)
     pattern = re.compile(rf"_inlfunc_({'|'.join(map(re.escape, calls))})(?:_token_(\d+))?_(.+)")
