@@ -1,0 +1,117 @@
+// x + Mix-FFN(LayerNorm(x)) in two sweeps: the expanded channels are made, activated, convolved and gated a few at a time
+// while they are in the cache, so that only the gated half is ever written.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+#include "planes.h"
+
+namespace MOEBIUS_VARIANT {
+
+// The sum of f over [0, count): `many(i)` gives the terms i .. i + kLanes, `one(i)` a single one.
+template <class Many, class One>
+inline float total(long count, Many many, One one) {
+  vec sums = splat(0);
+  long i = 0;
+  for (; i + kLanes <= count; i += kLanes) sums += many(i);
+  float result = sum(sums);
+  for (; i < count; ++i) result += one(i);
+  return result;
+}
+
+// Normalised tokens [count, channels] -> one panel [channels, kWide].
+inline void normalise_tokens(const float* x, long count, long channels, const float* gain, const float* shift,
+                             float epsilon, float* panel) {
+  float mean[kWide] = {}, scale[kWide] = {};
+  for (long t = 0; t < count; ++t) {
+    const float* token = x + t * channels;
+    mean[t] = total(channels, [&](long c) { return load(token + c); }, [&](long c) { return token[c]; }) / float(channels);
+    const auto square = [&](auto value) { return value * value; };
+    const vec middle = splat(mean[t]);
+    const float squares = total(channels, [&](long c) { return square(load(token + c) - middle); },
+                                [&](long c) { return square(token[c] - mean[t]); });
+    scale[t] = 1 / std::sqrt(squares / float(channels) + epsilon);
+  }
+  constexpr long kBlock = 16;  // channels of a cache line
+  for (long first = 0; first < channels; first += kBlock) {
+    const long last = first + kBlock < channels ? first + kBlock : channels;
+    for (long t = 0; t < count; ++t)
+      for (long c = first; c < last; ++c)
+        panel[c * kWide + t] = (x[t * channels + c] - mean[t]) * scale[t] * gain[c] + shift[c];
+  }
+  for (long t = count; t < kWide; ++t)
+    for (long c = 0; c < channels; ++c) panel[c * kWide + t] = 0;
+}
+
+inline void feed_forward(const moebius::FeedForward& f, const moebius::Threads& threads) {
+  const long n = f.height * f.width, half = f.hidden / 2, count = panels(n);
+  const Plane plane{f.height, f.width};
+  // Channels of each half in a task: their planes fill about half of a core's second-level cache.
+  long chunk = (384 << 10) / (2 * plane.size() * long(sizeof(float)));
+  chunk = chunk < kRows ? kRows : chunk / kRows * kRows;
+  if (chunk > 4 * kRows) chunk = 4 * kRows;
+  moebius::Scratch normal(count * f.channels * kWide), gated(count * half * kWide);
+  for (long b = 0; b < f.batch; ++b) {
+    const float* x = f.x + b * n * f.channels;
+    float* y = f.y + b * n * f.channels;
+    threads.each(count, [&](long p) {
+      const long first = p * kWide, tokens = n - first < kWide ? n - first : kWide;
+      normalise_tokens(x + first * f.channels, tokens, f.channels, f.gain, f.shift, f.epsilon,
+                       normal + p * f.channels * kWide);
+    });
+    threads.each((half + chunk - 1) / chunk, [&](long task) {
+      const long first = task * chunk, size = half - first < chunk ? half - first : chunk;
+      moebius::Scratch planes(2 * size * plane.size());
+      for (long i = 0; i < 2 * size; ++i) plane.clear_border(planes + i * plane.size());
+      for (long p = 0; p < count; ++p) {
+        const long begin = p * kWide, tokens = n - begin < kWide ? n - begin : kWide;
+        for (int side = 0; side < 2; ++side)
+          row_blocks(0, size, [&](auto rows, long row) {
+            constexpr int R = decltype(rows)::value;
+            const long channel = side * half + first + row;
+            Tile<R> tile = {};
+            multiply<R>(tile, f.expand + channel * f.channels, f.channels, normal + p * f.channels * kWide, f.channels);
+            float values[R * kWide];
+            for (int i = 0; i < R; ++i)
+              for (int j = 0; j < kVectors; ++j)
+                tile[i][j] = silu(tile[i][j] + splat(f.expand_bias[channel + i]));
+            spill<R>(tile, values);
+            for (int i = 0; i < R; ++i)
+              plane.write(planes + (side * size + row + i) * plane.size(), begin, values + i * kWide, tokens);
+          });
+      }
+      moebius::Scratch value(n);
+      for (long i = 0; i < size; ++i) {
+        const long c = first + i;
+        plane.convolve(planes + i * plane.size(), f.depthwise + c * 9, f.depthwise_bias[c],
+                       [&](long pixel, vec v, int lanes) { store(value + pixel, v, lanes); });
+        plane.convolve(planes + (size + i) * plane.size(), f.depthwise + (half + c) * 9, f.depthwise_bias[half + c],
+                       [&](long pixel, vec gate, int lanes) {
+                         to_panel(gated, half, c, pixel, load(value + pixel) * silu(gate), lanes);
+                       });
+      }
+    });
+    clear_tail(gated, half, n);
+    const long group = half * kWide * long(sizeof(float)) * 4 <= (512 << 10) ? 4 : half > 2048 ? 1 : 2;  // panels in a task
+    threads.each((count + group - 1) / group, [&](long task) {
+      const long last = (task + 1) * group < count ? (task + 1) * group : count;
+      row_blocks(0, f.channels, [&](auto rows, long row) {
+        constexpr int R = decltype(rows)::value;
+        for (long p = task * group; p < last; ++p) {
+          const long begin = p * kWide, tokens = n - begin < kWide ? n - begin : kWide;
+          Tile<R> tile = {};
+          multiply<R>(tile, f.project + row * half, half, gated + p * half * kWide, half);
+          float values[R * kWide];
+          spill<R>(tile, values);
+          for (long t = 0; t < tokens; ++t) {
+            const long at = (begin + t) * f.channels + row;
+            for (int i = 0; i < R; ++i) y[at + i] = x[at + i] + values[i * kWide + t];
+          }
+        }
+      });
+    });
+  }
+}
+
+}  // namespace MOEBIUS_VARIANT

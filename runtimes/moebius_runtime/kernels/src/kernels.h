@@ -1,0 +1,51 @@
+// The operators' arguments, and a table of their kernels per instruction set.
+#pragma once
+
+#include "work.h"
+
+namespace moebius {
+
+// tokens [batch, height*width, channels] -> the same: x + Mix-FFN(LayerNorm(x)).
+struct FeedForward {
+  long batch, height, width, channels, hidden;
+  float epsilon;
+  const float *x, *gain, *shift, *expand, *expand_bias, *depthwise, *depthwise_bias, *project;
+  float* y;
+};
+
+// query [batch, n, heads*depth], values [batch, n, depth], summary [batch, depth, depth], window [depth, reach, reach].
+struct LocalLambda {
+  long batch, height, width, heads, depth, reach;
+  const float *query, *values, *summary, *window;
+  float* y;
+};
+
+// A separable convolution behind SiLU(GroupNorm): depthwise 3x3, ReLU, 1x1.
+struct Separable {
+  const float *gain, *shift, *depthwise, *depthwise_bias, *pointwise, *pointwise_bias;
+};
+
+// x [batch, inputs, height, width] -> [batch, outputs, height, width]; time [outputs] or [batch, outputs].
+struct ResidualBlock {
+  long batch, inputs, outputs, height, width, groups, time_rows;
+  float epsilon;
+  const float *x, *time;
+  Separable first, second;
+  const float *shortcut, *shortcut_bias;  // null where inputs == outputs
+  float* y;
+};
+
+// x [batch, inputs, height, width], weight [outputs, inputs, 3, 3]; padding 1, stride 1.
+struct Conv3x3 {
+  long batch, inputs, outputs, height, width;
+  const float *x, *weight, *bias;
+  float* y;
+};
+
+struct Kernels {
+  const char* name;
+  void (*feed_forward)(const FeedForward&, const Threads&);
+  void (*local_lambda)(const LocalLambda&, const Threads&);
+};
+
+}  // namespace moebius

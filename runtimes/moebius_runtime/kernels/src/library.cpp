@@ -1,0 +1,289 @@
+// The library that ONNX Runtime loads: operators of domain `moebius`, checked, and handed to the kernels of this CPU.
+// A model's function of the same domain and name is the definition of each; this is only a faster way to the same.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "ort_abi.h"
+
+#define MOEBIUS_API extern "C" __attribute__((visibility("default")))
+
+namespace generic { extern const moebius::Kernels kernels; }
+#if defined(__x86_64__)
+namespace avx2 { extern const moebius::Kernels kernels; }
+namespace avx512 { extern const moebius::Kernels kernels; }
+#endif
+
+namespace {
+
+using ort::Api;
+using Sizes = std::vector<int64_t>;
+
+// The best variant that this CPU runs, or the one that MOEBIUS_KERNELS names, if the CPU runs it.
+const moebius::Kernels& kernels() {
+  static const moebius::Kernels* chosen = [] {
+    std::vector<const moebius::Kernels*> usable{&generic::kernels};
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      usable.push_back(&avx2::kernels);
+      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        usable.push_back(&avx512::kernels);
+    }
+#endif
+    if (const char* wanted = std::getenv("MOEBIUS_KERNELS"))
+      for (const moebius::Kernels* one : usable)
+        if (std::strcmp(one->name, wanted) == 0) return one;
+    return usable.back();
+  }();
+  return *chosen;
+}
+
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+std::string text(const Sizes& sizes) {
+  std::string out = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
+  return out + "]";
+}
+
+void check(const Api& api, ort::Status* status, const char* what) {
+  if (status == nullptr) return;
+  api.release(status);
+  throw Refusal(std::string("ONNX Runtime refused: ") + what);
+}
+
+// An input: its numbers and sizes; `data` is null where an optional input was left out.
+struct Tensor {
+  const float* data = nullptr;
+  Sizes sizes;
+};
+
+// One call of an operator.
+class Call {
+ public:
+  Call(const Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
+
+  Tensor input(size_t index) const {
+    size_t count = 0;
+    check(api_, api_.input_count(context_, &count), "to count inputs");
+    if (index >= count) return {};
+    const ort::Value* value = nullptr;
+    check(api_, api_.input(context_, index, &value), "an input");
+    if (value == nullptr) return {};
+    ort::Shape* shape = nullptr;
+    check(api_, api_.shape(value, &shape), "a shape");
+    Tensor tensor;
+    size_t rank = 0;
+    ort::Status* status = api_.rank(shape, &rank);
+    if (status == nullptr) {
+      tensor.sizes.resize(rank);
+      status = api_.sizes(shape, tensor.sizes.data(), rank);
+    }
+    api_.release(shape);
+    check(api_, status, "a shape's sizes");
+    void* data = nullptr;
+    check(api_, api_.data(const_cast<ort::Value*>(value), &data), "an input's data");
+    tensor.data = static_cast<const float*>(data);
+    return tensor;
+  }
+
+  // The input, which must be of these sizes.
+  const float* input(size_t index, const char* name, const Sizes& sizes) const {
+    const Tensor tensor = input(index);
+    if (tensor.data == nullptr || tensor.sizes != sizes)
+      throw Refusal(std::string(name) + " is " + (tensor.data ? text(tensor.sizes) : "missing") + "; expected " +
+                    text(sizes));
+    return tensor.data;
+  }
+
+  float* output(const Sizes& sizes) const {
+    ort::Value* value = nullptr;
+    check(api_, api_.output(context_, 0, sizes.data(), sizes.size(), &value), "an output");
+    void* data = nullptr;
+    check(api_, api_.data(value, &data), "an output's data");
+    return static_cast<float*>(data);
+  }
+
+  moebius::Threads threads() const { return {run, const_cast<Call*>(this)}; }
+
+ private:
+  static void run(void* self, void (*f)(void*, size_t), size_t count, void* data) {
+    const Call& call = *static_cast<Call*>(self);
+    check(call.api_, call.api_.parallel(call.context_, f, count, 0, data), "to run in parallel");
+  }
+
+  const Api& api_;
+  ort::KernelContext* context_;
+};
+
+void expect(bool fits, const char* name, const Sizes& sizes, const char* wanted) {
+  if (!fits) throw Refusal(std::string(name) + " is " + text(sizes) + "; expected " + wanted);
+}
+
+// Attributes that operators have; each reads those that it needs.
+struct Attributes {
+  Sizes size;  // height, width
+  int64_t heads = 0, groups = 0;
+  float epsilon = 0;
+};
+
+Attributes read(const Api& api, const ort::KernelInfo* info) {
+  Attributes found;
+  const auto optional = [&](ort::Status* status) {
+    if (status != nullptr) api.release(status);
+    return status == nullptr;
+  };
+  size_t count = 2;
+  found.size.resize(2);
+  if (!optional(api.attribute(info, "size", found.size.data(), &count)) || count != 2 || found.size[0] < 1 ||
+      found.size[1] < 1)
+    found.size = {0, 0};
+  if (!optional(api.attribute(info, "heads", &found.heads))) found.heads = 0;
+  if (!optional(api.attribute(info, "groups", &found.groups))) found.groups = 0;
+  if (!optional(api.attribute(info, "epsilon", &found.epsilon))) found.epsilon = 0;
+  return found;
+}
+
+void feed_forward(const Attributes& attributes, const Call& call) {
+  const Tensor x = call.input(0), expand = call.input(3);
+  const int64_t height = attributes.size[0], width = attributes.size[1];
+  expect(x.sizes.size() == 3 && x.sizes[1] == height * width && x.sizes[2] > 0, "x", x.sizes,
+         "[batch, height*width, channels]");
+  const int64_t channels = x.sizes[2];
+  expect(expand.sizes.size() == 4 && expand.sizes[0] > 0 && expand.sizes[0] % 2 == 0, "expand", expand.sizes,
+         "[hidden, channels, 1, 1] with an even hidden");
+  const int64_t hidden = expand.sizes[0];
+  moebius::FeedForward f{};
+  f.batch = x.sizes[0], f.height = height, f.width = width, f.channels = channels, f.hidden = hidden;
+  f.epsilon = attributes.epsilon;
+  f.x = x.data;
+  f.gain = call.input(1, "gain", {channels});
+  f.shift = call.input(2, "shift", {channels});
+  f.expand = call.input(3, "expand", {hidden, channels, 1, 1});
+  f.expand_bias = call.input(4, "expand_bias", {hidden});
+  f.depthwise = call.input(5, "depthwise", {hidden, 1, 3, 3});
+  f.depthwise_bias = call.input(6, "depthwise_bias", {hidden});
+  f.project = call.input(7, "project", {channels, hidden / 2, 1, 1});
+  f.y = call.output(x.sizes);
+  kernels().feed_forward(f, call.threads());
+}
+
+void local_lambda(const Attributes& attributes, const Call& call) {
+  const Tensor query = call.input(0), window = call.input(3);
+  const int64_t height = attributes.size[0], width = attributes.size[1], heads = attributes.heads;
+  expect(window.sizes.size() == 3 && window.sizes[1] == window.sizes[2] && window.sizes[1] % 2 == 1, "window",
+         window.sizes, "[depth, reach, reach] with an odd reach");
+  const int64_t depth = window.sizes[0], reach = window.sizes[1];
+  expect(query.sizes.size() == 3 && query.sizes[1] == height * width && heads > 0 && query.sizes[2] == heads * depth,
+         "query", query.sizes, "[batch, height*width, heads*depth]");
+  moebius::LocalLambda f{};
+  f.batch = query.sizes[0], f.height = height, f.width = width, f.heads = heads, f.depth = depth, f.reach = reach;
+  f.query = query.data;
+  f.values = call.input(1, "values", {f.batch, height * width, depth});
+  f.summary = call.input(2, "summary", {f.batch, depth, depth});
+  f.window = window.data;
+  f.y = call.output(query.sizes);
+  kernels().local_lambda(f, call.threads());
+}
+
+struct Input {
+  int type, kind;
+};
+
+struct Operator : ort::CustomOp {
+  Operator(const char* operator_name, std::vector<Input> takes, void (*computes)(const Attributes&, const Call&));
+  const char* text;
+  std::vector<Input> arguments;
+  void (*run)(const Attributes&, const Call&);
+};
+
+struct Kernel {
+  Kernel(Api a, const Operator* o, Attributes found) : api(a), op(o), attributes(std::move(found)) {
+    moebius::kernel_made();
+  }
+  ~Kernel() { moebius::kernel_gone(); }
+  Api api;
+  const Operator* op;
+  Attributes attributes;
+};
+
+const Operator* self(const ort::CustomOp* op) { return static_cast<const Operator*>(op); }
+
+Operator::Operator(const char* operator_name, std::vector<Input> takes,
+                   void (*computes)(const Attributes&, const Call&))
+    : ort::CustomOp{}, text(operator_name), arguments(std::move(takes)), run(computes) {
+  version = 17;
+  CustomOp::name = [](const ort::CustomOp* op) { return self(op)->text; };
+  provider = [](const ort::CustomOp*) -> const char* { return nullptr; };
+  input_type = [](const ort::CustomOp* op, size_t i) { return self(op)->arguments[i].type; };
+  inputs = [](const ort::CustomOp* op) { return self(op)->arguments.size(); };
+  output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  outputs = [](const ort::CustomOp*) { return size_t(1); };
+  input_kind = [](const ort::CustomOp* op, size_t i) { return self(op)->arguments[i].kind; };
+  output_kind = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+  input_memory = [](const ort::CustomOp*, size_t) { return 0; };
+  variadic_input_minimum = variadic_output_minimum = [](const ort::CustomOp*) { return 1; };
+  variadic_input_alike = variadic_output_alike = [](const ort::CustomOp*) { return 1; };
+  start_version = [](const ort::CustomOp*) { return 1; };
+  end_version = [](const ort::CustomOp*) { return 1; };
+  create = [](const ort::CustomOp* op, Api::Table table, const ort::KernelInfo* info, void** out) -> ort::Status* {
+    const Api api(table);
+    try {
+      *out = new Kernel(api, self(op), read(api, info));
+      return nullptr;
+    } catch (const std::exception& error) {
+      return api.failure(error.what());
+    }
+  };
+  compute = [](void* state, ort::KernelContext* context) -> ort::Status* {
+    const Kernel& kernel = *static_cast<Kernel*>(state);
+    try {
+      kernel.op->run(kernel.attributes, Call(kernel.api, context));
+      return nullptr;
+    } catch (const std::exception& error) {
+      return kernel.api.failure((std::string("moebius::") + kernel.op->text + ": " + error.what()).c_str());
+    }
+  };
+  destroy = [](void* state) { delete static_cast<Kernel*>(state); };
+}
+
+std::vector<Input> floats(int count) { return std::vector<Input>(size_t(count), {ort::kFloat, ort::kRequired}); }
+
+std::vector<Input> with_optional(std::vector<Input> inputs, int type, int count) {
+  inputs.insert(inputs.end(), size_t(count), {type, ort::kOptional});
+  return inputs;
+}
+
+const std::vector<Operator>& operators() {
+  static const std::vector<Operator> all{
+      {"FeedForward", floats(8), feed_forward},
+      {"LocalLambda", with_optional(floats(4), ort::kInt64, 2), local_lambda},
+  };
+  return all;
+}
+
+}  // namespace
+
+// The instruction set that the kernels use here.
+MOEBIUS_API const char* moebius_kernels_variant() { return kernels().name; }
+
+MOEBIUS_API ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
+  const Api::Table table = base->get(ort::kApiVersion);
+  if (table == nullptr) return nullptr;  // older than the package takes: functions run as they are written
+  const Api api(table);
+  static ort::Domain* domain = nullptr;  // sessions may outlive anything else, so it is never released
+  if (domain == nullptr) {
+    ort::Domain* made = nullptr;
+    if (ort::Status* status = api.create_domain("moebius", &made)) return status;
+    for (const Operator& op : operators())
+      if (ort::Status* status = api.add_operator(made, &op)) return status;
+    domain = made;
+  }
+  return api.add_domain(options, domain);
+}
