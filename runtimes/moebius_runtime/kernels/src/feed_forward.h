@@ -9,17 +9,6 @@
 
 namespace MOEBIUS_VARIANT {
 
-// The sum of f over [0, count): `many(i)` gives the terms i .. i + kLanes, `one(i)` a single one.
-template <class Many, class One>
-inline float total(long count, Many many, One one) {
-  vec sums = splat(0);
-  long i = 0;
-  for (; i + kLanes <= count; i += kLanes) sums += many(i);
-  float result = sum(sums);
-  for (; i < count; ++i) result += one(i);
-  return result;
-}
-
 // Normalised tokens [count, channels] -> one panel [channels, kWide].
 inline void normalise_tokens(const float* x, long count, long channels, const float* gain, const float* shift,
                              float epsilon, float* panel) {
@@ -93,23 +82,17 @@ inline void feed_forward(const moebius::FeedForward& f, const moebius::Threads& 
       }
     });
     clear_tail(gated, half, n);
-    const long group = half * kWide * long(sizeof(float)) * 4 <= (512 << 10) ? 4 : half > 2048 ? 1 : 2;  // panels in a task
-    threads.each((count + group - 1) / group, [&](long task) {
-      const long last = (task + 1) * group < count ? (task + 1) * group : count;
-      row_blocks(0, f.channels, [&](auto rows, long row) {
-        constexpr int R = decltype(rows)::value;
-        for (long p = task * group; p < last; ++p) {
-          const long begin = p * kWide, tokens = n - begin < kWide ? n - begin : kWide;
-          Tile<R> tile = {};
-          multiply<R>(tile, f.project + row * half, half, gated + p * half * kWide, half);
-          float values[R * kWide];
-          spill<R>(tile, values);
-          for (long t = 0; t < tokens; ++t) {
-            const long at = (begin + t) * f.channels + row;
-            for (int i = 0; i < R; ++i) y[at + i] = x[at + i] + values[i * kWide + t];
-          }
-        }
-      });
+    each_tile(threads, f.channels, count, half, [&](auto rows, long row, long p) {
+      constexpr int R = decltype(rows)::value;
+      const long begin = p * kWide, tokens = n - begin < kWide ? n - begin : kWide;
+      Tile<R> tile = {};
+      multiply<R>(tile, f.project + row * half, half, gated + p * half * kWide, half);
+      float values[R * kWide];
+      spill<R>(tile, values);
+      for (long t = 0; t < tokens; ++t) {
+        const long at = (begin + t) * f.channels + row;
+        for (int i = 0; i < R; ++i) y[at + i] = x[at + i] + values[i * kWide + t];
+      }
     });
   }
 }

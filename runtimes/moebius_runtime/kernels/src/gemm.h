@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "simd.h"
+#include "work.h"
 
 namespace MOEBIUS_VARIANT {
 
@@ -19,6 +20,9 @@ using Tile = vec[R][kVectors];
 // tile += rows [R, depth] (each `stride` floats after the one before) * panel [depth, kWide].
 template <int R>
 inline void multiply(Tile<R>& tile, const float* rows, long stride, const float* panel, long depth) {
+  Tile<R> sums;  // in registers, as nothing else knows it
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = tile[i][j];
   const char* at = reinterpret_cast<const char*>(rows);
   // Odd multiples of the stride in registers; the even ones are what an address can scale.
   const long one = stride * long(sizeof(float)), three = 3 * one, five = 5 * one, seven = 7 * one, nine = 9 * one,
@@ -31,8 +35,8 @@ inline void multiply(Tile<R>& tile, const float* rows, long stride, const float*
         float weight;
         std::memcpy(&weight, at + offset, sizeof weight);
         const vec factor = splat(weight);
-        tile[i][0] += factor * left;
-        tile[i][1] += factor * right;
+        sums[i][0] += factor * left;
+        sums[i][1] += factor * right;
       }
     };
     row(std::integral_constant<int, 0>{}, 0);
@@ -50,6 +54,8 @@ inline void multiply(Tile<R>& tile, const float* rows, long stride, const float*
     row(std::integral_constant<int, 12>{}, 4 * three);
     row(std::integral_constant<int, 13>{}, thirteen);
   }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < kVectors; ++j) tile[i][j] = sums[i][j];
 }
 
 // Calls f(integral_constant R) for R = rows, 1 <= rows <= kRows.
@@ -67,6 +73,35 @@ template <class F>
 inline void row_blocks(long first, long last, F&& f) {
   for (long row = first; row < last; row += kRows)
     with_rows(last - row, [&](auto count) { f(count, row); });
+}
+
+// f(integral_constant R, first row, panel) for every tile of a product of `rows` rows and `count` panels. A task takes a
+// few panels, as many as a core's second-level cache holds beside the weights of a tile, and where that makes few tasks,
+// a part of the rows, so that threads end together.
+template <class F>
+inline void each_tile(const moebius::Threads& threads, long rows, long count, long depth, F&& f) {
+  constexpr long kTasks = 16;
+  const long fits = (512 << 10) / (depth * kWide * long(sizeof(float)));
+  const long group = fits < 1 ? 1 : fits > 4 ? 4 : fits, groups = (count + group - 1) / group;
+  const long blocks = (rows + kRows - 1) / kRows, parts = groups >= kTasks ? 1 : (kTasks + groups - 1) / groups;
+  const long part = (blocks + parts - 1) / parts * kRows;
+  threads.each(groups * parts, [&](long task) {
+    const long first = task / parts * group, last = first + group < count ? first + group : count;
+    const long top = task % parts * part, bottom = top + part < rows ? top + part : rows;
+    row_blocks(top, bottom, [&](auto size, long row) {
+      for (long p = first; p < last; ++p) f(size, row, p);
+    });
+  });
+}
+
+// f(row, vector, first column, lanes) for the vectors of panel p that hold any of `columns` columns.
+template <int R, class F>
+inline void each_vector(long columns, long p, F&& f) {
+  for (int j = 0; j < kVectors; ++j) {
+    const long left = columns - p * kWide - j * kLanes;
+    if (left <= 0) return;
+    for (int i = 0; i < R; ++i) f(i, j, p * kWide + j * kLanes, int(left < kLanes ? left : kLanes));
+  }
 }
 
 // A finished tile as floats [R, kWide].

@@ -46,6 +46,7 @@ struct Kernels {
   const char* name;
   void (*feed_forward)(const FeedForward&, const Threads&);
   void (*local_lambda)(const LocalLambda&, const Threads&);
+  void (*residual_block)(const ResidualBlock&, const Threads&);
 };
 
 }  // namespace moebius

@@ -192,6 +192,42 @@ void local_lambda(const Attributes& attributes, const Call& call) {
   kernels().local_lambda(f, call.threads());
 }
 
+// Six of a block's inputs: gain, shift, depthwise, its bias, pointwise, its bias.
+moebius::Separable separable(const Call& call, size_t first, const std::string& name, int64_t inputs, int64_t outputs) {
+  moebius::Separable s{};
+  s.gain = call.input(first, (name + "_gain").c_str(), {inputs});
+  s.shift = call.input(first + 1, (name + "_shift").c_str(), {inputs});
+  s.depthwise = call.input(first + 2, (name + "_depthwise").c_str(), {inputs, 1, 3, 3});
+  s.depthwise_bias = call.input(first + 3, (name + "_depthwise_bias").c_str(), {inputs});
+  s.pointwise = call.input(first + 4, (name + "_pointwise").c_str(), {outputs, inputs, 1, 1});
+  s.pointwise_bias = call.input(first + 5, (name + "_pointwise_bias").c_str(), {outputs});
+  return s;
+}
+
+void residual_block(const Attributes& attributes, const Call& call) {
+  const Tensor x = call.input(0), time = call.input(1);
+  expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,
+         "[batch, inputs, height, width]");
+  moebius::ResidualBlock f{};
+  f.batch = x.sizes[0], f.inputs = x.sizes[1], f.height = x.sizes[2], f.width = x.sizes[3];
+  expect(time.sizes.size() == 2 && (time.sizes[0] == 1 || time.sizes[0] == f.batch) && time.sizes[1] > 0, "time",
+         time.sizes, "[1 or batch, outputs]");
+  f.time_rows = time.sizes[0], f.outputs = time.sizes[1];
+  f.groups = attributes.groups, f.epsilon = attributes.epsilon;
+  if (f.groups < 1 || f.inputs % f.groups || f.outputs % f.groups)
+    throw Refusal("groups is " + std::to_string(f.groups) + "; expected a divisor of " + std::to_string(f.inputs) +
+                  " and " + std::to_string(f.outputs));
+  f.x = x.data, f.time = time.data;
+  f.first = separable(call, 2, "first", f.inputs, f.outputs);
+  f.second = separable(call, 8, "second", f.outputs, f.outputs);
+  if (f.inputs != f.outputs) {
+    f.shortcut = call.input(14, "shortcut", {f.outputs, f.inputs, 1, 1});
+    f.shortcut_bias = call.input(15, "shortcut_bias", {f.outputs});
+  }
+  f.y = call.output({f.batch, f.outputs, f.height, f.width});
+  kernels().residual_block(f, call.threads());
+}
+
 struct Input {
   int type, kind;
 };
@@ -264,6 +300,7 @@ const std::vector<Operator>& operators() {
   static const std::vector<Operator> all{
       {"FeedForward", floats(8), feed_forward},
       {"LocalLambda", with_optional(floats(4), ort::kInt64, 2), local_lambda},
+      {"ResidualBlock", with_optional(floats(14), ort::kFloat, 2), residual_block},
   };
   return all;
 }

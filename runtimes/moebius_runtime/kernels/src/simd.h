@@ -20,6 +20,14 @@ inline vec load(const float* from) {
   return value;
 }
 
+// The first `count` lanes, the others zero.
+inline vec load(const float* from, int count) {
+  if (count >= kLanes) return load(from);
+  vec value = {};
+  std::memcpy(&value, from, count * sizeof(float));
+  return value;
+}
+
 inline void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
 
 // The first `count` lanes.
@@ -42,6 +50,17 @@ inline float sum(vec value) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += value[i];
   return total;
+}
+
+// The sum of f over [0, count): `many(i)` gives the terms i .. i + kLanes, `one(i)` a single one.
+template <class Many, class One>
+inline float total(long count, Many many, One one) {
+  vec sums = splat(0);
+  long i = 0;
+  for (; i + kLanes <= count; i += kLanes) sums += many(i);
+  float result = sum(sums);
+  for (; i < count; ++i) result += one(i);
+  return result;
 }
 
 // e^x to two units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (coefficients of the
