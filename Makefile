@@ -7,15 +7,19 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 DEMO := demo
+# Compiled into the checkout by the editable install.
+KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup demo test test-full test-runtime fuzz lint clean
+.PHONY: help setup kernels demo test test-full test-runtime fuzz lint clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## Makes .venv with everything for export, tests and development.
 
-$(VENV)/.ready: pyproject.toml
+kernels: $(VENV)/.ready  ## Compiles the kernels for ONNX Runtime again where their sources have changed.
+
+$(VENV)/.ready: pyproject.toml $(KERNELS)
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (PyTorch is the large part; some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)

@@ -23,8 +23,9 @@ _PARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("in/out", r"(^|\.)(conv_in|conv_out|conv_act|quant_conv|post_quant_conv)\b|^(encoder|decoder)$"),
     )
 )
-# What ONNX Runtime calls the nodes of the λ functions' bodies.
-_INLINED = re.compile(r"_inlfunc_(LocalLambda|LambdaSummary|InteractiveLambda)_")
+# What ONNX Runtime calls the nodes of functions' bodies. A kernel that takes a function whole has the call's own name.
+_INLINED = re.compile(r"_inlfunc_(LocalLambda|LambdaSummary|InteractiveLambda|FeedForward)_")
+_OF_FUNCTION = {"InteractiveLambda": "Interactive-λ", "FeedForward": "FFN"}
 # Copies between memory layouts that a runtime adds on its own account; transpositions only where they have no module.
 _LAYOUT_TYPES = ("ReorderInput", "ReorderOutput", "MemcpyFromHost", "MemcpyToHost")
 _OUTPUTS = ("noise_pred", "latent", "image")  # runtimes name the last node after the graph's output
@@ -39,7 +40,7 @@ def part_of(name: str, op_type: str) -> str:
     if op_type in _LAYOUT_TYPES:
         return LAYOUT
     if inlined := _INLINED.match(name):
-        return "Interactive-λ" if inlined[1] == "InteractiveLambda" else "Local-λ"
+        return _OF_FUNCTION.get(inlined[1], "Local-λ")
     module, slash, _ = name.rpartition("/")
     if not slash:
         if name in _OUTPUTS:

@@ -10,7 +10,8 @@ import torch
 
 from moebius_export.convert import GraphSpec
 from moebius_export.errors import ParityError
-from moebius_runtime.backends.ort import import_onnxruntime
+from moebius_runtime.backends.ort import add_kernels, import_onnxruntime
+from moebius_runtime.kernels import VARIANTS
 from moebius_runtime.manifest import Parity
 
 # float32 on both sides: what is left is the order of additions. Measured on the full-size graphs with stand-in weights:
@@ -26,18 +27,20 @@ def reference_output(spec: GraphSpec) -> np.ndarray:
     return output
 
 
-def run_file(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """ONNX Runtime's output on the CPU."""
+def run_file(path: Path, inputs: Mapping[str, np.ndarray], *, kernels: bool = False) -> np.ndarray | None:
+    """ONNX Runtime's output on the CPU, with the functions' bodies; or with compiled kernels, None without these."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if kernels and add_kernels(options, path) not in VARIANTS:
+        return None
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     output: np.ndarray = session.run(None, dict(inputs))[0]
     return output
 
 
 def check_parity(spec: GraphSpec, path: Path, expected: np.ndarray, budget: float = RELATIVE_BUDGET) -> Parity:
-    """The file's relative L2 and worst absolute error.
+    """The file's relative L2 and worst absolute error; the larger ones where compiled kernels run its functions too.
 
     Raises:
         ParityError: the error is over `budget`, a value is not finite, or the reference is constant, so that an
@@ -45,15 +48,27 @@ def check_parity(spec: GraphSpec, path: Path, expected: np.ndarray, budget: floa
     """
     if not np.isfinite(expected).all() or float(np.ptp(expected)) == 0:
         raise ParityError(f"{spec.name}: PyTorch's own output is constant or not finite; check the weights")
-    got = run_file(path, {name: tensor.numpy() for name, tensor in spec.inputs.items()})
+    inputs = {name: tensor.numpy() for name, tensor in spec.inputs.items()}
+    found = []
+    for kernels in (False, True):
+        got = run_file(path, inputs, kernels=kernels)
+        if got is not None:
+            who = f"{spec.name}, compiled kernels" if kernels else spec.name
+            found.append(_parity(who, got, expected, budget))
+    return Parity(
+        relative_error=max(one.relative_error for one in found), max_error=max(one.max_error for one in found)
+    )
+
+
+def _parity(who: str, got: np.ndarray, expected: np.ndarray, budget: float) -> Parity:
     if got.shape != expected.shape or got.dtype != expected.dtype:
         found, wanted = f"{got.dtype} {list(got.shape)}", f"{expected.dtype} {list(expected.shape)}"
-        raise ParityError(f"{spec.name}: the file gives {found}, PyTorch {wanted}; nothing was written")
+        raise ParityError(f"{who}: the file gives {found}, PyTorch {wanted}; nothing was written")
     difference = got.astype(np.float64) - expected
     relative = float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
     if not relative <= budget:  # also catches NaN
         raise ParityError(
-            f"{spec.name}: relative error {relative:.2e} against PyTorch, at most {budget:.0e} is allowed; "
+            f"{who}: relative error {relative:.2e} against PyTorch, at most {budget:.0e} is allowed; "
             "nothing was written"
         )
     return Parity(relative_error=relative, max_error=float(np.abs(difference).max()))

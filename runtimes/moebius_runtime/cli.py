@@ -182,7 +182,9 @@ def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions
     summary = f"{done} picture{'s' * (done != 1)} filled"
     summary += f", {skipped} skipped" * bool(skipped) + f", {failed} failed" * bool(failed)
     where = jobs[0].out.parent if files.keep_going else jobs[0].out
-    console.out.print(console.one_line(f"{summary} in {time.perf_counter() - started:.1f} s: {where}"))
+    kernels = pipeline.backend.describe().get("kernels")
+    took = f"{time.perf_counter() - started:.1f} s" + (f", kernels: {kernels}" if kernels else "")
+    console.out.print(console.one_line(f"{summary} in {took}: {where}"))
     return 1 if failed else 0
 
 

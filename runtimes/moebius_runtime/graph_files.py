@@ -1,4 +1,4 @@
-"""Which files an ONNX model refers to, found without the `onnx` package.
+"""Which files an ONNX model refers to and which functions it brings, found without the `onnx` package.
 
 A tensor of a model may name any file as the place of its weights. ONNX Runtime 1.31 refuses what lies outside the
 model's folder, but 1.23, the last for Python 3.10, reads whatever is named: a model from elsewhere could show the
@@ -17,6 +17,8 @@ from moebius_runtime.files import open_plain
 _MAX_DEPTH = 100  # protobuf's own limit
 _VARINT, _BYTES = 0, 2  # wire types
 _FIXED_LENGTHS = {1: 8, 5: 4}  # of the other two, in bytes
+
+_FUNCTION, _DOMAIN = 25, 10  # fields of a model and of a function
 
 # The messages of onnx.proto that can lead to a tensor, {field number: type}; everything else is skipped.
 _MESSAGES: dict[str, dict[int, str]] = {
@@ -43,6 +45,16 @@ def external_files(path: str | Path) -> set[str]:
             raise ValueError("it is empty")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return set(_locations(content, 0, len(content), "Model", 0))
+
+
+def function_domains(path: str | Path) -> set[str]:
+    """The domains of the model's own functions; errors as `external_files`."""
+    domains = set()
+    with open_plain(path) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for field, start, end in _fields(content, 0, len(content)):
+            if field == _FUNCTION:
+                domains |= {content[a:b].decode() for part, a, b in _fields(content, start, end) if part == _DOMAIN}
+    return domains
 
 
 def _locations(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> Iterator[str]:

@@ -50,7 +50,9 @@ class _Known:
     norms: np.ndarray
 
 
-def bisect(subject: str, path: Path, module: nn.Module, inputs: Inputs, tolerance: float) -> Check:
+def bisect(
+    subject: str, path: Path, module: nn.Module, inputs: Inputs, tolerance: float, kernels: bool = False
+) -> Check:
     """Names the first wrong tensor of a file, as a note.
 
     Runs the file unoptimised, several times where its tensors would not fit in memory at once, and the module once.
@@ -61,6 +63,7 @@ def bisect(subject: str, path: Path, module: nn.Module, inputs: Inputs, toleranc
         module: PyTorch's form of it.
         inputs: on which the two disagree.
         tolerance: relative L2 error up to which two tensors are the same.
+        kernels: whether compiled kernels run the file's functions.
 
     Raises:
         BundleError: the file cannot be run with its intermediate tensors as outputs.
@@ -70,7 +73,7 @@ def bisect(subject: str, path: Path, module: nn.Module, inputs: Inputs, toleranc
     nearest: dict[str, _Nearest | None] = {}
     broken: set[str] = set()
     for names in _batches(model):
-        for name, values in _run(model, path, names, inputs).items():
+        for name, values in _run(model, path, names, inputs, kernels).items():
             if values.dtype == np.float32:
                 nearest[name] = _nearest(values, known)
                 if not np.isfinite(values).all():
@@ -166,10 +169,12 @@ def _batches(model: onnx.ModelProto) -> list[list[str]]:
     return batches
 
 
-def _run(model: onnx.ModelProto, path: Path, names: Sequence[str], inputs: Inputs) -> Mapping[str, np.ndarray]:
+def _run(
+    model: onnx.ModelProto, path: Path, names: Sequence[str], inputs: Inputs, kernels: bool
+) -> Mapping[str, np.ndarray]:
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
         marked = modify_outputs(model, outputs=list(names), copy=True)
-    session = session_of_bytes(marked.SerializeToString(), path.parent)
+    session = session_of_bytes(marked.SerializeToString(), path, kernels)
     try:
         return dict(zip(names, session.run(list(names), inputs), strict=True))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

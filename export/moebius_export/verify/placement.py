@@ -139,8 +139,11 @@ def _by_call(model: onnx.ModelProto, ran: Mapping[str, _Ran]) -> dict[str, _Ran]
 
 
 def _locate(model: onnx.ModelProto, costs: Mapping[str, NodeCost], ran: Mapping[str, _Ran]) -> dict[str, _Ran]:
-    """The profile's entry for each node with products."""
+    """The profile's entry for each node with products; a kernel that took a function whole is that of its body's."""
     found = {name: node for name, node in ran.items() if name in costs}
+    for call in function_calls(model):
+        if call.name in ran:
+            found |= {name: ran[call.name] for name in costs if name.startswith(f"{call.name}/")}
     producers = {output: node for node in model.graph.node for output in node.output}
     for name, entry in ran.items():
         if name in costs:

@@ -26,11 +26,12 @@ from moebius_export.verify.pictures import (
 from moebius_export.verify.placement import placement_checks
 from moebius_export.verify.reference import Inputs, Reference, Say, load_reference, seeded_inputs
 from moebius_export.verify.results import Check, Report
-from moebius_export.verify.sessions import profiled_session
+from moebius_export.verify.sessions import profiled_session, session_of_functions
 from moebius_export.verify.weights import norm_pairs, weight_checks
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError
-from moebius_runtime.manifest import Precision
+from moebius_runtime.kernels import VARIANTS
+from moebius_runtime.manifest import GraphName, Precision
 
 SHORT_STEPS = 4
 _TOOLS = ("torch", "diffusers", "onnx", "onnxruntime", "polygraphy", "numpy")
@@ -145,28 +146,43 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
     try:
         with norm_pairs(module) as pairs, profiled_session(path) as profiled:
             compared = compare(profiled.session, module, info, inputs, budgets["worst"])
+        compiled = profiled.kernels in VARIANTS
+        runs = [(f"{subject}, kernels {profiled.kernels}" if compiled else subject, compiled, compared)]
+        profiled.session = None  # its memory is needed
+        if compiled:
+            run.say(f"{subject}: the functions' bodies against PyTorch")
+            compared = compare(session_of_functions(path), module, info, inputs, budgets["worst"])
+            runs.append((f"{subject}, function bodies", False, compared))
     except BundleError as error:
         checks.append(Check("parity", subject, "relative error", "fail", detail=str(error)))
         return
-    found = parity_checks(subject, compared, budgets)
-    if any(check.status == "fail" for check in found):
-        scaling = run.reference.sizes.vae.scaling_factor
-        hint = failure_hint(graph, compared, run.reference.modules, inputs, scaling)
-        found = parity_checks(subject, compared, budgets, hint)
+    found: list[Check] = []
+    for name, _, compared in runs:
+        more = parity_checks(name, compared, budgets)
+        if any(check.status == "fail" for check in more):
+            scaling = run.reference.sizes.vae.scaling_factor
+            hint = failure_hint(graph, compared, run.reference.modules, inputs, scaling)
+            more = parity_checks(name, compared, budgets, hint)
+        found += more
     rewritten = any(rewrite.graph == graph for rewrite in run.bundle.manifest.rewrites)
     found += weight_checks(subject, path, module, pairs, rewritten)
-    if run.options.bisect and any(check.status == "fail" for check in found):
+    failed = {check.subject for check in found if check.status == "fail"}
+    if run.options.bisect and failed:
         run.say(f"{subject}: looking for the first wrong tensor")
-        found.append(_bisected(subject, path, run, graph, inputs, budgets["relative"]))
+        # A fault of the file shows in its functions' bodies; kernels are looked at where they alone are wrong.
+        compiled = all(name in failed if kernels else name not in failed for name, kernels, _ in runs)
+        found.append(_bisected(subject, path, run, graph, inputs, budgets["relative"], compiled))
     placed, placement = placement_checks(subject, precision, path, profiled.events, budgets["found"])
     if placement is not None:
         run.report.placements.append(placement)
     checks += found + placed
 
 
-def _bisected(subject: str, path: Path, run: _Run, graph: str, inputs: Inputs, tolerance: float) -> Check:
+def _bisected(
+    subject: str, path: Path, run: _Run, graph: GraphName, inputs: Inputs, tolerance: float, kernels: bool
+) -> Check:
     try:
-        return bisect(subject, path, run.reference.modules[graph], inputs, tolerance)  # type: ignore[index]
+        return bisect(subject, path, run.reference.modules[graph], inputs, tolerance, kernels)
     except BundleError as error:
         return Check("bisect", subject, "first wrong tensor", "not run", detail=str(error))
 

@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebius_runtime.backends.ort import OrtBackend, import_onnxruntime, physical_cores
+from moebius_runtime.backends.ort import OrtBackend, add_kernels, import_onnxruntime, physical_cores
 from moebius_runtime.errors import BundleError
 
 
 @dataclass
 class Profiled:
-    """A session; `events` holds one entry per executed node once the `with` block has ended."""
+    """A session; `events` holds one entry per executed node once the `with` block has ended.
+
+    `kernels` says what ran the model's functions, see `moebius_runtime.backends.ort.add_kernels`.
+    """
 
     session: Any
+    kernels: str | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -33,7 +37,8 @@ def profiled_session(model: Path) -> Iterator[Profiled]:
         options = _options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        profiled = Profiled(_session(str(model), options, str(model)))
+        kernels = add_kernels(options, model)
+        profiled = Profiled(_session(str(model), options, str(model)), kernels)
         path = None
         try:
             yield profiled
@@ -44,10 +49,20 @@ def profiled_session(model: Path) -> Iterator[Profiled]:
         )
 
 
-def session_of_bytes(model: bytes, folder: Path) -> Any:
-    """A session of a changed model in memory whose weights stay in the files of `folder`, unoptimised.
+def session_of_functions(model: Path) -> Any:
+    """A session of `ort-cpu` without compiled kernels, so that the bodies of the model's functions are run.
 
-    Without ONNX Runtime's own fusions, so that what is found is a fault of the file.
+    Raises:
+        BundleError: ONNX Runtime cannot load the file.
+    """
+    return _session(str(model), _options(), str(model))
+
+
+def session_of_bytes(model: bytes, path: Path, kernels: bool) -> Any:
+    """A session of a changed model in memory whose weights stay in the files of the original `path`, unoptimised.
+
+    Without ONNX Runtime's own fusions, so that what is found is a fault of the file, or of the compiled kernels where
+    these are asked for.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
@@ -55,8 +70,10 @@ def session_of_bytes(model: bytes, folder: Path) -> Any:
     options = _options()
     options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False  # it would double and keep what one run with many outputs needs
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return _session(model, options, f"a graph of {folder}")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    if kernels:
+        add_kernels(options, path)
+    return _session(model, options, f"a graph of {path.parent}")
 
 
 def _options() -> Any:

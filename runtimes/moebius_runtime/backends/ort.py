@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from moebius_runtime import kernels
 from moebius_runtime.backends.base import Array, Backend
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, RuntimeUnavailableError
+from moebius_runtime.graph_files import function_domains
 from moebius_runtime.manifest import GraphName
 
 # Wheels that all install the module `onnxruntime`, each over the files of the others.
@@ -75,6 +78,35 @@ def physical_cores() -> int:
     return len(cores) or 1
 
 
+def add_kernels(options: Any, model: str | Path) -> str | None:
+    """Lets a session run the model's functions with the compiled kernels, where there are any.
+
+    Args:
+        options: ONNX Runtime's session options, changed in place.
+        model: the session's ONNX file, which was found to be one.
+
+    Returns:
+        What will run the functions, such as `avx512` or `none (not built)`; None where the model has none of ours.
+
+    Raises:
+        InputError, RuntimeUnavailableError: see `moebius_runtime.kernels`; or ONNX Runtime refuses the library.
+    """
+    library = kernels.library_path()
+    if kernels.DOMAIN not in function_domains(model):
+        return None
+    if library is None:
+        return f"none ({kernels.why_none()})"
+    variant = kernels.variant(library)
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # its exceptions share no base class of their own
+        raise RuntimeUnavailableError(
+            f"ONNX Runtime refuses {library}: {_first_line(error)}. Update ONNX Runtime, or set {kernels.SWITCH}=off "
+            "to run without compiled kernels."
+        ) from error
+    return variant
+
+
 class OrtBackend(Backend):
     """ONNX Runtime on the CPU."""
 
@@ -84,12 +116,14 @@ class OrtBackend(Backend):
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         super().__init__(bundle, threads=physical_cores() if threads is None else threads)
         self._ort = import_onnxruntime()
+        self._kernels: dict[GraphName, str | None] = {}
 
     def _load(self, graph: GraphName) -> Any:
         path = self.bundle.model_file(graph)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4  # nothing below fatal: errors come back as exceptions
+        self._kernels[graph] = add_kernels(options, path)
         try:
             session = self._ort.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:  # its exceptions share no base class of their own
@@ -125,14 +159,15 @@ class OrtBackend(Backend):
         return output
 
     def describe(self) -> dict[str, str]:
-        """Library version, threads, and the providers of every loaded session."""
+        """Library version, threads, the providers of every loaded session, and what runs functions in any of them."""
         providers = sorted({provider for session in self._loaded.values() for provider in session.get_providers()})
+        functions = sorted({ran for name in self._loaded if (ran := self._kernels[name])})
         return {
             "runtime": self.name,
             "onnxruntime": self._ort.__version__,
             "providers": ", ".join(providers) or "none loaded yet",
             "threads": str(self.threads),
-        }
+        } | ({"kernels": ", ".join(functions)} if functions else {})
 
 
 def _listed(tensors: Mapping[str, str]) -> str:

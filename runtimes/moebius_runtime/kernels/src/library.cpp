@@ -2,6 +2,7 @@
 // A model's function of the same domain and name is the definition of each; this is only a faster way to the same.
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -312,8 +313,10 @@ MOEBIUS_API const char* moebius_kernels_variant() { return kernels().name; }
 
 MOEBIUS_API ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
   const Api::Table table = base->get(ort::kApiVersion);
-  if (table == nullptr) return nullptr;  // older than the package takes: functions run as they are written
+  if (table == nullptr) return Api(base->get(1)).failure("moebius kernels need ONNX Runtime 1.19 or newer");
   const Api api(table);
+  static std::mutex lock;
+  std::lock_guard<std::mutex> hold(lock);
   static ort::Domain* domain = nullptr;  // sessions may outlive anything else, so it is never released
   if (domain == nullptr) {
     ort::Domain* made = nullptr;

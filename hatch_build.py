@@ -1,0 +1,118 @@
+"""Compiles the kernels for ONNX Runtime into the wheel, and into the checkout for editable installs.
+
+They are optional: without a compiler the package is pure Python, and says so. See docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from packaging.tags import sys_tags
+
+FOLDER = Path("runtimes/moebius_runtime/kernels")
+LIBRARIES = {"linux": "libmoebius_kernels.so", "darwin": "libmoebius_kernels.dylib"}
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma")
+# Name -> floats in a register, and the flags that allow its instructions.
+VARIANTS: dict[str, tuple[int, tuple[str, ...]]] = {"generic": (4, ())}
+X86_VARIANTS = VARIANTS | {"avx2": (8, ("-mavx2", "-mfma")), "avx512": (16, AVX512)}
+
+
+class KernelsHook(BuildHookInterface):
+    """Adds the compiled kernels to a wheel, or leaves the wheel pure and says why."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compiles, before hatchling collects the wheel's files. A compiler that fails ends the build."""
+        root = Path(self.root)
+        why_not = _why_not()
+        if why_not:
+            if version == "editable":  # a library of before would be loaded
+                for name in LIBRARIES.values():
+                    (root / FOLDER / name).unlink(missing_ok=True)
+            self.app.display_warning(f"moebius-edge: pure Python, without kernels for ONNX Runtime: {why_not}")
+            return
+        library = FOLDER / LIBRARIES[sys.platform]
+        try:
+            compile_library(_compiler(), root / FOLDER / "src", root / library)
+        except BuildError as error:
+            self.app.abort(f"moebius-edge: {error}\nSet MOEBIUS_NO_KERNELS=1 to install without these kernels.")
+        build_data["artifacts"].append(f"/{library.as_posix()}")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{_platform()}"  # the library knows nothing of Python
+
+
+class BuildError(Exception):
+    """The compiler cannot be started, or refused the sources."""
+
+
+def _why_not() -> str | None:
+    """Why there is nothing to compile; None where there is."""
+    if os.environ.get("MOEBIUS_NO_KERNELS", "0") not in ("", "0"):
+        return "MOEBIUS_NO_KERNELS is set"
+    if sys.platform not in LIBRARIES:
+        return f"they are not written for {platform.system()}"
+    return None if _compiler() else "no C++ compiler found (CXX, c++, g++, clang++)"
+
+
+def _compiler() -> list[str]:
+    """$CXX, which may hold arguments, else the first of the usual names; empty where there is none."""
+    if named := shlex.split(os.environ.get("CXX", "")):
+        return named
+    return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), [])
+
+
+def _platform() -> str:
+    """The platform of the wheel's name: this machine's own, not the manylinux that it was not built for."""
+    return next(tag.platform for tag in sys_tags() if "manylinux" not in tag.platform)
+
+
+def compile_library(compiler: list[str], sources: Path, library: Path) -> None:
+    """Compiles each source once, `variant.cpp` once per instruction set, and links them.
+
+    The library is exchanged whole: a process that has the old one loaded keeps it.
+
+    Raises:
+        BuildError: with what the compiler said.
+    """
+    x86 = _run([*compiler, "-dumpmachine"]).startswith(("x86_64", "amd64"))
+    with tempfile.TemporaryDirectory(prefix="moebius-kernels-") as folder:
+        jobs = [(source, source, ()) for source in ("library", "work")]
+        for name, (lanes, flags) in (X86_VARIANTS if x86 else VARIANTS).items():
+            jobs.append((name, "variant", (f"-DMOEBIUS_VARIANT={name}", f"-DMOEBIUS_LANES={lanes}", *flags)))
+        objects = [f"{folder}/{name}.o" for name, _, _ in jobs]
+
+        def compiled(job: tuple[str, str, tuple[str, ...]]) -> None:
+            name, source, flags = job
+            _run([*compiler, *FLAGS, *flags, "-c", str(sources / f"{source}.cpp"), "-o", f"{folder}/{name}.o"])
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(compiled, jobs))
+        made = f"{folder}/{library.name}"
+        static = ["-static-libgcc"] if sys.platform == "linux" else []
+        _run([*compiler, "-shared", *static, *objects, "-o", made])
+        beside = library.with_name(f".{library.name}.{os.getpid()}")
+        try:
+            shutil.copy(made, beside)
+            os.replace(beside, library)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise BuildError(f"the C++ compiler {command[0]!r} cannot be started: {error.strerror}") from error
+    if done.returncode:
+        raise BuildError(f"the C++ compiler failed: {shlex.join(command)}\n{done.stdout}{done.stderr}".rstrip())
+    return done.stdout

@@ -1,0 +1,86 @@
+"""Compiled kernels for ONNX Runtime: where their library is, and which instruction set it runs.
+
+They take nodes of domain `moebius` whole; without them ONNX Runtime runs the functions that the model brings along.
+The library is optional and built with the wheel: see docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+from moebius_runtime.errors import InputError, RuntimeUnavailableError
+
+DOMAIN = "moebius"
+SWITCH = "MOEBIUS_KERNELS"
+VARIANTS = ("generic", "avx2", "avx512")
+_OFF = "off"
+_NAMES = {"linux": "libmoebius_kernels.so", "darwin": "libmoebius_kernels.dylib"}
+_REINSTALL = f"Reinstall moebius-edge, or set {SWITCH}=off to run without compiled kernels."
+
+
+def library_path() -> Path | None:
+    """The library of this installation, or None: see `why_none`.
+
+    Raises:
+        InputError: MOEBIUS_KERNELS is none of its values.
+        RuntimeUnavailableError: it names a variant, and there is no library.
+    """
+    wanted = os.environ.get(SWITCH, "")
+    if wanted not in ("", _OFF, *VARIANTS):
+        raise InputError(
+            f"{SWITCH} is {wanted!r}; expected {_OFF}, {', '.join(VARIANTS)}, or nothing for the best of this CPU"
+        )
+    path = Path(__file__).with_name(_NAMES.get(sys.platform, "none"))
+    if wanted != _OFF and path.is_file():
+        return path
+    if wanted in VARIANTS:
+        raise RuntimeUnavailableError(
+            f"{SWITCH} is {wanted!r}, but this installation has no compiled kernels; install moebius-edge where there "
+            f"is a C++ compiler, or unset {SWITCH}"
+        )
+    return None
+
+
+def why_none() -> str:
+    """Why `library_path` gives None."""
+    return f"{SWITCH}=off" if os.environ.get(SWITCH) == _OFF else "not built"
+
+
+def variant(path: Path) -> str:
+    """The instruction set that the library's kernels use in this process: one of `VARIANTS`.
+
+    Raises:
+        RuntimeUnavailableError: the library cannot be loaded, or does not run what MOEBIUS_KERNELS names.
+    """
+    if not _is_whole(path):
+        raise RuntimeUnavailableError(f"{path} is damaged: its end is missing. {_REINSTALL}")
+    try:
+        ask = ctypes.CDLL(str(path)).moebius_kernels_variant
+    except (OSError, AttributeError) as error:
+        raise RuntimeUnavailableError(f"{path} cannot be loaded: {error}. {_REINSTALL}") from error
+    ask.restype = ctypes.c_char_p
+    runs = str(ask().decode())
+    wanted = os.environ.get(SWITCH, "")
+    if wanted and wanted != runs:
+        raise RuntimeUnavailableError(
+            f"{SWITCH} is {wanted!r}, but the kernels run {runs!r}: this CPU has no {wanted}, or the variable was "
+            f"changed after they were loaded. Unset {SWITCH}, or set it to what the CPU has before the start."
+        )
+    return runs
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an ELF file reaches to its last part, the section table: the loader would crash on one that was cut."""
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(64)
+            size = os.fstat(stream.fileno()).st_size
+    except OSError:
+        return True  # the loader says more
+    if header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little endian
+        return True
+    table, entry, count = (int.from_bytes(header[a:b], "little") for a, b in ((40, 48), (58, 60), (60, 62)))
+    return len(header) == 64 and table + entry * count <= size
