@@ -25,7 +25,7 @@ from moebius.load import DEFAULT_VAE, DEFAULT_WEIGHTS, load_student, load_vae
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.errors import ExportError
 from moebius_export.parity import check_parity, reference_output
-from moebius_export.rules import check_names, rewrite_decoder, rewrite_unet
+from moebius_export.rules import check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.weights_file import weights_file
 from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 from moebius_runtime.backends.ort import import_onnxruntime
@@ -208,6 +208,8 @@ def _rewritten(graph: GraphName, module: nn.Module, rules: tuple[str, ...]) -> t
         module, outcomes = rewrite_unet(module, module.student, module.category_ids, rules)
     elif isinstance(module, VaeDecoder):
         module, outcomes = rewrite_decoder(module, rules)
+    elif isinstance(module, VaeEncoder):
+        module, outcomes = rewrite_encoder(module, rules)
     else:
         outcomes = []
     return module, [Rewrite(graph=graph, name=o.name, count=o.fired) for o in outcomes if o.fired]

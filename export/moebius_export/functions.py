@@ -17,6 +17,7 @@ import onnx.parser
 import torch
 
 from moebius import lambda_ops
+from moebius_export import layers
 
 DOMAIN = "moebius"
 VERSION = 1
@@ -123,9 +124,12 @@ FORMS = ("tiles", "convolution")
 """The exact bodies of `LocalLambda`."""
 
 
+_INTEGERS = ("heads", "hidden", "groups", "first_channels", "second_channels")  # other attributes are lists
+
+
 def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
     """Name -> function, with the body of `LocalLambda` in one of `FORMS`."""
-    bodies = {
+    bodies = layers.BODIES | {
         "LambdaSummary": _LAMBDA_SUMMARY,
         "InteractiveLambda": _INTERACTIVE_LAMBDA,
         "LocalLambda": {"tiles": _LOCAL_LAMBDA, "convolution": _LOCAL_LAMBDA_CONVOLUTION}[form],
@@ -147,12 +151,12 @@ def attach_functions(model: onnx.ModelProto, form: str) -> None:
 
 
 def _operator(function: onnx.FunctionProto) -> Any:
-    """The function as an operator that onnxscript can write a call of; its attributes are integers."""
+    """The function as an operator that onnxscript can write a call of."""
     from onnx.defs import OpSchema
     from onnxscript.values import Op, Opset
 
     parameter = OpSchema.FormalParameter
-    integers, integer = OpSchema.AttrType.INTS, OpSchema.AttrType.INT
+    kinds = dict.fromkeys(_INTEGERS, OpSchema.AttrType.INT) | {"epsilon": OpSchema.AttrType.FLOAT}
     indices = ("neighbours", "taps")
     schema = OpSchema(
         function.name,
@@ -162,7 +166,7 @@ def _operator(function: onnx.FunctionProto) -> Any:
         outputs=[parameter(name, "T") for name in function.output],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "numbers")],
         attributes=[
-            OpSchema.Attribute(name, integer if name == "heads" else integers, "", required=True)
+            OpSchema.Attribute(name, kinds.get(name, OpSchema.AttrType.INTS), "", required=True)
             for name in function.attribute
         ],
     )
@@ -207,7 +211,7 @@ def translations(form: str) -> dict[Callable[..., Any], Callable[..., Any]]:
         taps = table(lambda_ops.window_places(*tile, reach))
         return local_op(query, values, summary, window, around, taps, **common, tile=list(tile), **shapes)
 
-    return {
+    return layers.translations(operators) | {
         torch.ops.moebius.lambda_summary.default: summary,
         torch.ops.moebius.interactive_lambda.default: interactive,
         torch.ops.moebius.local_lambda.default: local,

@@ -10,26 +10,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from moebius import Moebius, StudentConfig, VaeDecoder
+from moebius import Moebius, StudentConfig, VaeDecoder, VaeEncoder
 from moebius.lambda_ops import default_tile
 from moebius_export.errors import ExportError
 from moebius_export.rules.base import Outcome, Rule, apply_rules
+from moebius_export.rules.conv3x3 import FuseConv3x3
+from moebius_export.rules.feed_forward import FuseFeedForward
 from moebius_export.rules.interactive_lambda import CollapseInteractiveLambda
 from moebius_export.rules.local_lambda import ReassociateLocalLambda
+from moebius_export.rules.residual_block import FuseResidualBlock
 from moebius_export.rules.separable_conv import FoldBatchNorms
 from moebius_export.rules.shared_prefix import SharePrefix
 from moebius_export.rules.subpixel import SubPixelUpsampling
 from moebius_export.rules.timestep_table import TabulateTimesteps
-from moebius_export.rules.token_products import FeedForwardProducts, TransformerProducts
+from moebius_export.rules.token_products import TransformerProducts
 
 RULE_NAMES = (
     "fold_batch_norms",
     "collapse_interactive_lambda",
     "reassociate_local_lambda",
-    "feed_forward_products",
+    "fuse_feed_forward",
     "transformer_products",
     "sub_pixel_upsampling",
+    "fuse_conv3x3",
     "tabulate_timesteps",
+    "fuse_residual_block",
     "share_prefix",
 )
 
@@ -47,10 +52,11 @@ def unet_rules(student: Moebius, category_ids: Tensor) -> list[Rule]:
         FoldBatchNorms(),
         CollapseInteractiveLambda(contexts),
         ReassociateLocalLambda(tiles),
-        FeedForwardProducts(),
+        FuseFeedForward(),
         TransformerProducts(),
         SubPixelUpsampling(),
         TabulateTimesteps(),
+        FuseResidualBlock(),
         SharePrefix(),
     ]
 
@@ -63,10 +69,11 @@ def expected_counts(config: StudentConfig, *, guided: bool) -> dict[str, int]:
         "fold_batch_norms": 2 * blocks + 2,
         "collapse_interactive_lambda": blocks,
         "reassociate_local_lambda": blocks,
-        "feed_forward_products": blocks,
+        "fuse_feed_forward": blocks,
         "transformer_products": blocks,
         "sub_pixel_upsampling": levels - 1,
         "tabulate_timesteps": 1,
+        "fuse_residual_block": blocks,
         "share_prefix": int(guided),
     }
 
@@ -85,12 +92,29 @@ def rewrite_unet(
 
 
 def rewrite_decoder(module: VaeDecoder, names: Sequence[str] = RULE_NAMES) -> tuple[nn.Module, list[Outcome]]:
-    """As `rewrite_unet`, for the VAE decoder: its upsamplers, one fewer than it has resolutions."""
+    """As `rewrite_unet`, for the VAE decoder: its upsamplers, one fewer than resolutions, and its 3x3 convolutions."""
+    levels = [len(block.resnets) for block in module.decoder.up_blocks]
+    return _rewrite_vae(module, names, {"sub_pixel_upsampling": len(levels) - 1, "fuse_conv3x3": _convs(levels)})
+
+
+def rewrite_encoder(module: VaeEncoder, names: Sequence[str] = RULE_NAMES) -> tuple[nn.Module, list[Outcome]]:
+    """As `rewrite_unet`, for the VAE encoder: its 3x3 convolutions, but for those that halve the picture."""
+    return _rewrite_vae(module, names, {"fuse_conv3x3": _convs([len(b.resnets) for b in module.encoder.down_blocks])})
+
+
+def _convs(resnets: Sequence[int]) -> int:
+    """Two in every residual block, of which the middle has two, and the first and the last."""
+    return 2 * (sum(resnets) + 2) + 2
+
+
+def _rewrite_vae(
+    module: nn.Module, names: Sequence[str], expected: dict[str, int]
+) -> tuple[nn.Module, list[Outcome]]:
     from diffusers.models.upsampling import Upsample2D
 
     check_names(names)
-    rules = [rule for rule in (SubPixelUpsampling(Upsample2D),) if rule.name in names]
-    return _counted(module, rules, {"sub_pixel_upsampling": len(module.decoder.up_blocks) - 1})
+    rules = [SubPixelUpsampling(Upsample2D), FuseConv3x3()]
+    return _counted(module, [rule for rule in rules if rule.name in expected and rule.name in names], expected)
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -33,3 +33,12 @@ def pointwise(conv: nn.Conv2d, scale: Tensor | None = None) -> Tensor:
 def constant(tensor: Tensor) -> nn.Parameter:
     """A parameter that is not trained, contiguous and sharing nothing."""
     return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
+
+
+def no_matrix(conv: nn.Conv2d, *, bias: bool) -> str | None:
+    """Why a convolution is no matrix with (without) a bias, or None."""
+    if conv.kernel_size != (1, 1) or conv.stride != (1, 1) or conv.groups != 1 or conv.padding != (0, 0):
+        return f"a {conv.kernel_size} convolution of stride {conv.stride} in {conv.groups} groups is no matrix"
+    if (conv.bias is not None) != bias:
+        return f"a bias was {'expected' if bias else 'not expected'}"
+    return None

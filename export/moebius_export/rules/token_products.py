@@ -1,6 +1,6 @@
 """1x1 convolutions on tokens are matrix products, and a transposition next to a product costs nothing.
 
-`proj_in`, `proj_out` and the feed-forward go from tokens [B, n, C] to pictures [B, C, H, W] and back. Written as
+`proj_in` and `proj_out` go from tokens [B, n, C] to pictures [B, C, H, W] and back. Written as
 products W X and X^T W^T with the transposition at the product's operand, a runtime reads the operand transposed
 (ONNX Runtime: FusedMatMul) instead of moving the data. The gain and bias of the transformer's group norm
 fold into `proj_in`: W (g x + b) = (W g) x + W b.
@@ -12,43 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebius.student import LambdaTransformer, MixFeedForward
+from moebius.student import LambdaTransformer
 from moebius_export.rules.base import Rule
-from moebius_export.rules.linear import constant, pointwise
-
-
-class ProductFeedForward(nn.Module):
-    """`MixFeedForward` whose last 1x1 convolution gives tokens."""
-
-    def __init__(self, source: MixFeedForward) -> None:
-        super().__init__()
-        self.inverted_conv = source.inverted_conv.conv
-        self.depth_conv = source.depth_conv.conv
-        self.point = constant(pointwise(source.point_conv.conv).t())  # [2.5C, C]
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens [B, n, C] -> [B, n, C]."""
-        image = x.transpose(1, 2).unflatten(2, size)  # [B, C, H, W]
-        value, gate = self.depth_conv(F.silu(self.inverted_conv(image))).chunk(2, dim=1)
-        hidden = (value * F.silu(gate)).flatten(2)  # [B, 2.5C, n]
-        return torch.matmul(hidden.transpose(1, 2), self.point)
-
-
-class FeedForwardProducts(Rule):
-    """Rule: `MixFeedForward` -> `ProductFeedForward`."""
-
-    name = "feed_forward_products"
-    target = MixFeedForward
-
-    def check(self, module: nn.Module) -> str | None:
-        """Refuses a last convolution that is more than a matrix."""
-        assert isinstance(module, MixFeedForward)
-        return _no_matrix(module.point_conv.conv, bias=False)
-
-    def rewrite(self, module: nn.Module) -> nn.Module:
-        """See the module's docstring."""
-        assert isinstance(module, MixFeedForward)
-        return ProductFeedForward(module)
+from moebius_export.rules.linear import constant, no_matrix, pointwise
 
 
 class ProductTransformer(nn.Module):
@@ -93,17 +59,9 @@ class TransformerProducts(Rule):
     def check(self, module: nn.Module) -> str | None:
         """Refuses projections that are more than a matrix and a bias."""
         assert isinstance(module, LambdaTransformer)
-        return _no_matrix(module.proj_in, bias=True) or _no_matrix(module.proj_out, bias=True)
+        return no_matrix(module.proj_in, bias=True) or no_matrix(module.proj_out, bias=True)
 
     def rewrite(self, module: nn.Module) -> nn.Module:
         """See the module's docstring."""
         assert isinstance(module, LambdaTransformer)
         return ProductTransformer(module)
-
-
-def _no_matrix(conv: nn.Conv2d, *, bias: bool) -> str | None:
-    if conv.kernel_size != (1, 1) or conv.stride != (1, 1) or conv.groups != 1 or conv.padding != (0, 0):
-        return f"a {conv.kernel_size} convolution of stride {conv.stride} in {conv.groups} groups is no matrix"
-    if (conv.bias is not None) != bias:
-        return f"a bias was {'expected' if bias else 'not expected'}"
-    return None

@@ -1,36 +1,22 @@
-// x + Mix-FFN(LayerNorm(x)) in two sweeps: the expanded channels are made, activated, convolved and gated a few at a time
+// Mix-FFN in two sweeps: the expanded channels are made, activated, convolved and gated a few at a time
 // while they are in the cache, so that only the gated half is ever written.
 #pragma once
-
-#include <cmath>
 
 #include "kernels.h"
 #include "planes.h"
 
 namespace MOEBIUS_VARIANT {
 
-// Normalised tokens [count, channels] -> one panel [channels, kWide].
-inline void normalise_tokens(const float* x, long count, long channels, const float* gain, const float* shift,
-                             float epsilon, float* panel) {
-  float mean[kWide] = {}, scale[kWide] = {};
-  for (long t = 0; t < count; ++t) {
-    const float* token = x + t * channels;
-    mean[t] = total(channels, [&](long c) { return load(token + c); }, [&](long c) { return token[c]; }) / float(channels);
-    const auto square = [&](auto value) { return value * value; };
-    const vec middle = splat(mean[t]);
-    const float squares = total(channels, [&](long c) { return square(load(token + c) - middle); },
-                                [&](long c) { return square(token[c] - mean[t]); });
-    scale[t] = 1 / std::sqrt(squares / float(channels) + epsilon);
-  }
+// Tokens [count, channels] -> one panel [channels, kWide].
+inline void tokens_to_panel(const float* x, long count, long channels, float* panel) {
   constexpr long kBlock = 16;  // channels of a cache line
   for (long first = 0; first < channels; first += kBlock) {
     const long last = first + kBlock < channels ? first + kBlock : channels;
     for (long t = 0; t < count; ++t)
-      for (long c = first; c < last; ++c)
-        panel[c * kWide + t] = (x[t * channels + c] - mean[t]) * scale[t] * gain[c] + shift[c];
+      for (long c = first; c < last; ++c) panel[c * kWide + t] = x[t * channels + c];
+    for (long c = first; c < last; ++c)
+      if (count < kWide) std::memset(panel + c * kWide + count, 0, (kWide - count) * sizeof(float));
   }
-  for (long t = count; t < kWide; ++t)
-    for (long c = 0; c < channels; ++c) panel[c * kWide + t] = 0;
 }
 
 inline void feed_forward(const moebius::FeedForward& f, const moebius::Threads& threads) {
@@ -40,14 +26,13 @@ inline void feed_forward(const moebius::FeedForward& f, const moebius::Threads& 
   long chunk = (384 << 10) / (2 * plane.size() * long(sizeof(float)));
   chunk = chunk < kRows ? kRows : chunk / kRows * kRows;
   if (chunk > 4 * kRows) chunk = 4 * kRows;
-  moebius::Scratch normal(count * f.channels * kWide), gated(count * half * kWide);
+  moebius::Scratch packed(count * f.channels * kWide), gated(count * half * kWide);
   for (long b = 0; b < f.batch; ++b) {
     const float* x = f.x + b * n * f.channels;
     float* y = f.y + b * n * f.channels;
     threads.each(count, [&](long p) {
       const long first = p * kWide, tokens = n - first < kWide ? n - first : kWide;
-      normalise_tokens(x + first * f.channels, tokens, f.channels, f.gain, f.shift, f.epsilon,
-                       normal + p * f.channels * kWide);
+      tokens_to_panel(x + first * f.channels, tokens, f.channels, packed + p * f.channels * kWide);
     });
     threads.each((half + chunk - 1) / chunk, [&](long task) {
       const long first = task * chunk, size = half - first < chunk ? half - first : chunk;
@@ -60,7 +45,7 @@ inline void feed_forward(const moebius::FeedForward& f, const moebius::Threads& 
             constexpr int R = decltype(rows)::value;
             const long channel = side * half + first + row;
             Tile<R> tile = {};
-            multiply<R>(tile, f.expand + channel * f.channels, f.channels, normal + p * f.channels * kWide, f.channels);
+            multiply<R>(tile, f.expand + channel * f.channels, f.channels, packed + p * f.channels * kWide, f.channels);
             float values[R * kWide];
             for (int i = 0; i < R; ++i)
               for (int j = 0; j < kVectors; ++j)
@@ -91,7 +76,7 @@ inline void feed_forward(const moebius::FeedForward& f, const moebius::Threads& 
       spill<R>(tile, values);
       for (long t = 0; t < tokens; ++t) {
         const long at = (begin + t) * f.channels + row;
-        for (int i = 0; i < R; ++i) y[at + i] = x[at + i] + values[i * kWide + t];
+        for (int i = 0; i < R; ++i) y[at + i] = values[i * kWide + t];
       }
     });
   }

@@ -5,11 +5,10 @@
 
 namespace moebius {
 
-// tokens [batch, height*width, channels] -> the same: x + Mix-FFN(LayerNorm(x)).
+// tokens [batch, height*width, channels] -> the same: expand, SiLU, depthwise 3x3, gate, project.
 struct FeedForward {
   long batch, height, width, channels, hidden;
-  float epsilon;
-  const float *x, *gain, *shift, *expand, *expand_bias, *depthwise, *depthwise_bias, *project;
+  const float *x, *expand, *expand_bias, *depthwise, *depthwise_bias, *project;
   float* y;
 };
 

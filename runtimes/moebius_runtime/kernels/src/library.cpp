@@ -152,7 +152,7 @@ Attributes read(const Api& api, const ort::KernelInfo* info) {
 }
 
 void feed_forward(const Attributes& attributes, const Call& call) {
-  const Tensor x = call.input(0), expand = call.input(3);
+  const Tensor x = call.input(0), expand = call.input(1);
   const int64_t height = attributes.size[0], width = attributes.size[1];
   expect(x.sizes.size() == 3 && x.sizes[1] == height * width && x.sizes[2] > 0, "x", x.sizes,
          "[batch, height*width, channels]");
@@ -162,15 +162,12 @@ void feed_forward(const Attributes& attributes, const Call& call) {
   const int64_t hidden = expand.sizes[0];
   moebius::FeedForward f{};
   f.batch = x.sizes[0], f.height = height, f.width = width, f.channels = channels, f.hidden = hidden;
-  f.epsilon = attributes.epsilon;
   f.x = x.data;
-  f.gain = call.input(1, "gain", {channels});
-  f.shift = call.input(2, "shift", {channels});
-  f.expand = call.input(3, "expand", {hidden, channels, 1, 1});
-  f.expand_bias = call.input(4, "expand_bias", {hidden});
-  f.depthwise = call.input(5, "depthwise", {hidden, 1, 3, 3});
-  f.depthwise_bias = call.input(6, "depthwise_bias", {hidden});
-  f.project = call.input(7, "project", {channels, hidden / 2, 1, 1});
+  f.expand = call.input(1, "expand", {hidden, channels, 1, 1});
+  f.expand_bias = call.input(2, "expand_bias", {hidden});
+  f.depthwise = call.input(3, "depthwise", {hidden, 1, 3, 3});
+  f.depthwise_bias = call.input(4, "depthwise_bias", {hidden});
+  f.project = call.input(5, "project", {channels, hidden / 2, 1, 1});
   f.y = call.output(x.sizes);
   kernels().feed_forward(f, call.threads());
 }
@@ -299,9 +296,10 @@ std::vector<Input> with_optional(std::vector<Input> inputs, int type, int count)
 
 const std::vector<Operator>& operators() {
   static const std::vector<Operator> all{
-      {"FeedForward", floats(8), feed_forward},
+      {"FeedForward", floats(6), feed_forward},
       {"LocalLambda", with_optional(floats(4), ort::kInt64, 2), local_lambda},
-      {"ResidualBlock", with_optional(floats(14), ort::kFloat, 2), residual_block},
+      {"ResidualBlock", floats(14), residual_block},
+      {"ProjectedResidualBlock", floats(16), residual_block},
   };
   return all;
 }
