@@ -63,7 +63,7 @@ def node_costs(model: onnx.ModelProto | str | Path, *, batch: int = 1) -> list[N
     if not isinstance(model, onnx.ModelProto):
         model = onnx.load(str(model), load_external_data=False)
     if model.functions:
-        model = _inlined(model)
+        model = inlined(model)
     for node in model.graph.node:
         if any(attribute.type in _SUBGRAPHS for attribute in node.attribute):
             raise CostError(f"{_label(node)}: control flow has no fixed cost; count a graph without it")
@@ -105,7 +105,7 @@ def function_calls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if (node.domain, node.op_type) in functions]
 
 
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without functions; a node of a body is called CALL/NODE, where the inliner writes NODE__NUMBER."""
     calls = [node.name for node in function_calls(model)]
     model = inliner.inline_local_functions(model)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 
 from moebius_export.errors import ExportError
+from moebius_runtime.kernels import DOMAIN
 
 # What the exporter writes at each node: the modules around it, outermost first, and at the end the traced operation.
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -79,9 +80,9 @@ def _scope(node: onnx.NodeProto, parameters: set[str]) -> str | None:
     if "/" in node.name:
         scope = node.name.rpartition("/")[0]
         return "" if scope == _TOP else scope
-    for name in node.input:
-        if name in parameters:
-            return name.rpartition(".")[0]
+    owners = [name.rpartition(".")[0] for name in node.input if name in parameters]
+    if owners:  # a whole layer has several, and is the module around them
+        return _common(owners) if node.domain == DOMAIN else owners[0]
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
             scopes = ast.literal_eval(entry.value)

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from moebius_export.cost import CostError, NodeCost, function_calls, node_costs
+from moebius_export.cost import CostError, NodeCost, function_calls, inlined, node_costs
 from moebius_export.verify.results import Check, Placement, at_least, verdict
 from moebius_runtime.backends.ort import OrtBackend
 from moebius_runtime.manifest import Precision
@@ -144,7 +144,9 @@ def _locate(model: onnx.ModelProto, costs: Mapping[str, NodeCost], ran: Mapping[
     for call in function_calls(model):
         if call.name in ran:
             found |= {name: ran[call.name] for name in costs if name.startswith(f"{call.name}/")}
-    producers = {output: node for node in model.graph.node for output in node.output}
+    body = inlined(model) if model.functions else model
+    producers = {output: node for node in body.graph.node for output in node.output}
+    producers |= {node.name: node for node in body.graph.node if "/" in node.name and node.name not in producers}
     for name, entry in ran.items():
         if name in costs:
             continue
