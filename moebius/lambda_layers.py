@@ -70,8 +70,8 @@ class LocalLambda(nn.Module):
     def _fast(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The same, with the window summed over last (`moebius.lambda_ops.local_lambda`)."""
         image = x.transpose(1, 2).unflatten(2, size)  # [B, C, H, W]
-        query = _tokens(self.norm_q(self.to_q(image)))  # [B, n, h*k]
-        values = _tokens(self.norm_v(self.to_v(image)))  # [B, n, v]
+        query = _tokens(self.norm_q, self.to_q(image))  # [B, n, h*k]
+        values = _tokens(self.norm_v, self.to_v(image))  # [B, n, v]
         assert self.pos_conv.bias is not None
         summary = lambda_summary(self.to_k(image).flatten(2), values) + self.pos_conv.bias[:, None]  # λc [B, k, v]
         return local_lambda(query, values, summary, self.pos_conv.weight[:, 0, 0], size, eager_tile(*size))
@@ -112,13 +112,17 @@ class InteractiveLambda(nn.Module):
 
     def _fast(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
         """The same as (Q E') V, with each sample a branch of its own: contexts may differ from row to row."""
-        query = _tokens(self.norm_q(self.to_q(x.transpose(1, 2).unflatten(2, size))))  # [B, n, h*k]
+        query = _tokens(self.norm_q, self.to_q(x.transpose(1, 2).unflatten(2, size)))  # [B, n, h*k]
         weights = self.to_k(context).softmax(dim=1)  # [B, m, k]
         values = self.norm_v(self.to_v(context).transpose(1, 2)).transpose(1, 2)  # [B, m, v]
         keys = self.rel_pos_emb.squeeze(-1) + weights[:, None]  # [B, n, m, k], E' with its last two axes swapped
         return interactive_lambda(query[:, None], keys.transpose(2, 3), values)[:, 0]
 
 
-def _tokens(image: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H*W, C], contiguous whatever layout the convolution chose (it depends on the batch)."""
-    return image.flatten(2).transpose(1, 2).contiguous()
+def _tokens(norm: nn.Module, image: Tensor) -> Tensor:
+    """A norm on [B, C, H, W] -> [B, H*W, C], contiguous.
+
+    The convolutions answer channels first for a batch of one, else channels last. The norm must see channels last, as
+    its gradient comes: PyTorch 2.13's batch norm on a CPU gives wrong gradients where the two differ at batch 1.
+    """
+    return norm(image.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2).contiguous()
