@@ -1,7 +1,9 @@
-"""The two λ layers as the paper writes them: einsum and Conv3d, no algebra applied.
+"""The two λ layers as the paper writes them: einsum and Conv3d, no algebra applied. And a fast form beside each.
 
-Moebius (ECCV 2026), section 3.2; lambda layers are from Bello, "LambdaNetworks" (ICLR 2021). These forms are the
-reference that every faster form is tested against.
+Moebius (ECCV 2026), section 3.2; lambda layers are from Bello, "LambdaNetworks" (ICLR 2021). The form as written is the
+reference that every faster form is tested against, what the export traces, and the default. With `form = "fast"` a
+layer computes the same by the operators of `moebius.lambda_ops`, in training and in inference; its norms, projections
+and state dict are the same modules.
 
 Letters in shapes: B batch, n positions (H*W), m context tokens, h heads, k query/key depth, v value depth;
 C = h*k = h*v.
@@ -9,8 +11,27 @@ C = h*k = h*v.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+from moebius.lambda_ops import eager_tile, interactive_lambda, lambda_summary, local_lambda
+
+LambdaForm = Literal["reference", "fast"]
+
+
+def set_lambda_form(network: nn.Module, form: LambdaForm) -> None:
+    """Chooses how every λ layer of a network computes. Weights and results stay, up to float rounding.
+
+    Raises:
+        ValueError: an unknown form.
+    """
+    if form not in ("reference", "fast"):
+        raise ValueError(f"λ form {form!r}: expected 'reference' or 'fast'")
+    for module in network.modules():
+        if isinstance(module, LocalLambda | InteractiveLambda):
+            module.form = form
 
 
 class LocalLambda(nn.Module):
@@ -22,6 +43,7 @@ class LocalLambda(nn.Module):
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads = heads
+        self.form: LambdaForm = "reference"
         depth = dim // heads
         self.to_q = nn.Conv2d(dim, dim, 1, bias=False)
         self.to_k = nn.Conv2d(dim, depth, 1, bias=False)
@@ -32,6 +54,8 @@ class LocalLambda(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [B, n, C] of a picture of `size` (H, W), n = H*W in raster order -> [B, n, C]."""
+        if self.form == "fast":
+            return self._fast(x, size)
         height, width = size
         batch, positions, channels = x.shape
         image = x.transpose(1, 2).reshape(batch, channels, height, width)  # [B, C, H, W]
@@ -43,6 +67,15 @@ class LocalLambda(nn.Module):
         y = torch.einsum("bhkn,bkv->bhvn", q, content) + torch.einsum("bhkn,bkvn->bhvn", q, position)
         return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
 
+    def _fast(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same, with the window summed over last (`moebius.lambda_ops.local_lambda`)."""
+        image = x.transpose(1, 2).unflatten(2, size)  # [B, C, H, W]
+        query = _tokens(self.norm_q, self.to_q(image))  # [B, n, h*k]
+        values = _tokens(self.norm_v, self.to_v(image))  # [B, n, v]
+        assert self.pos_conv.bias is not None
+        summary = lambda_summary(self.to_k(image).flatten(2), values) + self.pos_conv.bias[:, None]  # λc [B, k, v]
+        return local_lambda(query, values, summary, self.pos_conv.weight[:, 0, 0], size, eager_tile(*size))
+
 
 class InteractiveLambda(nn.Module):
     """Interactive-λ: λ from the context tokens, with a learned embedding per position and token.
@@ -53,6 +86,7 @@ class InteractiveLambda(nn.Module):
     def __init__(self, dim: int, heads: int, positions: int, tokens: int, context_dim: int) -> None:
         super().__init__()
         self.heads = heads
+        self.form: LambdaForm = "reference"
         depth = dim // heads
         self.to_q = nn.Conv2d(dim, dim, 1, bias=False)
         self.to_k = nn.Linear(context_dim, depth, bias=False)
@@ -63,6 +97,8 @@ class InteractiveLambda(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [B, n, C] of a picture of `size` (H, W) and context [B, m, context_dim] -> [B, n, C]."""
+        if self.form == "fast":
+            return self._fast(x, context, size)
         height, width = size
         batch, positions, channels = x.shape
         image = x.transpose(1, 2).reshape(batch, channels, height, width)  # [B, C, H, W]
@@ -73,3 +109,20 @@ class InteractiveLambda(nn.Module):
         position = torch.einsum("nmk,bvm->bnkv", self.rel_pos_emb.squeeze(-1), v)  # λp
         y = torch.einsum("bhkn,bkv->bhvn", q, content) + torch.einsum("bhkn,bnkv->bhvn", q, position)
         return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
+
+    def _fast(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same as (Q E') V, with each sample a branch of its own: contexts may differ from row to row."""
+        query = _tokens(self.norm_q, self.to_q(x.transpose(1, 2).unflatten(2, size)))  # [B, n, h*k]
+        weights = self.to_k(context).softmax(dim=1)  # [B, m, k]
+        values = self.norm_v(self.to_v(context).transpose(1, 2)).transpose(1, 2)  # [B, m, v]
+        keys = self.rel_pos_emb.squeeze(-1) + weights[:, None]  # [B, n, m, k], E' with its last two axes swapped
+        return interactive_lambda(query[:, None], keys.transpose(2, 3), values)[:, 0]
+
+
+def _tokens(norm: nn.Module, image: Tensor) -> Tensor:
+    """A norm on [B, C, H, W] -> [B, H*W, C], contiguous.
+
+    The convolutions answer channels first for a batch of one, else channels last. The norm must see channels last, as
+    its gradient comes: PyTorch 2.13's batch norm on a CPU gives wrong gradients where the two differ at batch 1.
+    """
+    return norm(image.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2).contiguous()

@@ -26,6 +26,12 @@ def default_tile(height: int, width: int) -> tuple[int, int]:
     return (1 if height % 2 else 2, 8)
 
 
+def eager_tile(height: int, width: int) -> tuple[int, int]:
+    """The tile of eager PyTorch and of training: 4 x 4, or the largest divisors below it."""
+    tall, wide = (max(side for side in (1, 2, 3, 4) if whole % side == 0) for whole in (height, width))
+    return (tall, wide)
+
+
 # ---- softmax over the keys, times values -------------------------------------------------------------------------
 
 
@@ -76,26 +82,40 @@ def local_lambda_reference(
     return y.flatten(2)  # [B, n, h*v]
 
 
-class _Tiles:
-    """The moves between tokens and tiles, and back."""
+_BANDS_BYTES = 1 << 23  # of the bands held at a time: they stay in the cache, and 4096 positions never need 90 MB
 
-    def __init__(self, query: Sequence[int], window: Sequence[int], size: Sequence[int], tile: Sequence[int]) -> None:
+
+class _Tiles:
+    """The moves between tokens and tiles, and back; the products over tiles, some tiles at a time."""
+
+    def __init__(self, query: Tensor, window: Tensor, size: Sequence[int], tile: Sequence[int]) -> None:
         (self.height, self.width), (self.tall, self.wide) = size, tile
-        self.batch, self.positions, _ = query
-        self.depth, self.reach, _ = window
+        self.batch, self.positions, channels = query.shape
+        self.depth, self.reach, _ = window.shape
+        self.heads = channels // self.depth
         self.rows, self.columns = self.height // self.tall, self.width // self.wide
         self.tiles, self.places = self.batch * self.rows * self.columns, self.tall * self.wide
-        self.around = neighbourhoods(self.height, self.width, self.tall, self.wide, self.reach)
-        self.taps = window_places(self.tall, self.wide, self.reach)
+        self.near_size = (self.tall + self.reach - 1) * (self.wide + self.reach - 1)  # j
         self.padded = (self.height + self.reach - 1, self.width + self.reach - 1)
+        around = neighbourhoods(self.height, self.width, self.tall, self.wide, self.reach).to(query.device)
+        pictures = torch.arange(self.batch, device=query.device)[:, None] * (self.padded[0] * self.padded[1])
+        self.around = (pictures + around).reshape(self.tiles, -1)  # [B*t, j]
+        self.taps = window_places(self.tall, self.wide, self.reach).to(query.device)
+        band = self.places * self.heads * self.near_size  # of one tile
+        self.at_once = min(self.tiles, max(1, _BANDS_BYTES // (band * query.element_size())))
+        self._buffers = [query.new_empty(self.at_once * band) for _ in range(2)]
+
+    def runs(self) -> list[slice]:
+        """The tiles 0 ... B*t, in runs of which each has its bands in the buffers."""
+        return [slice(start, min(start + self.at_once, self.tiles)) for start in range(0, self.tiles, self.at_once)]
 
     def queries(self, query: Tensor) -> Tensor:
-        """[B, n, h*k] -> [p, B*t*h, k]."""
+        """[B, n, h*k] -> [p, B*t, h*k]."""
         tiled = query.reshape(self.batch, self.rows, self.tall, self.columns, self.wide, -1)
-        return tiled.permute(2, 4, 0, 1, 3, 5).reshape(self.places, -1, self.depth)  # [Ty, Tx, B, rows, columns, C]
+        return tiled.permute(2, 4, 0, 1, 3, 5).reshape(self.places, self.tiles, -1)  # [Ty, Tx, B, rows, columns, C]
 
     def from_queries(self, queries: Tensor) -> Tensor:
-        """[p, B*t*h, k] -> [B, n, h*k]."""
+        """[p, B*t, h*k] -> [B, n, h*k]."""
         tiled = queries.reshape(self.tall, self.wide, self.batch, self.rows, self.columns, -1)
         tiled = tiled.permute(2, 3, 0, 4, 1, 5)  # [B, rows, Ty, columns, Tx, C]
         return tiled.reshape(self.batch, self.positions, -1)  # [B, n, C]
@@ -103,40 +123,53 @@ class _Tiles:
     def kernels(self, window: Tensor) -> Tensor:
         """[k, r, r] -> [p, k, j], the window shifted to where each place sees it."""
         taps = F.pad(window.flatten(1), (0, 1))  # [k, r*r + 1], the last one zero
-        chosen = taps.index_select(1, self.taps.to(window.device))
+        chosen = taps.index_select(1, self.taps)
         return chosen.reshape(self.depth, self.places, -1).transpose(0, 1)  # [k, p*j] -> [k, p, j] -> [p, k, j]
 
     def from_kernels(self, kernels: Tensor) -> Tensor:
         """The sum over places, [p, k, j] -> [k, r, r]."""
         flat = kernels.transpose(0, 1).reshape(self.depth, -1)  # [k, p*j]
-        taps = flat.new_zeros(self.depth, self.reach**2 + 1).index_add(1, self.taps.to(flat.device), flat)
+        taps = flat.new_zeros(self.depth, self.reach**2 + 1).index_add(1, self.taps, flat)
         return taps[:, :-1].reshape(self.depth, self.reach, self.reach)  # [k, r*r] -> [k, r, r]
 
-    def near(self, values: Tensor) -> Tensor:
-        """[B, n, v] -> [B*t, j, v], each tile's neighbourhood, zero outside the picture."""
-        margin = (0, 0, *[self.reach // 2] * 4)
+    def margins(self, values: Tensor) -> Tensor:
+        """[B, n, v] -> [B*(H+r-1)*(W+r-1), v], zero outside the picture."""
         image = values.reshape(self.batch, self.height, self.width, -1)  # [B, H, W, v]
-        rows = F.pad(image, margin).flatten(1, 2)  # [B, (H+r-1)*(W+r-1), v]
-        return rows.index_select(1, self.around.to(values.device)).reshape(self.tiles, -1, values.shape[2])
+        return F.pad(image, (0, 0, *[self.reach // 2] * 4)).flatten(0, 2)
 
-    def from_near(self, near: Tensor) -> Tensor:
-        """The sum over tiles, [B*t, j, v] -> [B, n, v]."""
-        flat = near.reshape(self.batch, -1, near.shape[2])  # [B, t*j, v]
-        rows = flat.new_zeros(self.batch, self.padded[0] * self.padded[1], flat.shape[2])
-        rows = rows.index_add(1, self.around.to(flat.device), flat)
+    def from_margins(self, padded: Tensor) -> Tensor:
+        """[B*(H+r-1)*(W+r-1), v] -> [B, n, v], without the margins."""
         edge = self.reach // 2
-        image = rows.reshape(self.batch, *self.padded, -1)[:, edge : edge + self.height, edge : edge + self.width]
+        image = padded.reshape(self.batch, *self.padded, -1)[:, edge : edge + self.height, edge : edge + self.width]
         return image.reshape(self.batch, self.positions, -1)  # [B, H, W, v] -> [B, n, v]
 
-    def bands(self, bands: Tensor) -> Tensor:
-        """[p, B*t*h, j] -> [B*t, p*h, j]."""
-        by_tile = bands.reshape(self.places, self.tiles, -1).transpose(0, 1)  # [B*t, p, h*j]
-        return by_tile.reshape(self.tiles, -1, bands.shape[2])
+    def near(self, padded: Tensor, run: slice) -> Tensor:
+        """[B*(H+r-1)*(W+r-1), v] -> [t, j, v], the neighbourhood of each tile of the run."""
+        return padded.index_select(0, self.around[run].flatten()).reshape(-1, self.near_size, padded.shape[1])
 
-    def bands_by_place(self, bands: Tensor) -> Tensor:
-        """[B*t, p*h, j] -> [p, B*t*h, j]."""
-        by_place = bands.reshape(self.tiles, self.places, -1).transpose(0, 1)  # [p, B*t, h*j]
-        return by_place.reshape(self.places, -1, bands.shape[2])
+    def bands(self, queries: Tensor, kernels: Tensor) -> Tensor:
+        """A = Q kernels: [p, t, h*k] and [p, k, j] -> [t, p*h, j], in a buffer."""
+        by_place = self._buffer(0, self.places, queries.shape[1] * self.heads)  # [p, t*h, j]
+        torch.bmm(queries.reshape(self.places, -1, self.depth), kernels, out=by_place)
+        by_tile = self._buffer(1, queries.shape[1], self.places * self.heads)  # [t, p*h, j]
+        by_tile.view(-1, self.places, self.heads * self.near_size).copy_(
+            by_place.view(self.places, -1, self.heads * self.near_size).transpose(0, 1)
+        )
+        return by_tile
+
+    def bands_gradient(self, outer: Tensor, near: Tensor) -> Tensor:
+        """The gradient by the bands: [t, p*h, v] and [t, j, v] -> [p, t*h, j], in a buffer."""
+        by_tile = self._buffer(0, outer.shape[0], self.places * self.heads)  # [t, p*h, j]
+        torch.bmm(outer, near.transpose(1, 2), out=by_tile)
+        by_place = self._buffer(1, self.places, outer.shape[0] * self.heads)  # [p, t*h, j]
+        by_place.view(self.places, -1, self.heads * self.near_size).copy_(
+            by_tile.view(-1, self.places, self.heads * self.near_size).transpose(0, 1)
+        )
+        return by_place
+
+    def _buffer(self, number: int, first: int, second: int) -> Tensor:
+        """[first, second, j] of buffer 0 or 1."""
+        return self._buffers[number][: first * second * self.near_size].view(first, second, self.near_size)
 
     def in_order(self, position: Tensor) -> Tensor:
         """[B*t, p*h, v] -> [B, n, h*v]."""
@@ -195,10 +228,12 @@ def local_lambda(
         ValueError: shapes that do not fit each other.
     """
     _check_local(query, values, summary, window, size, tile)
-    plan = _Tiles(query.shape, window.shape, size, tile)
+    plan = _Tiles(query, window, size, tile)
+    queries, kernels, padded = plan.queries(query), plan.kernels(window), plan.margins(values)
+    position = query.new_empty(plan.tiles, plan.places * plan.heads, plan.depth)  # [B*t, p*h, v]
+    for run in plan.runs():
+        torch.bmm(plan.bands(queries[:, run], kernels), plan.near(padded, run), out=position[run])
     content = torch.matmul(query.reshape(plan.batch, -1, plan.depth), summary)  # [B, n*h, k] -> [B, n*h, v]
-    bands = plan.bands(torch.matmul(plan.queries(query), plan.kernels(window)))  # [B*t, p*h, j]
-    position = torch.matmul(bands, plan.near(values))  # [B*t, p*h, v]
     return plan.in_order(position) + content.reshape(plan.batch, plan.positions, -1)  # [B, n, h*v]
 
 
@@ -246,20 +281,26 @@ def local_lambda_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `local_lambda` by query, values, summary and window, given that by its output [B, n, h*v].
 
-    The chain rule over its products. The bands [p, B*t*h, j], which would be the largest tensor to keep meanwhile,
-    are computed again.
+    The chain rule over its products. The bands are computed again, so that nothing of their size is kept meanwhile.
     """
-    plan = _Tiles(query.shape, window.shape, size, tile)
-    per_head = gradient.reshape(plan.batch, -1, plan.depth)  # [B, n*h, v]
-    queries, kernels, near = plan.queries(query), plan.kernels(window), plan.near(values)
+    plan = _Tiles(query, window, size, tile)
+    queries, kernels, padded = plan.queries(query), plan.kernels(window), plan.margins(values)
     outer = plan.by_tile(gradient)  # [B*t, p*h, v]
-    bands = plan.bands(torch.matmul(queries, kernels))
-    by_bands = plan.bands_by_place(torch.matmul(outer, near.transpose(1, 2)))  # [p, B*t*h, j]
-    by_position = plan.from_queries(torch.matmul(by_bands, kernels.transpose(1, 2)))  # [B, n, h*k]
+    by_queries, by_kernels, by_padded = torch.empty_like(queries), torch.zeros_like(kernels), torch.zeros_like(padded)
+    for run in plan.runs():
+        bands = plan.bands(queries[:, run], kernels)  # [t, p*h, j]
+        by_near = torch.bmm(bands.transpose(1, 2), outer[run])  # [t, j, v]
+        by_padded.index_add_(0, plan.around[run].flatten(), by_near.flatten(0, 1))
+        by_bands = plan.bands_gradient(outer[run], plan.near(padded, run))  # [p, t*h, j]
+        by_query = torch.bmm(by_bands, kernels.transpose(1, 2))  # [p, t*h, k]
+        by_queries[:, run] = by_query.reshape(plan.places, -1, by_queries.shape[2])
+        heads_of_run = queries[:, run].reshape(plan.places, -1, plan.depth)  # [p, t*h, k]
+        by_kernels.baddbmm_(heads_of_run.transpose(1, 2), by_bands)
+    per_head = gradient.reshape(plan.batch, -1, plan.depth)  # [B, n*h, v]
+    by_position, by_values = plan.from_queries(by_queries), plan.from_margins(by_padded)  # [B, n, h*k], [B, n, v]
     by_content = torch.matmul(per_head, summary.transpose(1, 2)).reshape(query.shape)  # [B, n*h, k] -> [B, n, h*k]
     by_summary = torch.matmul(query.reshape(plan.batch, -1, plan.depth).transpose(1, 2), per_head)  # [B, k, v]
-    by_values = plan.from_near(torch.matmul(bands.transpose(1, 2), outer))
-    by_window = plan.from_kernels(torch.matmul(queries.transpose(1, 2), by_bands))
+    by_window = plan.from_kernels(by_kernels)
     return by_position + by_content, by_values, by_summary, by_window
 
 

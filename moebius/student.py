@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moebius.config import StudentConfig
-from moebius.lambda_layers import InteractiveLambda, LocalLambda
+from moebius.lambda_layers import InteractiveLambda, LambdaForm, LocalLambda, set_lambda_form
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -323,6 +323,10 @@ class Moebius(nn.Module):
     def unconditional_ids(self) -> Tensor:
         """Category ids [m] of the unconditional branch: the second half."""
         return self.conditional_ids + self.config.tokens
+
+    def set_lambda_form(self, form: LambdaForm) -> None:
+        """`"fast"`: the λ layers by their operators, for training and eager inference; `"reference"`: as written."""
+        set_lambda_form(self, form)
 
     def forward(self, sample: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
         """Predicted noise [B, 4, S, S] for sample [B, 9, S, S], timesteps [B] and category ids [B, m]."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moebius.lambda_layers import InteractiveLambda, LocalLambda
+from moebius.lambda_layers import InteractiveLambda, LocalLambda, set_lambda_form
 from moebius.load import tensor_specs
 from moebius.stand_in import stand_in_state_dict
 
@@ -20,9 +20,10 @@ def relative(got, expected):
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
+@pytest.mark.parametrize("form", ["reference", "fast"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("name", ["local_r15", "local_r5", "interactive"])
-def test_outputs_and_gradients(name, mode):
+def test_outputs_and_gradients(name, mode, form):
     golden = np.load(GOLDEN / "lambda_layers.npz")
 
     def tensor(key):
@@ -34,6 +35,7 @@ def test_outputs_and_gradients(name, mode):
     weights = stand_in_state_dict(specs, seed=0)
     layer.load_state_dict({key.removeprefix(f"{name}."): value for key, value in weights.items()})
     layer.train(mode == "train")
+    set_lambda_form(layer, form)
     x = tensor("x").requires_grad_()
     inputs = [x, (12, 12)]
     if not local:
