@@ -48,8 +48,8 @@ test-full: $(VENV)/.ready  ## The full-size network: export, golden sampler, gol
 test-runtime:  ## The runtime's tests in an environment of their own, without PyTorch.
 	@echo "== runtime without PyTorch"
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort]' onnx pytest hypothesis filelock
-	$(VENV)-runtime/bin/python -m pytest tests/runtime
+	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort]' onnx pytest hypothesis filelock hatchling
+	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/kernels
 
 fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures and masks.
 	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py

@@ -28,9 +28,9 @@ from moebius_export.verify.reference import Inputs, Reference, Say, load_referen
 from moebius_export.verify.results import Check, Report
 from moebius_export.verify.sessions import profiled_session, session_of_functions
 from moebius_export.verify.weights import norm_pairs, weight_checks
+from moebius_runtime import kernels
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError
-from moebius_runtime.kernels import VARIANTS
 from moebius_runtime.manifest import GraphName, Precision
 
 SHORT_STEPS = 4
@@ -101,6 +101,7 @@ def verify(path: str | Path, options: VerifyOptions, say: Say = lambda text: Non
         "U-Net": f"{model.unet.origin}, SHA-256 {model.unet.sha256[:16]}",
         "VAE": f"{model.vae.origin}, SHA-256 {model.vae.sha256[:16]}",
         "reference": "eager PyTorch on the CPU, float32",
+        "compiled kernels": kernels.in_words(),
         "steps": f"{steps} (timesteps {', '.join(map(str, timesteps.tolist()))}), guidance "
         f"{bundle.manifest.defaults.guidance_scale:g}, seed {options.seed}",
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _TOOLS)
@@ -146,7 +147,7 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
     try:
         with norm_pairs(module) as pairs, profiled_session(path) as profiled:
             compared = compare(profiled.session, module, info, inputs, budgets["worst"])
-        compiled = profiled.kernels in VARIANTS
+        compiled = profiled.kernels in kernels.VARIANTS
         runs = [(f"{subject}, kernels {profiled.kernels}" if compiled else subject, compiled, compared)]
         profiled.session = None  # its memory is needed
         if compiled:
@@ -170,7 +171,7 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
     if run.options.bisect and failed:
         run.say(f"{subject}: looking for the first wrong tensor")
         # A fault of the file shows in its functions' bodies; kernels are looked at where they alone are wrong.
-        compiled = all(name in failed if kernels else name not in failed for name, kernels, _ in runs)
+        compiled = all((name in failed) == with_kernels for name, with_kernels, _ in runs)
         found.append(_bisected(subject, path, run, graph, inputs, budgets["relative"], compiled))
     placed, placement = placement_checks(subject, precision, path, profiled.events, budgets["found"])
     if placement is not None:
@@ -179,10 +180,10 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
 
 
 def _bisected(
-    subject: str, path: Path, run: _Run, graph: GraphName, inputs: Inputs, tolerance: float, kernels: bool
+    subject: str, path: Path, run: _Run, graph: GraphName, inputs: Inputs, tolerance: float, compiled: bool
 ) -> Check:
     try:
-        return bisect(subject, path, run.reference.modules[graph], inputs, tolerance, kernels)
+        return bisect(subject, path, run.reference.modules[graph], inputs, tolerance, compiled)
     except BundleError as error:
         return Check("bisect", subject, "first wrong tensor", "not run", detail=str(error))
 

@@ -94,9 +94,9 @@ def add_kernels(options: Any, model: str | Path) -> str | None:
     library = kernels.library_path()
     if kernels.DOMAIN not in function_domains(model):
         return None
+    words = kernels.in_words()
     if library is None:
-        return f"none ({kernels.why_none()})"
-    variant = kernels.variant(library)
+        return words
     try:
         options.register_custom_ops_library(str(library))
     except Exception as error:  # its exceptions share no base class of their own
@@ -104,7 +104,7 @@ def add_kernels(options: Any, model: str | Path) -> str | None:
             f"ONNX Runtime refuses {library}: {_first_line(error)}. Update ONNX Runtime, or set {kernels.SWITCH}=off "
             "to run without compiled kernels."
         ) from error
-    return variant
+    return words
 
 
 class OrtBackend(Backend):

@@ -22,7 +22,7 @@ _REINSTALL = f"Reinstall moebius-edge, or set {SWITCH}=off to run without compil
 
 
 def library_path() -> Path | None:
-    """The library of this installation, or None: see `why_none`.
+    """The library of this installation; None where it was not built or MOEBIUS_KERNELS is off.
 
     Raises:
         InputError: MOEBIUS_KERNELS is none of its values.
@@ -44,9 +44,12 @@ def library_path() -> Path | None:
     return None
 
 
-def why_none() -> str:
-    """Why `library_path` gives None."""
-    return f"{SWITCH}=off" if os.environ.get(SWITCH) == _OFF else "not built"
+def in_words() -> str:
+    """What runs functions of `DOMAIN` here, such as `avx512` or `none (not built)`; errors as below and above."""
+    path = library_path()
+    if path is None:
+        return f"none ({SWITCH}=off)" if os.environ.get(SWITCH) == _OFF else "none (not built)"
+    return variant(path)
 
 
 def variant(path: Path) -> str:

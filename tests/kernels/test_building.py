@@ -1,0 +1,143 @@
+"""The build hook: what it compiles, and that it is optional without hiding a failure."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hatchling")
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+hatch_build = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hatch_build)
+
+pytestmark = pytest.mark.skipif(sys.platform not in hatch_build.LIBRARIES, reason="the kernels are not built here")
+needs_compiler = pytest.mark.skipif(not hatch_build._compiler(), reason="no C++ compiler")
+
+
+class AbortedError(Exception):
+    pass
+
+
+class App:
+    def __init__(self):
+        self.warnings = []
+
+    def display_warning(self, message):
+        self.warnings.append(message)
+
+    def abort(self, message):
+        raise AbortedError(message)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A checkout whose sources compile in no time: one function per file, and one per variant."""
+    sources = tmp_path / hatch_build.FOLDER / "src"
+    sources.mkdir(parents=True)
+    visible = '__attribute__((visibility("default")))'
+    (sources / "library.cpp").write_text(f'extern "C" {visible} int answer() {{ return 42; }}\n')
+    (sources / "work.cpp").write_text("int hidden() { return 1; }\n")
+    (sources / "variant.cpp").write_text(
+        "namespace MOEBIUS_VARIANT { extern const int lanes; const int lanes = MOEBIUS_LANES; }\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def build(root, monkeypatch):
+    """build(version, **environment) -> (what hatchling is told, warnings)."""
+    monkeypatch.delenv("MOEBIUS_NO_KERNELS", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+
+    def run(version="standard", **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        app, data = App(), {"artifacts": []}
+        hatch_build.KernelsHook(str(root), {}, None, None, "", "wheel", app).initialize(version, data)
+        return data, app.warnings
+
+    return run
+
+
+def library(root):
+    return root / hatch_build.FOLDER / hatch_build.LIBRARIES[sys.platform]
+
+
+@needs_compiler
+def test_a_wheel_for_this_platform_and_any_python(build, root):
+    import ctypes
+
+    data, warnings = build()
+    assert warnings == []
+    assert data["artifacts"] == [f"/{library(root).relative_to(root)}"]
+    assert data["pure_python"] is False
+    assert data["tag"].startswith("py3-none-")
+    assert "any" not in data["tag"]
+    assert ctypes.CDLL(str(library(root))).answer() == 42
+    assert [path.name for path in library(root).parent.iterdir() if path.is_file()] == [library(root).name]
+
+
+def check_pure(data, warnings, words):
+    assert data == {"artifacts": []}
+    assert len(warnings) == 1
+    assert "pure Python" in warnings[0]
+    assert words in warnings[0]
+    assert "\n" not in warnings[0]
+
+
+def test_without_a_compiler_the_wheel_is_pure(build, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_pure(*build(), "no C++ compiler")
+
+
+def test_on_another_system_it_is_pure(build, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    check_pure(*build(), "not written for")
+
+
+def test_switched_off_it_is_pure_and_no_older_library_stays(build, root):
+    library(root).write_bytes(b"old")
+    check_pure(*build(MOEBIUS_NO_KERNELS="1"), "MOEBIUS_NO_KERNELS is set")
+    assert library(root).exists()  # of a checkout: not this wheel's, which holds no artifacts
+    check_pure(*build("editable", MOEBIUS_NO_KERNELS="1"), "MOEBIUS_NO_KERNELS is set")
+    assert not library(root).exists()
+
+
+@needs_compiler
+def test_a_compiler_that_fails_ends_the_build(build, root):
+    library(root).write_bytes(b"old")
+    with (root / hatch_build.FOLDER / "src" / "variant.cpp").open("a") as stream:
+        stream.write("int broken() { return nonsense; }\n")
+    with pytest.raises(AbortedError) as caught:
+        build()
+    for words in ("the C++ compiler failed", "nonsense", "MOEBIUS_NO_KERNELS=1"):
+        assert words in str(caught.value)
+    assert library(root).read_bytes() == b"old"
+
+
+def test_a_compiler_that_is_named_and_missing_ends_the_build(build):
+    with pytest.raises(AbortedError, match=r"'no-such-c\+\+' cannot be started: No such file"):
+        build(CXX="no-such-c++ -O1")
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("nm"), reason="no nm")
+def test_the_library_shows_two_names():
+    """Everything else is hidden: libraries in one process must not find each other's functions."""
+    from moebius_runtime import kernels
+
+    path = kernels.library_path()
+    if path is None or sys.platform != "linux":
+        pytest.skip(f"compiled kernels: {kernels.in_words()}")
+    done = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True)
+    ours = [line.split()[-1] for line in done.stdout.splitlines() if line.split()[-2] in "TDB"]
+    assert sorted(ours) == ["RegisterCustomOps", "moebius_kernels_variant"]
+
+
+def test_the_sources_are_those_of_the_hook():
+    sources = {path.stem for path in (ROOT / hatch_build.FOLDER / "src").glob("*.cpp")}
+    assert sources == {"library", "work", "variant"}
