@@ -1,8 +1,8 @@
 """Whole layers as operators: `torch.ops.moebius.feed_forward` and the like.
 
-Each is one node of an exported graph (domain `moebius`, see `moebius_export.layers`), so that a runtime may take it whole.
-What they compute is written in PyTorch's own operations, weights as the checkpoint has them; they are for inference
-and have no gradients.
+Each is one node of an exported graph (domain `moebius`, see `moebius_export.layers`), so that a runtime may take it
+whole. What they compute is written in PyTorch's own operations, weights as the checkpoint has them; they are for
+inference and have no gradients.
 
 Letters in shapes: B batch, n positions (H*W), C channels.
 """
@@ -84,7 +84,7 @@ def residual_block(
     """
     y = _separable(x, first, groups, epsilon) + time[:, :, None, None]
     y = _separable(y, second, groups, epsilon)
-    return y + (F.conv2d(x, *shortcut) if shortcut else x)
+    return y + (F.conv2d(x, shortcut[0], shortcut[1]) if shortcut else x)
 
 
 def _separable(x: Tensor, weights: Sequence[Tensor], groups: int, epsilon: float) -> Tensor:

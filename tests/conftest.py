@@ -22,8 +22,14 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(shared_folder: Path) -> Path:
-    """A real export: preset tiny, stand-in weights, 128x128 pictures. Read only: copy it before changing it."""
-    return _made_once(shared_folder / "tiny-bundle", _export_tiny)
+    """A real export of the network as written: preset tiny, stand-in weights, 128x128 pictures. Read only: copy it."""
+    return _made_once(shared_folder / "tiny-bundle", lambda folder: _export_tiny(folder, rules=()))
+
+
+@pytest.fixture(scope="session")
+def fused_bundle(shared_folder: Path) -> Path:
+    """The same with every rewrite, for ort-cpu: what `moebius-export onnx` writes by default. Read only."""
+    return _made_once(shared_folder / "fused-bundle", _export_tiny)
 
 
 @pytest.fixture
@@ -32,11 +38,17 @@ def tiny_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
-def _export_tiny(folder: Path) -> None:
+@pytest.fixture
+def fused_bundle_copy(fused_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the fused bundle that a test may damage."""
+    return Path(shutil.copytree(fused_bundle, tmp_path / "fused"))
+
+
+def _export_tiny(folder: Path, **options) -> None:
     pytest.importorskip("torch", reason="the export needs torch; the runtime's own tests do not")
     from moebius_export.bundle import ExportOptions, export_onnx
 
-    export_onnx(folder, ExportOptions(weights="stand-in", vae="stand-in", preset="tiny"))
+    export_onnx(folder, ExportOptions(weights="stand-in", vae="stand-in", preset="tiny", **options))
 
 
 def _made_once(folder: Path, make) -> Path:

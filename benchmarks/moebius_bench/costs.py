@@ -49,6 +49,7 @@ def count_torch(preset_name: str, parameters: bool = False) -> dict[str, dict[st
 
     from moebius import Moebius, VaeDecoder, VaeEncoder, preset
     from moebius.vae import build_vae
+    from moebius_export.module_cost import module_macs
     from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 
     sizes = preset(preset_name)
@@ -63,20 +64,7 @@ def count_torch(preset_name: str, parameters: bool = False) -> dict[str, dict[st
             "vae_encoder": (VaeEncoder(vae), (torch.empty(1, 3, pixels, pixels),)),
             "vae_decoder": (VaeDecoder(vae), (torch.empty(1, channels, side, side),)),
         }
-        counted = {name: _count_call(module, inputs) for name, (module, inputs) in calls.items()}
+        counted = {name: module_macs(module, inputs) for name, (module, inputs) in calls.items()}
     if parameters:
         counted["parameters"] = {"all": sum(p.numel() for p in student.parameters())}
     return counted
-
-
-def _count_call(module: Any, inputs: tuple[Any, ...]) -> dict[str, int]:
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # Attention as plain products: the fused forms of some devices are not known to the counter.
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    by_operation = counter.get_flop_counts()["Global"]
-    convolutions = sum(flops for op, flops in by_operation.items() if "convolution" in str(op))
-    return {"all": counter.get_total_flops() // 2, "convolutions": convolutions // 2}  # a MAC is two FLOPs there

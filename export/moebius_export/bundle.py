@@ -24,8 +24,10 @@ from moebius.checkpoint import Checkpoint
 from moebius.load import DEFAULT_VAE, DEFAULT_WEIGHTS, load_student, load_vae
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.errors import ExportError
+from moebius_export.module_cost import module_macs
 from moebius_export.parity import check_parity, reference_output
-from moebius_export.rules import check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
+from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
+from moebius_export.rules.base import Outcome
 from moebius_export.weights_file import weights_file
 from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 from moebius_runtime.backends.ort import import_onnxruntime
@@ -54,6 +56,7 @@ Progress = Callable[[str, str], None]
 
 TARGETS = {"ort-cpu": "tiles", "tensorrt": "convolution", "generic": "convolution"}
 """Target -> the body of `LocalLambda` in its files, one of `moebius_export.functions.FORMS`."""
+DEFAULT_TARGET = "ort-cpu"
 
 STAGES = ("reference", "trace", "simplify", "write", "check", "compare")
 _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
@@ -64,8 +67,8 @@ class ExportOptions:
     """What to export.
 
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
-    apply (`moebius_export.rules`), none for the network as written. `target`, one of `TARGETS`, is what the λ
-    operators' bodies are written for.
+    apply (`moebius_export.rules`), all by default, none for the network as written. `target`, one of `TARGETS`, is
+    what the λ operators' bodies are written for.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -73,8 +76,8 @@ class ExportOptions:
     preset: str = "full"
     batch: int = 1
     dynamic_batch: bool = False
-    rules: tuple[str, ...] = ()
-    target: str = "ort-cpu"
+    rules: tuple[str, ...] = RULE_NAMES
+    target: str = DEFAULT_TARGET
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _write_graphs(
         for name, spec in specs.items():
             progress(name, "reference")
             references[name] = reference_output(spec)
-            module, rewrites[name] = _rewritten(name, spec.module, options.rules)
+            module, rewrites[name] = _rewritten(name, spec, options.rules)
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
@@ -202,17 +205,26 @@ def _write_graphs(
     return written
 
 
-def _rewritten(graph: GraphName, module: nn.Module, rules: tuple[str, ...]) -> tuple[nn.Module, list[Rewrite]]:
-    """The module after those of `rules` that are meant for its graph, and how often each fired."""
+def _rewritten(graph: GraphName, spec: GraphSpec, rules: tuple[str, ...]) -> tuple[nn.Module, list[Rewrite]]:
+    """The module after those of `rules` that are meant for its graph, how often each fired and what it saved."""
+
+    def count(module: nn.Module) -> int:
+        return module_macs(module, spec.inputs.values(), spec.local_lambda_form)["all"]
+
+    module = spec.module
+    outcomes: list[Outcome] = []
     if isinstance(module, GuidedUNet | ConditionalUNet):
-        module, outcomes = rewrite_unet(module, module.student, module.category_ids, rules)
+        module, outcomes = rewrite_unet(module, module.student, module.category_ids, rules, count)
     elif isinstance(module, VaeDecoder):
-        module, outcomes = rewrite_decoder(module, rules)
+        module, outcomes = rewrite_decoder(module, rules, count)
     elif isinstance(module, VaeEncoder):
-        module, outcomes = rewrite_encoder(module, rules)
-    else:
-        outcomes = []
-    return module, [Rewrite(graph=graph, name=o.name, count=o.fired) for o in outcomes if o.fired]
+        module, outcomes = rewrite_encoder(module, rules, count)
+    rewrites = []
+    for outcome in (outcome for outcome in outcomes if outcome.fired):
+        before, after = outcome.macs or (None, None)
+        rewrite = Rewrite(graph=graph, name=outcome.name, count=outcome.fired, macs_before=before, macs_after=after)
+        rewrites.append(rewrite)
+    return module, rewrites
 
 
 def _graph_info(spec: GraphSpec, output: np.ndarray, file: GraphFile) -> GraphInfo:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from moebius.errors import CheckpointError
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
+from moebius_runtime.manifest import Rewrite
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -33,23 +36,28 @@ def onnx(
     batch: Annotated[int, typer.Option(help="Pictures per run, fixed in the graphs.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option(help="Leave the number of pictures open instead.")] = False,
     fuse: Annotated[
-        bool, typer.Option("--fuse/--no-fuse", help="Rewrite the network to an equal, cheaper one first (preview).")
-    ] = False,
-    rules: Annotated[str | None, typer.Option(help="Only these: fold_batch_norms,share_prefix, ...")] = None,
+        bool,
+        typer.Option("--fuse/--no-fuse", help="Rewrite the network to an equal, cheaper one, or leave it as written."),
+    ] = True,
+    rules: Annotated[
+        str | None, typer.Option(help="Only these rewrites: fold_batch_norms,share_prefix, ... Default: all.")
+    ] = None,
     target: Annotated[
-        str, typer.Option(help="ort-cpu, tensorrt or generic: what the fused λ operators are written for.")
-    ] = "ort-cpu",
+        str | None,
+        typer.Option(help="ort-cpu (default), tensorrt or generic: what the fused λ operators are written for."),
+    ] = None,
 ) -> None:
     """Exports the U-Net and the VAE to ONNX, compares each file with PyTorch, and writes the bundle."""
     if precision != "fp32":
         raise InputError(f"--precision {precision}: this version of moebius-edge writes fp32 only; leave it out")
-    from moebius_export.bundle import STAGES, ExportOptions, export_onnx
+    from moebius_export.bundle import DEFAULT_TARGET, STAGES, ExportOptions, export_onnx
     from moebius_export.rules import RULE_NAMES
 
-    if rules is not None and not fuse:
-        raise InputError(f"--rules {rules} without --fuse: name rewrites together with --fuse")
-    chosen = RULE_NAMES if rules is None else tuple(rules.split(","))
-    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen if fuse else (), target)
+    for option, value in (("--rules", rules), ("--target", target)):
+        if value is not None and not fuse:
+            raise InputError(f"{option} {value} means nothing with --no-fuse; leave one of them out")
+    chosen = () if not fuse else RULE_NAMES if rules is None else tuple(rules.split(","))
+    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, target or DEFAULT_TARGET)
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description:<16}"),
@@ -75,8 +83,8 @@ def onnx(
             bars.update(task, completed=len(STAGES), stage="done")
     for name, parity in manifest.parity.items():
         console.out.print(f"{name:<17} relative error {parity.relative_error:.1e} against PyTorch")
-    for rewrite in manifest.rewrites:
-        console.out.print(f"{rewrite.graph:<17} {rewrite.name}: {rewrite.count}")
+    if manifest.rewrites:
+        console.out.print(_rewrites_table(manifest.rewrites))
     size = sum(file.size for file in manifest.files.values())
     console.out.print(
         f"{out}: {manifest.model.parameters:,} U-Net parameters, {size / 1e6:,.0f} MB, "
@@ -142,6 +150,17 @@ def verify(
     if html is not None:
         write_page(report, html)
     raise typer.Exit(report.exit_code)
+
+
+def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:
+    """What each rule did: how often it fired, and a call's GMAC before and after it."""
+    table = Table("graph", "rewrite", box=None, header_style="bold")
+    for heading in ("fired", "GMAC before", "after"):
+        table.add_column(heading, justify="right")
+    for rewrite in rewrites:
+        macs = ["?" if macs is None else f"{macs / 1e9:.6g}" for macs in (rewrite.macs_before, rewrite.macs_after)]
+        table.add_row(rewrite.graph, rewrite.name, str(rewrite.count), *macs)
+    return table
 
 
 def main() -> None:

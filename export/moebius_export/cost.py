@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 from onnx import inliner, shape_inference
 
-from moebius_export.errors import ExportError
+from moebius_export.errors import CostError
 
 Shape = tuple[int, ...]
 
@@ -29,10 +29,6 @@ _FREE_ELSEWHERE = (
     *("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "NhwcMaxPool"),
 )
 _STANDARD = ("", "ai.onnx")
-
-
-class CostError(ExportError):
-    """The products of a graph cannot be counted: a shape is unknown, or an operator is."""
 
 
 @dataclass(frozen=True)

@@ -13,3 +13,7 @@ class ParityError(MoebiusError):
     """An exported file does not give PyTorch's result: the check did not hold."""
 
     exit_code = 1
+
+
+class CostError(ExportError):
+    """The products of a graph cannot be counted: a shape is unknown, or an operator is."""

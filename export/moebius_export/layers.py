@@ -1,8 +1,8 @@
 """Whole layers as ONNX model-local functions of domain `moebius`, beside the λ operators of `moebius_export.functions`.
 
-`FeedForward`, `ResidualBlock`, `ProjectedResidualBlock` (whose channels differ, so that it has a shortcut), `Conv3x3` and
-`UpsampleConv3x3`: the operators of `moebius.layer_ops`. Weights are inputs as the checkpoint has them (batch norms folded),
-so that a kernel can use them as they lie in the file.
+`FeedForward`, `ResidualBlock`, `ProjectedResidualBlock` (whose channels differ, so that it has a shortcut), `Conv3x3`
+and `UpsampleConv3x3`: the operators of `moebius.layer_ops`. Weights are inputs as the checkpoint has them (batch norms
+folded), so that a kernel can use them as they lie in the file.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ GraphName = Literal["unet", "unet_conditional", "vae_encoder", "vae_decoder"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Macs = Annotated[int, Field(ge=0, le=1 << 60)]
 Dimension = Annotated[int, Field(ge=1, le=1 << 16)] | Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -148,11 +149,16 @@ class Defaults(_Strict):
 
 
 class Rewrite(_Strict):
-    """A graph rewrite and how often it fired."""
+    """A graph rewrite, how often it fired, and the multiply-accumulates of a call before and after it.
+
+    Bundles of earlier versions do not state the latter.
+    """
 
     graph: GraphName
     name: ShortText
     count: Count
+    macs_before: Macs | None = None
+    macs_after: Macs | None = None
 
 
 class Parity(_Strict):

@@ -8,17 +8,20 @@ from moebius import preset
 from moebius.lambda_layers import InteractiveLambda, LocalLambda
 from moebius.load import load_student, tensor_specs
 from moebius.stand_in import stand_in_state_dict
-from moebius.student import LambdaTransformer, MixFeedForward, Resample, SeparableConv
+from moebius.student import LambdaTransformer, MixFeedForward, Resample, ResidualBlock, SeparableConv
 from moebius_export.errors import ExportError
 from moebius_export.rules import RULE_NAMES, expected_counts, rewrite_unet, unet_rules
 from moebius_export.rules.base import apply_rules, shared_copy
+from moebius_export.rules.conv3x3 import FuseConv3x3
+from moebius_export.rules.feed_forward import FuseFeedForward
 from moebius_export.rules.interactive_lambda import CollapseInteractiveLambda
 from moebius_export.rules.local_lambda import ReassociateLocalLambda, TiledLocalLambda
+from moebius_export.rules.residual_block import FuseResidualBlock
 from moebius_export.rules.separable_conv import FoldBatchNorms, FoldedSeparableConv
 from moebius_export.rules.shared_prefix import SharePrefix
 from moebius_export.rules.subpixel import SubPixelUpsampling
 from moebius_export.rules.timestep_table import TabulateTimesteps
-from moebius_export.rules.token_products import FeedForwardProducts, TransformerProducts
+from moebius_export.rules.token_products import TransformerProducts
 from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 
 # float32 on both sides, sums of up to some thousand terms in another order: single layers measure 2e-7 to 6e-7, the
@@ -136,13 +139,13 @@ def test_upsampling_near_misses():
 
 
 def test_feed_forward_becomes_products():
-    agree(filled(MixFeedForward(16, 3)), FeedForwardProducts(), torch.randn(2, 35, 16), (5, 7))
+    agree(filled(MixFeedForward(16, 3)), FuseFeedForward(), torch.randn(2, 35, 16), (5, 7))
 
 
 def test_feed_forward_near_miss():
     module = filled(MixFeedForward(16, 3))
     module.point_conv.conv = nn.Conv2d(24, 16, 1)
-    refused(module, FeedForwardProducts(), "a bias was not expected")
+    refused(module, FuseFeedForward(), "a bias was not expected")
 
 
 def test_transformers_become_products():
@@ -151,6 +154,32 @@ def test_transformers_become_products():
     agree(module, TransformerProducts(), torch.randn(2, 16, 16, 16), torch.randn(2, 6, 20))
     module.proj_out = nn.Conv2d(16, 16, 1, bias=False)
     refused(module, TransformerProducts(), "a bias was expected")
+
+
+@pytest.mark.parametrize("channels", [(16, 16), (16, 24)])
+def test_residual_blocks_fuse_once_their_norms_are_folded(channels):
+    module = filled(ResidualBlock(*channels, time_dim=12, groups=4))
+    inputs = torch.randn(2, channels[0], 6, 7), torch.randn(2, 12)
+    refused(module, FuseResidualBlock(), "not folded")
+    with torch.inference_mode():
+        expected = module(*inputs)
+    folded, _ = rewritten(module, FoldBatchNorms())
+    with torch.inference_mode():
+        assert error(agree(folded, FuseResidualBlock(), *inputs)(*inputs), expected) < LAYER
+    folded.norm2.eps = 1e-3
+    refused(folded, FuseResidualBlock(), "groups or epsilon")
+    folded.norm2.eps = folded.norm1.eps
+    folded.conv2.residual = False
+    refused(folded, FuseResidualBlock(), "inner skip")
+
+
+def test_plain_3x3_convolutions_fuse_and_others_do_not():
+    agree(filled(nn.Conv2d(5, 7, 3, padding=1)), FuseConv3x3(), torch.randn(2, 5, 6, 9))
+    refused(nn.Conv2d(4, 4, 3, padding=1, stride=2), FuseConv3x3(), "not a plain 3x3 convolution")
+    refused(nn.Conv2d(4, 4, 3, padding=1, groups=4), FuseConv3x3(), "not a plain 3x3 convolution")
+    refused(nn.Conv2d(4, 4, 1), FuseConv3x3(), "not a plain 3x3 convolution")
+    refused(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), FuseConv3x3(), "reflect")
+    refused(nn.Conv2d(4, 4, 3, padding=1, bias=False), FuseConv3x3(), "no bias")
 
 
 def tiny(wrapper):
@@ -205,7 +234,7 @@ def test_all_rules_fire_as_often_as_the_sizes_say(wrapper):
     counts = expected_counts(student.config, guided=wrapper is GuidedUNet)
     assert {outcome.name: outcome.fired for outcome in outcomes} == counts
     assert counts["reassociate_local_lambda"] == 6
-    assert tuple(counts) == RULE_NAMES
+    assert tuple(counts) == tuple(name for name in RULE_NAMES if name != "fuse_conv3x3")  # that one is the VAE's
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
@@ -214,10 +243,11 @@ def test_full_size_counts():
         "fold_batch_norms": 32,
         "collapse_interactive_lambda": 15,
         "reassociate_local_lambda": 15,
-        "feed_forward_products": 15,
+        "fuse_feed_forward": 15,
         "transformer_products": 15,
         "sub_pixel_upsampling": 2,
         "tabulate_timesteps": 1,
+        "fuse_residual_block": 15,
         "share_prefix": 1,
     }
 

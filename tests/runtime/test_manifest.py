@@ -48,6 +48,15 @@ def test_an_edit_signed_as_documented_is_read(toy_copy, edit_manifest):
     assert read_manifest(toy_copy.path).defaults.guidance_scale == 2
 
 
+def test_rewrites_state_their_cost_since_this_version(toy_copy, edit_manifest):
+    old = {"graph": "unet", "name": "r", "count": 1}
+    new = old | {"macs_before": 3 << 40, "macs_after": 1 << 40}
+    edit_manifest(toy_copy.path, lambda content: content.update(rewrites=[old, new]))
+    first, second = read_manifest(toy_copy.path).rewrites
+    assert (first.macs_before, first.macs_after) == (None, None)
+    assert (second.macs_before, second.macs_after) == (3 << 40, 1 << 40)
+
+
 def test_any_edit_breaks_the_hash(toy_copy, edit_manifest):
     edit_manifest(toy_copy.path, lambda content: content["defaults"].update(guidance_scale=2.25), sign=False)
     refusal(toy_copy.path, "does not match its own hash")

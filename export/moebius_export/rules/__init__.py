@@ -5,7 +5,7 @@ Each is algebra, not approximation: results differ by float rounding only (docs/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from moebius_export.rules.shared_prefix import SharePrefix
 from moebius_export.rules.subpixel import SubPixelUpsampling
 from moebius_export.rules.timestep_table import TabulateTimesteps
 from moebius_export.rules.token_products import TransformerProducts
+
+Count = Callable[[nn.Module], int]
+"""The cost of a call of a network, see `moebius_export.module_cost`."""
 
 RULE_NAMES = (
     "fold_batch_norms",
@@ -79,27 +82,37 @@ def expected_counts(config: StudentConfig, *, guided: bool) -> dict[str, int]:
 
 
 def rewrite_unet(
-    module: nn.Module, student: Moebius, category_ids: Tensor, names: Sequence[str] = RULE_NAMES
+    module: nn.Module,
+    student: Moebius,
+    category_ids: Tensor,
+    names: Sequence[str] = RULE_NAMES,
+    count: Count | None = None,
 ) -> tuple[nn.Module, list[Outcome]]:
-    """Applies the named rules to a U-Net wrapper and checks how often each fired.
+    """Applies the named rules to a U-Net wrapper and checks how often each fired; `count` as in `apply_rules`.
 
     Raises:
         ExportError: an unknown rule, or one that fired another number of times than the network's sizes say.
     """
     check_names(names)
     rules = [rule for rule in unet_rules(student, category_ids) if rule.name in names]
-    return _counted(module, rules, expected_counts(student.config, guided=category_ids.shape[0] == 2))
+    return _counted(module, rules, expected_counts(student.config, guided=category_ids.shape[0] == 2), count)
 
 
-def rewrite_decoder(module: VaeDecoder, names: Sequence[str] = RULE_NAMES) -> tuple[nn.Module, list[Outcome]]:
+def rewrite_decoder(
+    module: VaeDecoder, names: Sequence[str] = RULE_NAMES, count: Count | None = None
+) -> tuple[nn.Module, list[Outcome]]:
     """As `rewrite_unet`, for the VAE decoder: its upsamplers, one fewer than resolutions, and its 3x3 convolutions."""
     levels = [len(block.resnets) for block in module.decoder.up_blocks]
-    return _rewrite_vae(module, names, {"sub_pixel_upsampling": len(levels) - 1, "fuse_conv3x3": _convs(levels)})
+    expected = {"sub_pixel_upsampling": len(levels) - 1, "fuse_conv3x3": _convs(levels)}
+    return _rewrite_vae(module, names, expected, count)
 
 
-def rewrite_encoder(module: VaeEncoder, names: Sequence[str] = RULE_NAMES) -> tuple[nn.Module, list[Outcome]]:
+def rewrite_encoder(
+    module: VaeEncoder, names: Sequence[str] = RULE_NAMES, count: Count | None = None
+) -> tuple[nn.Module, list[Outcome]]:
     """As `rewrite_unet`, for the VAE encoder: its 3x3 convolutions, but for those that halve the picture."""
-    return _rewrite_vae(module, names, {"fuse_conv3x3": _convs([len(b.resnets) for b in module.encoder.down_blocks])})
+    levels = [len(block.resnets) for block in module.encoder.down_blocks]
+    return _rewrite_vae(module, names, {"fuse_conv3x3": _convs(levels)}, count)
 
 
 def _convs(resnets: Sequence[int]) -> int:
@@ -108,13 +121,13 @@ def _convs(resnets: Sequence[int]) -> int:
 
 
 def _rewrite_vae(
-    module: nn.Module, names: Sequence[str], expected: dict[str, int]
+    module: nn.Module, names: Sequence[str], expected: dict[str, int], count: Count | None
 ) -> tuple[nn.Module, list[Outcome]]:
     from diffusers.models.upsampling import Upsample2D
 
     check_names(names)
     rules = [SubPixelUpsampling(Upsample2D), FuseConv3x3()]
-    return _counted(module, [rule for rule in rules if rule.name in expected and rule.name in names], expected)
+    return _counted(module, [rule for rule in rules if rule.name in expected and rule.name in names], expected, count)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -123,8 +136,10 @@ def check_names(names: Sequence[str]) -> None:
         raise ExportError(f"unknown rule {', '.join(unknown)}; expected some of {', '.join(RULE_NAMES)}")
 
 
-def _counted(module: nn.Module, rules: Sequence[Rule], expected: dict[str, int]) -> tuple[nn.Module, list[Outcome]]:
-    module, outcomes = apply_rules(module, rules)
+def _counted(
+    module: nn.Module, rules: Sequence[Rule], expected: dict[str, int], count: Count | None
+) -> tuple[nn.Module, list[Outcome]]:
+    module, outcomes = apply_rules(module, rules, count)
     for outcome in outcomes:
         if outcome.fired != expected[outcome.name]:
             reasons = "; ".join(f"{path}: {reason}" for path, reason in outcome.refused[:3]) or "nothing matched"

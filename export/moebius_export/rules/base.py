@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -33,11 +33,12 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How often a rule fired, and what it found and left alone: (path, reason)."""
+    """How often a rule fired, what it found and left alone as (path, reason), and a call's cost before and after it."""
 
     name: str
     fired: int
     refused: tuple[tuple[str, str], ...]
+    macs: tuple[int, int] | None = None
 
 
 def shared_copy(module: nn.Module) -> nn.Module:
@@ -55,12 +56,15 @@ def shared_copy(module: nn.Module) -> nn.Module:
     return copied(module)
 
 
-def apply_rules(root: nn.Module, rules: Sequence[Rule]) -> tuple[nn.Module, list[Outcome]]:
+def apply_rules(
+    root: nn.Module, rules: Sequence[Rule], count: Callable[[nn.Module], int] | None = None
+) -> tuple[nn.Module, list[Outcome]]:
     """Applies rules in their order. A module that stands in several places is rewritten once and stays shared.
 
     Args:
         root: a network in eval mode; it stays as it is.
         rules: in order; each sees what the ones before it made.
+        count: the cost of a call of the network, for the outcomes; without it they do not say.
 
     Returns:
         The network and an outcome per rule.
@@ -72,8 +76,12 @@ def apply_rules(root: nn.Module, rules: Sequence[Rule]) -> tuple[nn.Module, list
         raise ValueError("rewrites are for inference; call eval() first")
     root, outcomes = shared_copy(root), []
     with torch.no_grad():
+        before = count(root) if count else 0
         for rule in rules:
             root, outcome = _apply(root, rule)
+            if count:
+                after = count(root) if outcome.fired else before
+                outcome, before = replace(outcome, macs=(before, after)), after
             outcomes.append(outcome)
     return root.eval(), outcomes
 

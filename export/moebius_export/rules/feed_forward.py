@@ -44,7 +44,7 @@ class FuseFeedForward(Rule):
         assert isinstance(module, MixFeedForward)
         middle = module.depth_conv.conv
         if middle.kernel_size != (3, 3) or middle.padding != (1, 1) or middle.stride != (1, 1) or middle.bias is None:
-            return f"a {middle.kernel_size} convolution of padding {middle.padding} is not 3x3 with padding 1 and a bias"
+            return f"a {middle.kernel_size} convolution of padding {middle.padding} is not 3x3 with a bias"
         if middle.groups != middle.in_channels or middle.groups != middle.out_channels:
             return f"a convolution in {middle.groups} groups is not depthwise"
         return no_matrix(module.inverted_conv.conv, bias=True) or no_matrix(module.point_conv.conv, bias=False)

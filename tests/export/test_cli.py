@@ -1,0 +1,65 @@
+"""`moebius-export onnx`: what its options mean together, and what it prints. The export itself is played."""
+
+import pytest
+from typer.testing import CliRunner
+
+from moebius_export import bundle as exporting
+from moebius_export.cli import app
+from moebius_export.rules import RULE_NAMES
+from moebius_runtime.errors import InputError
+from moebius_runtime.manifest import read_manifest
+
+
+@pytest.fixture
+def asked(monkeypatch, fused_bundle):
+    """The options that the command hands to the export, which then answers with a fused bundle's manifest."""
+    options = []
+
+    def export(_out, given, _progress):
+        options.append(given)
+        return read_manifest(fused_bundle)
+
+    monkeypatch.setattr(exporting, "export_onnx", export)
+    return options
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["onnx", "--out", "unused", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rules", "target"),
+    [
+        ([], RULE_NAMES, "ort-cpu"),
+        (["--fuse", "--target", "tensorrt"], RULE_NAMES, "tensorrt"),
+        (["--no-fuse"], (), "ort-cpu"),
+        (["--rules", "fold_batch_norms,share_prefix"], ("fold_batch_norms", "share_prefix"), "ort-cpu"),
+    ],
+)
+def test_the_network_is_fused_unless_asked_otherwise(asked, arguments, rules, target):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    (options,) = asked
+    assert (options.rules, options.target) == (rules, target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--no-fuse", "--rules", "share_prefix"], "--rules share_prefix means nothing with --no-fuse"),
+        (["--no-fuse", "--target", "generic"], "--target generic means nothing with --no-fuse"),
+        (["--precision", "fp16"], "--precision fp16: this version"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(asked, arguments, words):
+    result = invoke(*arguments)
+    assert isinstance(result.exception, InputError)
+    assert words in str(result.exception)
+    assert asked == []
+
+
+def test_how_often_each_rule_fired_and_its_gmac_are_printed(asked, fused_bundle):
+    lines = [line.split() for line in invoke().output.splitlines()]
+    for rewrite in read_manifest(fused_bundle).rewrites:
+        macs = [f"{macs / 1e9:.6g}" for macs in (rewrite.macs_before, rewrite.macs_after)]
+        assert [rewrite.graph, rewrite.name, str(rewrite.count), *macs] in lines
