@@ -1,11 +1,13 @@
 // All kernels for one instruction set; see the build for the flags of each.
 #include "feed_forward.h"
 #include "local_lambda.h"
+#include "winograd.h"
 
 #define MOEBIUS_TEXT_(x) #x
 #define MOEBIUS_TEXT(x) MOEBIUS_TEXT_(x)
 
 namespace MOEBIUS_VARIANT {
 extern const moebius::Kernels kernels;
-const moebius::Kernels kernels = {MOEBIUS_TEXT(MOEBIUS_VARIANT), feed_forward, local_lambda};
+const moebius::Kernels kernels = {MOEBIUS_TEXT(MOEBIUS_VARIANT), feed_forward, local_lambda, conv3x3,
+                                  upsample_conv3x3};
 }  // namespace MOEBIUS_VARIANT
