@@ -46,6 +46,8 @@ struct Kernels {
   void (*feed_forward)(const FeedForward&, const Threads&);
   void (*local_lambda)(const LocalLambda&, const Threads&);
   void (*residual_block)(const ResidualBlock&, const Threads&);
+  void (*conv3x3)(const Conv3x3&, const Threads&);
+  void (*upsample_conv3x3)(const Conv3x3&, const Threads&);  // of x enlarged to [2*height, 2*width] by nearest neighbour
 };
 
 }  // namespace moebius

@@ -226,6 +226,30 @@ void residual_block(const Attributes& attributes, const Call& call) {
   kernels().residual_block(f, call.threads());
 }
 
+// 3x3, padding 1, of a picture that is `scale` times as high and wide as x.
+void convolve(const Call& call, int64_t scale, void (*kernel)(const moebius::Conv3x3&, const moebius::Threads&)) {
+  const Tensor x = call.input(0), weight = call.input(1);
+  const auto positive = [](const Sizes& sizes) {
+    for (int64_t size : sizes)
+      if (size < 1) return false;
+    return sizes.size() == 4;
+  };
+  expect(positive(x.sizes), "x", x.sizes, "[batch, inputs, height, width]");
+  expect(positive(weight.sizes), "weight", weight.sizes, "[outputs, inputs, 3, 3]");
+  moebius::Conv3x3 f{};
+  f.batch = x.sizes[0], f.inputs = x.sizes[1], f.height = x.sizes[2], f.width = x.sizes[3];
+  f.outputs = weight.sizes[0];
+  f.x = x.data;
+  f.weight = call.input(1, "weight", {f.outputs, f.inputs, 3, 3});
+  f.bias = call.input(2, "bias", {f.outputs});
+  f.y = call.output({f.batch, f.outputs, f.height * scale, f.width * scale});
+  kernel(f, call.threads());
+}
+
+void conv3x3(const Attributes&, const Call& call) { convolve(call, 1, kernels().conv3x3); }
+
+void upsample_conv3x3(const Attributes&, const Call& call) { convolve(call, 2, kernels().upsample_conv3x3); }
+
 struct Input {
   int type, kind;
 };
@@ -300,6 +324,8 @@ const std::vector<Operator>& operators() {
       {"LocalLambda", with_optional(floats(4), ort::kInt64, 2), local_lambda},
       {"ResidualBlock", floats(14), residual_block},
       {"ProjectedResidualBlock", floats(16), residual_block},
+      {"Conv3x3", floats(3), conv3x3},
+      {"UpsampleConv3x3", floats(3), upsample_conv3x3},
   };
   return all;
 }
