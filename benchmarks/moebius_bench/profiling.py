@@ -44,7 +44,7 @@ def profile_bundle(job: Job) -> list[GraphProfile]:
     backend: Any = make_backend(job)
     with tempfile.TemporaryDirectory(prefix="moebius-profile-") as folder:
         backend._ort = _Profiling(backend._ort, folder)
-        pipeline = InpaintPipeline(backend)
+        pipeline = InpaintPipeline(backend, memory="fast")
         options = make_options(
             steps=1 + job.warmup_steps, strength=1.0, guidance_scale=job.guidance_scale, seed=job.seed
         )

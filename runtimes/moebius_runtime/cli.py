@@ -108,6 +108,10 @@ def inpaint(
         bool, typer.Option("--save-comparison", help="Also write before | mask | after.")
     ] = False,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of a JPEG result.")] = 95,
+    keep_loaded: Annotated[
+        bool,
+        typer.Option("--keep-loaded", help="Keep every graph in memory: no reloading, at a higher peak."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing results; else they are skipped.")
     ] = False,
@@ -131,7 +135,7 @@ def inpaint(
     )
     masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
     files = _Files(masking, quality, overwrite, keep_going=image.is_dir())
-    pipeline = InpaintPipeline.from_bundle(bundle, runtime, threads=threads)
+    pipeline = InpaintPipeline.from_bundle(bundle, runtime, threads=threads, memory="fast" if keep_loaded else "low")
     pipeline.check(options)
     if pipeline.manifest.stand_in:
         console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from moebius_runtime.schedule import Latents, initial_noise
 
 OnStep = Callable[[int, int], None]
 """Told (steps done, steps in all) after every denoising step, over all regions of a picture."""
+
+Memory = Literal["low", "fast"]
+"""Whether the graphs of a picture are held one at a time, or all of them and for the next picture too."""
 
 _FEATHER_RADIUS = 3.0  # pixels of the network's picture
 _CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
@@ -88,8 +91,23 @@ class InpaintResult:
     seconds: dict[str, list[float]]
 
 
+@dataclass
+class _Square:
+    """One region on its way through the graphs, of the network's size S and latent size s."""
+
+    crop: regions.Crop
+    latents: Latents  # [1, 4, s, s]: the noise, then what the steps start from, then the finished latents
+    condition: Latents = field(init=False)  # [1, 1 + 4, s, s]
+    generated: npt.NDArray[np.uint8] = field(init=False)  # [S, S, 3]
+    note: str | None = None
+
+
 class InpaintPipeline:
     """Fills masked parts of pictures with a bundle.
+
+    All regions of a picture are encoded, then denoised, then decoded; only one whose square overlaps another's waits
+    until that one is pasted. With memory `low` a graph is loaded for its turn and released after it, so that no two
+    are in memory; with `fast` it stays for the next picture. Results are the same.
 
     Example:
         >>> from PIL import Image
@@ -98,8 +116,11 @@ class InpaintPipeline:
         >>> filled = pipeline(Image.open("photo.jpg"), Image.open("mask.png"), steps=20)  # doctest: +SKIP
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, memory: Memory = "low") -> None:
+        if memory not in get_args(Memory):
+            raise InputError(f"memory {memory!r}: expected one of {', '.join(get_args(Memory))}")
         self.backend = backend
+        self.memory = memory
         self.manifest = backend.bundle.manifest
         self.schedule = self.manifest.schedule.build()
         for name, graph in self.manifest.graphs.items():
@@ -112,14 +133,22 @@ class InpaintPipeline:
         self._seconds: dict[str, list[float]] = {}
 
     @classmethod
-    def from_bundle(cls, path: str | Path, runtime: str = "ort-cpu", *, threads: int | None = None) -> InpaintPipeline:
+    def from_bundle(
+        cls,
+        path: str | Path,
+        runtime: str = "ort-cpu",
+        *,
+        threads: int | None = None,
+        memory: Memory = "low",
+    ) -> InpaintPipeline:
         """A pipeline over a bundle folder.
 
         Raises:
             BundleError: no bundle there, or a damaged one.
+            InputError: threads or memory are not as expected.
             RuntimeUnavailableError: the runtime is unknown or not installed.
         """
-        return cls(create_backend(Bundle.open(path), runtime, threads=threads))
+        return cls(create_backend(Bundle.open(path), runtime, threads=threads), memory=memory)
 
     def __call__(self, image: Image.Image, mask: Image.Image, **options: Any) -> Image.Image:
         """The filled picture, as a Pillow image of the picture's own size.
@@ -150,7 +179,7 @@ class InpaintPipeline:
     def inpaint(
         self, picture: Picture, mask: BoolArray, options: InpaintOptions, on_step: OnStep | None = None
     ) -> InpaintResult:
-        """Fills the mask of a picture, region by region.
+        """Fills the mask of a picture: all its regions through one graph after the other.
 
         Args:
             picture: see `moebius_runtime.pictures.load_picture`.
@@ -181,61 +210,97 @@ class InpaintPipeline:
         self._seconds = {}
         notes: list[str] = []
         result = replace(picture, pixels=picture.pixels.copy())
-        for index, crop in enumerate(crops):
+        done = 0
+        for several in regions.apart(crops, picture.shape):
 
-            def done(step: int, index: int = index) -> None:
+            def step(number: int, before: int = done) -> None:
                 if on_step is not None:
-                    on_step(index * len(timesteps) + step, len(crops) * len(timesteps))
+                    on_step(before * len(timesteps) + number, len(crops) * len(timesteps))
 
-            with self._timed("preprocess"):
-                view = regions.window(crop, picture.shape)
-                part, area = result.part(view), mask[view]
-                rgb = regions.to_network(part.to_rgb(), crop, picture.shape, size)
-                hole = regions.mask_to_network(area, crop, picture.shape, size)
-            square, note = self._fill_square(rgb, hole, next(noises), timesteps, options, done)
-            if note:
-                notes.append(note if len(crops) == 1 else f"region {index + 1}: {note}")
-            with self._timed("paste"):
-                generated = part.native_from_rgb(regions.from_network(square, crop, picture.shape))
-                if options.compensate_colour:
-                    generated = blending.compensate_colour(generated, part.pixels, area)
-                radius = _FEATHER_RADIUS * crop.side / size
-                weights = blending.hard(area) if options.blend == "hard" else blending.feather(area, radius)
-                result.pixels[view] = blending.blend(part.pixels, generated, weights)
+            squares = [_Square(crop, next(noises)) for crop in several]
+            self._fill_squares(squares, result, mask, timesteps, options, step)
+            for index, square in enumerate(squares, done + 1):
+                if square.note:
+                    notes.append(square.note if len(crops) == 1 else f"region {index}: {square.note}")
+                with self._timed("paste"):
+                    self._paste(square, result, mask, options)
+            done += len(squares)
         return InpaintResult(result, tuple(notes), self._seconds)
 
-    def _fill_square(
+    def _fill_squares(
         self,
-        rgb: npt.NDArray[np.uint8],
-        hole: BoolArray,
-        noise: Latents,
+        squares: list[_Square],
+        picture: Picture,
+        mask: BoolArray,
         timesteps: npt.NDArray[np.int64],
         options: InpaintOptions,
-        done: Callable[[int], None],
-    ) -> tuple[npt.NDArray[np.uint8], str | None]:
-        """Generates a picture [S, S, 3] for one square of the network's size; steps 1 to 7 of the pipeline."""
-        latent_size = self.manifest.geometry.latent_size
-        small, note = reduce_mask(hole, (latent_size, latent_size), options.mask_reduce)
+        on_step: Callable[[int], None],
+    ) -> None:
+        """Steps 1 to 7 of the pipeline: every square through one graph before any goes through the next."""
+        with self._turn("vae_encoder"):
+            for square in squares:
+                self._encode(square, picture, mask, timesteps, options)
+        with self._turn(self._unet(options)):
+            for index, square in enumerate(squares):
+
+                def done(step: int, _t: int, _x: Latents, before: int = index * len(timesteps)) -> None:
+                    on_step(before + step + 1)
+
+                denoiser = self._denoiser(square.condition, options)
+                square.latents = SAMPLERS[options.sampler](denoiser, square.latents, self.schedule, timesteps, done)
+        with self._turn("vae_decoder"):
+            for square in squares:
+                square.generated = self._decode(square.latents)
+
+    def _paste(self, square: _Square, picture: Picture, mask: BoolArray, options: InpaintOptions) -> None:
+        """Blends a generated square into the picture."""
+        view = regions.window(square.crop, picture.shape)
+        part, area = picture.part(view), mask[view]
+        generated = part.native_from_rgb(regions.from_network(square.generated, square.crop, picture.shape))
+        if options.compensate_colour:
+            generated = blending.compensate_colour(generated, part.pixels, area)
+        radius = _FEATHER_RADIUS * square.crop.side / self.manifest.geometry.image_size
+        weights = blending.hard(area) if options.blend == "hard" else blending.feather(area, radius)
+        picture.pixels[view] = blending.blend(part.pixels, generated, weights)
+
+    def _encode(
+        self,
+        square: _Square,
+        picture: Picture,
+        mask: BoolArray,
+        timesteps: npt.NDArray[np.int64],
+        options: InpaintOptions,
+    ) -> None:
+        """Brings a region to the network's size, and its noise to what the steps start from."""
+        geometry, crop = self.manifest.geometry, square.crop
+        with self._timed("preprocess"):
+            view = regions.window(crop, picture.shape)
+            rgb = regions.to_network(picture.part(view).to_rgb(), crop, picture.shape, geometry.image_size)
+            hole = regions.mask_to_network(mask[view], crop, picture.shape, geometry.image_size)
+        small, square.note = reduce_mask(hole, (geometry.latent_size, geometry.latent_size), options.mask_reduce)
         image = np.ascontiguousarray((rgb.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])  # [1, 3, S, S]
         masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
-        start = noise
         if self._strength(options) < 1:
             latents = self._run("encode", "vae_encoder", image=image)
-            start = self.schedule.add_noise(latents, noise, int(timesteps[0]))
-        condition = np.concatenate([small[None, None], masked_latents], axis=1)  # [1, 1 + 4, s, s]
-        sampler = SAMPLERS[options.sampler]
-        latents = sampler(
-            self._denoiser(condition, options),
-            start,
-            self.schedule,
-            timesteps,
-            lambda step, _t, _x: done(step + 1),
-        )
+            square.latents = self.schedule.add_noise(latents, square.latents, int(timesteps[0]))
+        square.condition = np.concatenate([small[None, None], masked_latents], axis=1)
+
+    def _decode(self, latents: Latents) -> npt.NDArray[np.uint8]:
+        """The generated square, [S, S, 3]."""
         decoded = self._run("decode", "vae_decoder", latent=latents)[0]
         scaled = np.clip((decoded + 1) / 2, 0, 1) * 255  # [3, S, S]
         if float(np.ptp(scaled)) < _CONSTANT:
             raise OutputError(f"the decoded picture is one flat colour; {_REFUSED}")
-        return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0)), note
+        return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
+
+    @contextmanager
+    def _turn(self, graph: GraphName) -> Iterator[None]:
+        """What runs a graph; after it, whether it went well or not, memory `low` gives the graph's back."""
+        try:
+            yield
+        finally:
+            if self.memory == "low":
+                self.backend.release(graph)
 
     def _denoiser(self, condition: Latents, options: InpaintOptions) -> Callable[[Latents, int], Latents]:
         graph, scale = self._unet(options), self._guidance_scale(options)

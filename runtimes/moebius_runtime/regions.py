@@ -67,6 +67,23 @@ def find_crops(mask: BoolArray, size: int = 512, context: float = CONTEXT) -> li
     return sorted(crops, key=lambda crop: (crop.top, crop.left))
 
 
+def apart(crops: list[Crop], shape: tuple[int, int]) -> list[list[Crop]]:
+    """The crops in their order, cut into runs in which no two share a pixel of the picture.
+
+    A seam's feather can reach into a neighbour's square; the crops of one run do not see each other's.
+    """
+    runs: list[list[Crop]] = []
+    for crop in crops:
+        if not runs or any(_overlap(window(crop, shape), window(other, shape)) for other in runs[-1]):
+            runs.append([])
+        runs[-1].append(crop)
+    return runs
+
+
+def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+
+
 def whole_crop(shape: tuple[int, int], size: int = 512) -> Crop:
     """The square around a whole picture of `shape` (height, width), which lies in its middle.
 

@@ -171,7 +171,6 @@ def test_scale_1_costs_one_branch(pipeline):
     spy = Spy(pipeline)
     fill(pipeline, photo(), hole(), steps=3, guidance_scale=1, strength=1)
     assert spy.names() == ["vae_encoder", "unet_conditional", "unet_conditional", "unet_conditional", "vae_decoder"]
-    assert not pipeline.backend.is_loaded("unet")
 
 
 def test_scale_1_in_one_branch_equals_scale_1_in_both(toy_bundle, make_toy, pipeline, tmp_path):
@@ -223,7 +222,7 @@ def test_seconds_of_every_stage(pipeline):
     assert counts == {"load": 3, "preprocess": 1, "encode": 2, "step": 3, "decode": 1, "paste": 1}
     assert all(0 <= seconds < 10 for times in result.seconds.values() for seconds in times)
     again = pipeline.inpaint(Picture(photo(), "RGB"), hole(), InpaintOptions(steps=4))
-    assert "load" not in again.seconds
+    assert len(again.seconds["load"]) == 3
 
 
 # --- regions and sizes --------------------------------------------------------------------------------------

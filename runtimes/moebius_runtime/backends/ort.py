@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -122,6 +124,13 @@ class OrtBackend(Backend):
         path = self.bundle.model_file(graph)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
+        # Without reuse a tensor is freed after its last reader. With it, the planner keeps a dead buffer for a later
+        # tensor of its size, and 15 transformers' worth add up: 1.0 GiB instead of 0.3 beside the U-Net's weights.
+        options.enable_mem_reuse = False
+        # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
+        options.enable_mem_pattern = False
+        # The arena spares the steps page faults, but outlives its session; the VAE runs once or twice a picture.
+        options.enable_cpu_mem_arena = graph not in ("vae_encoder", "vae_decoder")
         options.log_severity_level = 4  # nothing below fatal: errors come back as exceptions
         self._kernels[graph] = add_kernels(options, path)
         try:
@@ -157,6 +166,12 @@ class OrtBackend(Backend):
                 f"{_first_line(error)}. Free some memory if it lacks that, or export the bundle again."
             ) from error
         return output
+
+    def release(self, graph: GraphName | None = None) -> None:
+        """As every backend's; glibc keeps much of the freed weights for later unless it is told to give them back."""
+        super().release(graph)
+        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(ctypes.c_size_t(0))
 
     def describe(self) -> dict[str, str]:
         """Library version, threads, the providers of every loaded session, and what runs functions in any of them."""
