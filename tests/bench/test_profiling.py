@@ -96,6 +96,9 @@ def test_what_is_no_profile_is_refused(tmp_path, text):
         ("_inlfunc_LocalLambda_token_13_positions", "MatMul", "Local-λ"),
         ("_inlfunc_LambdaSummary_summary", "MatMul", "Local-λ"),
         ("_inlfunc_InteractiveLambda_token_2_scores", "MatMul", "Interactive-λ"),
+        ("_inlfunc_FeedForward_token_2_expanded", "Conv", "FFN"),
+        ("mid_block.attentions.0.transformer_blocks.0.attn1/LocalLambda", "LocalLambda", "Local-λ"),
+        ("mid_block.attentions.0.transformer_blocks.0.ff/FeedForward", "FeedForward", "FFN"),
     ],
 )
 def test_parts(name, op, part):
