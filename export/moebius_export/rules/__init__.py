@@ -16,6 +16,7 @@ from moebius_export.errors import ExportError
 from moebius_export.rules.base import Outcome, Rule, apply_rules
 from moebius_export.rules.conv3x3 import FuseConv3x3
 from moebius_export.rules.feed_forward import FuseFeedForward
+from moebius_export.rules.group_norm import FuseGroupNorm
 from moebius_export.rules.interactive_lambda import CollapseInteractiveLambda
 from moebius_export.rules.local_lambda import ReassociateLocalLambda
 from moebius_export.rules.residual_block import FuseResidualBlock
@@ -36,6 +37,7 @@ RULE_NAMES = (
     "transformer_products",
     "sub_pixel_upsampling",
     "fuse_conv3x3",
+    "fuse_group_norm",
     "tabulate_timesteps",
     "fuse_residual_block",
     "share_prefix",
@@ -103,7 +105,11 @@ def rewrite_decoder(
 ) -> tuple[nn.Module, list[Outcome]]:
     """As `rewrite_unet`, for the VAE decoder: its upsamplers, one fewer than resolutions, and its 3x3 convolutions."""
     levels = [len(block.resnets) for block in module.decoder.up_blocks]
-    expected = {"sub_pixel_upsampling": len(levels) - 1, "fuse_conv3x3": _convs(levels)}
+    expected = {
+        "sub_pixel_upsampling": len(levels) - 1,
+        "fuse_conv3x3": _convs(levels),
+        "fuse_group_norm": _norms(levels),
+    }
     return _rewrite_vae(module, names, expected, count)
 
 
@@ -112,11 +118,16 @@ def rewrite_encoder(
 ) -> tuple[nn.Module, list[Outcome]]:
     """As `rewrite_unet`, for the VAE encoder: its 3x3 convolutions, but for those that halve the picture."""
     levels = [len(block.resnets) for block in module.encoder.down_blocks]
-    return _rewrite_vae(module, names, {"fuse_conv3x3": _convs(levels)}, count)
+    return _rewrite_vae(module, names, {"fuse_conv3x3": _convs(levels), "fuse_group_norm": _norms(levels)}, count)
 
 
 def _convs(resnets: Sequence[int]) -> int:
     """Two in every residual block, of which the middle has two, and the first and the last."""
+    return 2 * (sum(resnets) + 2) + 2
+
+
+def _norms(resnets: Sequence[int]) -> int:
+    """Two in every residual block, one in the middle's attention, and the last."""
     return 2 * (sum(resnets) + 2) + 2
 
 
@@ -126,7 +137,7 @@ def _rewrite_vae(
     from diffusers.models.upsampling import Upsample2D
 
     check_names(names)
-    rules = [SubPixelUpsampling(Upsample2D), FuseConv3x3()]
+    rules = [SubPixelUpsampling(Upsample2D), FuseConv3x3(), FuseGroupNorm()]
     return _counted(module, [rule for rule in rules if rule.name in expected and rule.name in names], expected, count)
 
 
