@@ -18,10 +18,10 @@
 
 namespace MOEBIUS_VARIANT {
 
-constexpr int kTile = 4;                  // results of a tile, each way
-constexpr long kDepth = 64;               // channels that are summed before a sum goes to the total: shorter sums, less rounding
-constexpr long kStripBytes = 16L << 20;   // of transformed pictures: half a third-level cache
-constexpr long kGroup = 2;                // panels of tiles that are multiplied by the same rows of weights in turn
+constexpr int kTile = 4;                 // results of a tile, each way
+constexpr long kDepth = 128;             // channels of a partial sum: shorter sums, less rounding
+constexpr long kStripBytes = 16L << 20;  // of transformed pictures: half a third-level cache
+constexpr long kGroup = 2;               // panels of tiles that are multiplied by the same rows of weights in turn
 
 template <int Rows, int Columns>
 struct Matrix {
@@ -161,7 +161,7 @@ struct Winograd {
   long high, wide;      // of the result
   long across, down;    // tiles of a picture
   long first, count;    // of the strip
-  float* pictures;      // [P * P][panels][inputs + 1][kWide]: transformed; one more row, so that no stride is a power of two
+  float* pictures;      // [P * P][panels][inputs + 1][kWide]; the one more keeps strides from powers of two
   long panel_stride, product_stride;
 
   // The strip's tiles in a row of tiles (numbered through the batch), channels [begin, end).
@@ -288,7 +288,8 @@ struct Winograd {
       for (long p = group; p < last; ++p)
         for (long r = 0; r < rows; ++r)
           for (int j = 0; j < kVectors; ++j)
-            finish(products + ((p - group) * rows + r) * kWide + j * kLanes, apart, first_row + r, p * kWide + j * kLanes);
+            finish(products + ((p - group) * rows + r) * kWide + j * kLanes, apart, first_row + r,
+                   p * kWide + j * kLanes);
     }
   }
 };
