@@ -24,8 +24,17 @@ _PARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 # What ONNX Runtime calls the nodes of functions' bodies. A kernel that takes a function whole has the call's own name.
-_INLINED = re.compile(r"_inlfunc_(LocalLambda|LambdaSummary|InteractiveLambda|FeedForward)_")
-_OF_FUNCTION = {"InteractiveLambda": "Interactive-λ", "FeedForward": "FFN"}
+_INLINED = re.compile(r"_inlfunc_([A-Za-z0-9]+)_")
+_OF_FUNCTION = {
+    "LocalLambda": "Local-λ",
+    "LambdaSummary": "Local-λ",
+    "InteractiveLambda": "Interactive-λ",
+    "FeedForward": "FFN",
+    "ResidualBlock": "residual blocks",
+    "ProjectedResidualBlock": "residual blocks",
+    "UpsampleConv3x3": "resampling",
+    "Conv3x3": "3x3 convolutions",  # of any module, which the runtime names only where it optimises
+}
 # Copies between memory layouts that a runtime adds on its own account; transpositions only where they have no module.
 _LAYOUT_TYPES = ("ReorderInput", "ReorderOutput", "MemcpyFromHost", "MemcpyToHost")
 _OUTPUTS = ("noise_pred", "latent", "image")  # runtimes name the last node after the graph's output
@@ -40,7 +49,7 @@ def part_of(name: str, op_type: str) -> str:
     if op_type in _LAYOUT_TYPES:
         return LAYOUT
     if inlined := _INLINED.match(name):
-        return _OF_FUNCTION.get(inlined[1], "Local-λ")
+        return _OF_FUNCTION.get(inlined[1], UNNAMED)
     module, slash, _ = name.rpartition("/")
     if not slash:
         if name in _OUTPUTS:

@@ -48,8 +48,8 @@ def test_kernels_and_bodies_are_both_held_to_pytorch(fused):
     runs = kernels.in_words()
     assert report.facts["compiled kernels"] == runs
     found = parity(report)
-    assert found[f"unet fp32, kernels {runs}"] == found["unet fp32, function bodies"] == {"pass"}
-    assert found["vae_encoder fp32"] == {"pass"}
+    for graph in ("unet", "vae_encoder", "vae_decoder"):
+        assert found[f"{graph} fp32, kernels {runs}"] == found[f"{graph} fp32, function bodies"] == {"pass"}
     products_are_all_found(report, fused)
 
 

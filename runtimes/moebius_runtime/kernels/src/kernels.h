@@ -30,7 +30,7 @@ struct ResidualBlock {
   float epsilon;
   const float *x, *time;
   Separable first, second;
-  const float *shortcut, *shortcut_bias;  // null where inputs == outputs
+  const float *shortcut, *shortcut_bias;  // null where x itself is added; inputs == outputs then
   float* y;
 };
 

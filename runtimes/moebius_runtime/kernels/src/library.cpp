@@ -127,12 +127,15 @@ void expect(bool fits, const char* name, const Sizes& sizes, const char* wanted)
   if (!fits) throw Refusal(std::string(name) + " is " + text(sizes) + "; expected " + wanted);
 }
 
-// Attributes that operators have; each reads those that it needs.
+// Attributes that operators have; each reads those that it needs. What is missing has a value that no operator takes.
 struct Attributes {
   Sizes size;  // height, width
   int64_t heads = 0, groups = 0;
-  float epsilon = 0;
+  float epsilon = -1;
 };
+
+// Whether size = one * other, without the product, which may be larger than any number.
+bool is_product(int64_t size, int64_t one, int64_t other) { return one > 0 && size % one == 0 && size / one == other; }
 
 Attributes read(const Api& api, const ort::KernelInfo* info) {
   Attributes found;
@@ -147,14 +150,14 @@ Attributes read(const Api& api, const ort::KernelInfo* info) {
     found.size = {0, 0};
   if (!optional(api.attribute(info, "heads", &found.heads))) found.heads = 0;
   if (!optional(api.attribute(info, "groups", &found.groups))) found.groups = 0;
-  if (!optional(api.attribute(info, "epsilon", &found.epsilon))) found.epsilon = 0;
+  if (!optional(api.attribute(info, "epsilon", &found.epsilon))) found.epsilon = -1;
   return found;
 }
 
 void feed_forward(const Attributes& attributes, const Call& call) {
   const Tensor x = call.input(0), expand = call.input(1);
   const int64_t height = attributes.size[0], width = attributes.size[1];
-  expect(x.sizes.size() == 3 && x.sizes[1] == height * width && x.sizes[2] > 0, "x", x.sizes,
+  expect(x.sizes.size() == 3 && is_product(x.sizes[1], height, width) && x.sizes[2] > 0, "x", x.sizes,
          "[batch, height*width, channels]");
   const int64_t channels = x.sizes[2];
   expect(expand.sizes.size() == 4 && expand.sizes[0] > 0 && expand.sizes[0] % 2 == 0, "expand", expand.sizes,
@@ -169,16 +172,19 @@ void feed_forward(const Attributes& attributes, const Call& call) {
   f.depthwise_bias = call.input(4, "depthwise_bias", {hidden});
   f.project = call.input(5, "project", {channels, hidden / 2, 1, 1});
   f.y = call.output(x.sizes);
+  if (f.batch == 0) return;  // sizes that hold no number are as large as they like
   kernels().feed_forward(f, call.threads());
 }
 
 void local_lambda(const Attributes& attributes, const Call& call) {
   const Tensor query = call.input(0), window = call.input(3);
   const int64_t height = attributes.size[0], width = attributes.size[1], heads = attributes.heads;
-  expect(window.sizes.size() == 3 && window.sizes[1] == window.sizes[2] && window.sizes[1] % 2 == 1, "window",
-         window.sizes, "[depth, reach, reach] with an odd reach");
+  expect(window.sizes.size() == 3 && window.sizes[0] > 0 && window.sizes[1] == window.sizes[2] &&
+             window.sizes[1] % 2 == 1,
+         "window", window.sizes, "[depth, reach, reach] with an odd reach");
   const int64_t depth = window.sizes[0], reach = window.sizes[1];
-  expect(query.sizes.size() == 3 && query.sizes[1] == height * width && heads > 0 && query.sizes[2] == heads * depth,
+  expect(query.sizes.size() == 3 && is_product(query.sizes[1], height, width) && heads > 0 &&
+             is_product(query.sizes[2], depth, heads),
          "query", query.sizes, "[batch, height*width, heads*depth]");
   moebius::LocalLambda f{};
   f.batch = query.sizes[0], f.height = height, f.width = width, f.heads = heads, f.depth = depth, f.reach = reach;
@@ -187,6 +193,7 @@ void local_lambda(const Attributes& attributes, const Call& call) {
   f.summary = call.input(2, "summary", {f.batch, depth, depth});
   f.window = window.data;
   f.y = call.output(query.sizes);
+  if (f.batch == 0) return;
   kernels().local_lambda(f, call.threads());
 }
 
@@ -202,27 +209,31 @@ moebius::Separable separable(const Call& call, size_t first, const std::string& 
   return s;
 }
 
+template <bool Projected>
 void residual_block(const Attributes& attributes, const Call& call) {
   const Tensor x = call.input(0), time = call.input(1);
   expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,
          "[batch, inputs, height, width]");
   moebius::ResidualBlock f{};
   f.batch = x.sizes[0], f.inputs = x.sizes[1], f.height = x.sizes[2], f.width = x.sizes[3];
-  expect(time.sizes.size() == 2 && (time.sizes[0] == 1 || time.sizes[0] == f.batch) && time.sizes[1] > 0, "time",
-         time.sizes, "[1 or batch, outputs]");
+  expect(time.sizes.size() == 2 && (time.sizes[0] == 1 || time.sizes[0] == f.batch) && time.sizes[1] > 0 &&
+             (Projected || time.sizes[1] == f.inputs),
+         "time", time.sizes, Projected ? "[1 or batch, outputs]" : "[1 or batch, channels of x]");
   f.time_rows = time.sizes[0], f.outputs = time.sizes[1];
   f.groups = attributes.groups, f.epsilon = attributes.epsilon;
   if (f.groups < 1 || f.inputs % f.groups || f.outputs % f.groups)
     throw Refusal("groups is " + std::to_string(f.groups) + "; expected a divisor of " + std::to_string(f.inputs) +
                   " and " + std::to_string(f.outputs));
+  if (!(f.epsilon >= 0)) throw Refusal("epsilon is " + std::to_string(f.epsilon) + " or missing; expected 0 or more");
   f.x = x.data, f.time = time.data;
   f.first = separable(call, 2, "first", f.inputs, f.outputs);
   f.second = separable(call, 8, "second", f.outputs, f.outputs);
-  if (f.inputs != f.outputs) {
+  if (Projected) {
     f.shortcut = call.input(14, "shortcut", {f.outputs, f.inputs, 1, 1});
     f.shortcut_bias = call.input(15, "shortcut_bias", {f.outputs});
   }
   f.y = call.output({f.batch, f.outputs, f.height, f.width});
+  if (f.batch == 0) return;
   kernels().residual_block(f, call.threads());
 }
 
@@ -338,8 +349,8 @@ const std::vector<Operator>& operators() {
   static const std::vector<Operator> all{
       {"FeedForward", floats(6), feed_forward},
       {"LocalLambda", with_optional(floats(4), ort::kInt64, 2), local_lambda},
-      {"ResidualBlock", floats(14), residual_block},
-      {"ProjectedResidualBlock", floats(16), residual_block},
+      {"ResidualBlock", floats(14), residual_block<false>},
+      {"ProjectedResidualBlock", floats(16), residual_block<true>},
       {"Conv3x3", floats(3), conv3x3},
       {"UpsampleConv3x3", floats(3), upsample_conv3x3},
       {"GroupNorm", floats(3), group_norm},

@@ -1,5 +1,5 @@
 // y = second(first(x) + time) + shortcut(x), each half SiLU(GroupNorm), depthwise 3x3, ReLU, 1x1, and its own inner skip
-// where channels are equal. A channel goes from its norm to the panels of the next product while it is in the cache; the
+// where channels are equal: always in the second half, in the first where there is no shortcut. A channel goes from its norm to the panels of the next product while it is in the cache; the
 // shortcut's product adds to the same tile as the last one.
 #pragma once
 
@@ -23,8 +23,10 @@ inline void normal_to_panels(const float* x, long channels, const Plane& plane, 
     for (long c = task * kChannels; c < last; ++c) {
       const vec scale = splat(factors[c]), offset = splat(factors[channels + c]);
       float* to = active == nullptr ? static_cast<float*>(row) : active + c * n;
-      for (long i = 0; i < n; i += kLanes)
-        store(to + i, silu(load(x + c * n + i) * scale + offset), int(n - i < kLanes ? n - i : kLanes));
+      for (long i = 0; i < n; i += kLanes) {
+        const int lanes = int(n - i < kLanes ? n - i : kLanes);
+        store(to + i, silu(load(x + c * n + i, lanes) * scale + offset), lanes);
+      }
       plane.write(padded, 0, to, n);
       plane.convolve(padded, s.depthwise + c * 9, s.depthwise_bias[c], [&](long pixel, vec value, int lanes) {
         to_panel(in_panels, channels, c, pixel, relu(value), lanes);
@@ -60,8 +62,10 @@ inline void residual_block(const moebius::ResidualBlock& f, const moebius::Threa
     normal_to_panels(middle, f.outputs, plane, f.groups, f.epsilon, f.second, second, second_active, threads);
     if (projected) {
       threads.each(f.inputs, [&](long c) {
-        for (long i = 0; i < n; i += kLanes)
-          to_panel(raw, f.inputs, c, i, load(x + c * n + i), int(n - i < kLanes ? n - i : kLanes));
+        for (long i = 0; i < n; i += kLanes) {
+          const int lanes = int(n - i < kLanes ? n - i : kLanes);
+          to_panel(raw, f.inputs, c, i, load(x + c * n + i, lanes), lanes);
+        }
       });
       clear_tail(raw, f.inputs, n);
     }
