@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from moebius import Moebius, StudentConfig, VaeDecoder, VaeEncoder
-from moebius.lambda_ops import default_tile
 from moebius_export.errors import ExportError
+from moebius_export.lowering import Lowering
 from moebius_export.rules.base import Outcome, Rule, apply_rules
 from moebius_export.rules.conv3x3 import FuseConv3x3
 from moebius_export.rules.feed_forward import FuseFeedForward
@@ -44,15 +44,16 @@ RULE_NAMES = (
 )
 
 
-def unet_rules(student: Moebius, category_ids: Tensor) -> list[Rule]:
+def unet_rules(student: Moebius, category_ids: Tensor, lowering: Lowering | None = None) -> list[Rule]:
     """The rules of the U-Net, in order. `category_ids` [branches, m] are the branches of the graph's batch."""
+    lowering = lowering or Lowering()
     config = student.config
     with torch.no_grad():
         contexts = student.diff_model.encoder_hid_proj(student.embedding_layer(category_ids))
     tiles = {}
     for level, channels in enumerate(config.block_out_channels):
         side = config.sample_size >> level
-        tiles[channels // config.num_heads] = (side, default_tile(side, side))
+        tiles[channels // config.num_heads] = (side, lowering.tile(side))
     return [
         FoldBatchNorms(),
         CollapseInteractiveLambda(contexts),
@@ -89,14 +90,17 @@ def rewrite_unet(
     category_ids: Tensor,
     names: Sequence[str] = RULE_NAMES,
     count: Count | None = None,
+    lowering: Lowering | None = None,
 ) -> tuple[nn.Module, list[Outcome]]:
     """Applies the named rules to a U-Net wrapper and checks how often each fired; `count` as in `apply_rules`.
+
+    `lowering` gives the tiles of Local-λ; without it they are `moebius.lambda_ops.default_tile`'s.
 
     Raises:
         ExportError: an unknown rule, or one that fired another number of times than the network's sizes say.
     """
     check_names(names)
-    rules = [rule for rule in unet_rules(student, category_ids) if rule.name in names]
+    rules = [rule for rule in unet_rules(student, category_ids, lowering) if rule.name in names]
     return _counted(module, rules, expected_counts(student.config, guided=category_ids.shape[0] == 2), count)
 
 
