@@ -32,6 +32,7 @@ _OF_FUNCTION = {
     "FeedForward": "FFN",
     "ResidualBlock": "residual blocks",
     "ProjectedResidualBlock": "residual blocks",
+    "GroupNorm": "norms",
     "UpsampleConv3x3": "resampling",
     "Conv3x3": "3x3 convolutions",  # of any module, which the runtime names only where it optimises
 }

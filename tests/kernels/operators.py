@@ -70,6 +70,28 @@ def block(name, first_sum, skip, *more):
 
 
 FUNCTIONS = {
+    "GroupNorm": """
+        GroupNorm <groups, epsilon, groups_shape, row_shape> (x, gain, shift) => (y) {
+          sizes = Shape (x)
+          to_groups = Constant <value_ints: ints = @groups_shape> ()
+          grouped = Reshape (x, to_groups)
+          rest = Constant <value = int64[1] {2}> ()
+          mean = ReduceMean <keepdims = 1> (grouped, rest)
+          centred = Sub (grouped, mean)
+          squares = Mul (centred, centred)
+          variance = ReduceMean <keepdims = 1> (squares, rest)
+          small = Constant <value_float: float = @epsilon> ()
+          above = Add (variance, small)
+          deviation = Sqrt (above)
+          normal = Div (centred, deviation)
+          image = Reshape (normal, sizes)
+          to_channels = Constant <value_ints: ints = @row_shape> ()
+          gains = Reshape (gain, to_channels)
+          shifts = Reshape (shift, to_channels)
+          scaled = Mul (image, gains)
+          y = Add (scaled, shifts)
+        }
+    """,
     "FeedForward": """
 FeedForward <size, image_shape, hidden> (x, expand, expand_bias, depthwise, depthwise_bias, project) => (y) {
   channels_first = Transpose <perm = [0, 2, 1]> (x)
@@ -168,6 +190,21 @@ def residual_block(batch, height, width, inputs, outputs, groups, rows=1):
     return "ProjectedResidualBlock", attributes, arrays
 
 
+def group_norm(batch, channels, sizes, groups, epsilon=1e-3):
+    attributes = {
+        "groups": groups,
+        "epsilon": epsilon,
+        "groups_shape": [0, groups, -1],
+        "row_shape": [-1, *[1] * len(sizes)],
+    }
+    inputs = {
+        "x": 0.5 + random(0, batch, channels, *sizes),
+        "gain": 1 + random(1, channels, scale=0.1),
+        "shift": random(2, channels, scale=0.1),
+    }
+    return "GroupNorm", attributes, inputs
+
+
 def local_lambda(batch, height, width, depth, heads, reach):
     attributes = {
         "heads": heads,
@@ -208,6 +245,10 @@ CASES = {
     "prb odd, time by picture": residual_block(2, 9, 11, 15, 5, 5, rows=2),
     "prb wide": residual_block(1, 3, 67, 17, 34, 17),
     "prb network": residual_block(2, 16, 16, 96, 64, 32),
+    "gn 1x1": group_norm(1, 6, (1, 1), 2),
+    "gn row": group_norm(3, 5, (9,), 5),
+    "gn odd": group_norm(2, 24, (5, 7), 3),
+    "gn wide": group_norm(1, 17, (3, 67), 1),
     "λ 1x1": local_lambda(1, 1, 1, 1, 1, 1),
     "λ one row": local_lambda(2, 1, 13, 4, 3, 5),
     "λ one column": local_lambda(1, 11, 1, 3, 2, 7),

@@ -114,6 +114,12 @@ WRONG_BLOCK = {
     "second_pointwise_bias": ({"second_pointwise_bias": (9,)}, {}, r"second_pointwise_bias is \[9\]; expected"),
 }
 WRONG = {
+    "gn of rank 2": ("gn odd", {"x": (2, 24)}, {}, r"x is \[2, 24\]; expected \[batch, channels"),
+    "gn of no channels": ("gn odd", {"x": (2, 0, 5, 7)}, {}, r"x is \[2, 0, 5, 7\]"),
+    "gn groups 0": ("gn odd", {}, {"groups": 0}, r"groups is 0; expected a divisor of 24"),
+    "gn groups that do not divide": ("gn odd", {}, {"groups": 7}, r"groups is 7; expected a divisor of 24"),
+    "gn gain": ("gn odd", {"gain": (23,)}, {}, r"gain is \[23\]; expected \[24\]"),
+    "gn shift": ("gn odd", {"shift": (24, 1)}, {}, r"shift is \[24, 1\]; expected \[24\]"),
     "x of other positions": ("ff odd", {"x": (2, 34, 24)}, {}, r"x is \[2, 34, 24\]; expected \[batch, height\*width"),
     "x of rank 2": ("ff odd", {"x": (35, 24)}, {}, r"x is \[35, 24\]"),
     "x of no channels": ("ff odd", {"x": (2, 35, 0)}, {}, r"x is \[2, 35, 0\]"),

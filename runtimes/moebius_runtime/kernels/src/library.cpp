@@ -273,7 +273,9 @@ void group_norm(const Attributes& attributes, const Call& call) {
   f.x = x.data;
   f.gain = call.input(1, "gain", {f.channels});
   f.shift = call.input(2, "shift", {f.channels});
+  if (!(f.epsilon >= 0)) throw Refusal("epsilon is " + std::to_string(f.epsilon) + " or missing; expected 0 or more");
   f.y = call.output(x.sizes);
+  if (f.batch == 0 || f.pixels == 0) return;
   kernels().group_norm(f, call.threads());
 }
 
