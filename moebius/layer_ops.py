@@ -128,3 +128,14 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @upsample_conv3x3.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], 2 * x.shape[2], 2 * x.shape[3])
+
+
+@torch.library.custom_op("moebius::group_norm", mutates_args=())
+def group_norm(x: Tensor, gain: Tensor, shift: Tensor, groups: int, epsilon: float) -> Tensor:
+    """Group norm: x [B, C, ...], gain and shift [C] -> as x."""
+    return F.group_norm(x, groups, gain, shift, epsilon)
+
+
+@group_norm.register_fake
+def _(x: Tensor, gain: Tensor, shift: Tensor, groups: int, epsilon: float) -> Tensor:
+    return torch.empty_like(x)

@@ -24,6 +24,7 @@ from moebius.checkpoint import Checkpoint
 from moebius.load import DEFAULT_VAE, DEFAULT_WEIGHTS, load_student, load_vae
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.errors import ExportError
+from moebius_export.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
 from moebius_export.module_cost import module_macs
 from moebius_export.parity import check_parity, reference_output
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
@@ -54,10 +55,6 @@ from moebius_runtime.manifest import (
 Progress = Callable[[str, str], None]
 """Told (graph, stage) as each stage begins."""
 
-TARGETS = {"ort-cpu": "tiles", "tensorrt": "convolution", "generic": "convolution"}
-"""Target -> the body of `LocalLambda` in its files, one of `moebius_export.functions.FORMS`."""
-DEFAULT_TARGET = "ort-cpu"
-
 STAGES = ("reference", "trace", "simplify", "write", "check", "compare")
 _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
 
@@ -67,8 +64,8 @@ class ExportOptions:
     """What to export.
 
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
-    apply (`moebius_export.rules`), all by default, none for the network as written. `target`, one of `TARGETS`, is
-    what the λ operators' bodies are written for.
+    apply (`moebius_export.rules`), all by default, none for the network as written. `target` is what the λ
+    operators' bodies are written for; `lowering` says how, by default as shipped for the target.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -77,7 +74,13 @@ class ExportOptions:
     batch: int = 1
     dynamic_batch: bool = False
     rules: tuple[str, ...] = RULE_NAMES
-    target: str = DEFAULT_TARGET
+    target: Target = DEFAULT_TARGET
+    lowering: Lowering | None = None
+
+    @property
+    def lowered(self) -> Lowering:
+        """`lowering`, or the target's."""
+        return self.lowering or shipped()[self.target]
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def _write_graphs(
             example_inputs(name, sizes, max(options.batch, 2) if options.dynamic_batch else options.batch),
             output,
             dynamic=(batched,) if options.dynamic_batch else (),
-            local_lambda_form=TARGETS[options.target],
+            local_lambda_form=options.lowered.form,
         )
         for name, module in modules.items()
     }
@@ -185,7 +188,7 @@ def _write_graphs(
         for name, spec in specs.items():
             progress(name, "reference")
             references[name] = reference_output(spec)
-            module, rewrites[name] = _rewritten(name, spec, options.rules)
+            module, rewrites[name] = _rewritten(name, spec, options)
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
@@ -205,16 +208,16 @@ def _write_graphs(
     return written
 
 
-def _rewritten(graph: GraphName, spec: GraphSpec, rules: tuple[str, ...]) -> tuple[nn.Module, list[Rewrite]]:
-    """The module after those of `rules` that are meant for its graph, how often each fired and what it saved."""
+def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tuple[nn.Module, list[Rewrite]]:
+    """The module after those of the rules that are meant for its graph, how often each fired and what it saved."""
 
     def count(module: nn.Module) -> int:
         return module_macs(module, spec.inputs.values(), spec.local_lambda_form)["all"]
 
-    module = spec.module
+    module, rules = spec.module, options.rules
     outcomes: list[Outcome] = []
     if isinstance(module, GuidedUNet | ConditionalUNet):
-        module, outcomes = rewrite_unet(module, module.student, module.category_ids, rules, count)
+        module, outcomes = rewrite_unet(module, module.student, module.category_ids, rules, count, options.lowered)
     elif isinstance(module, VaeDecoder):
         module, outcomes = rewrite_decoder(module, rules, count)
     elif isinstance(module, VaeEncoder):

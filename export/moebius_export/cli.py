@@ -46,18 +46,27 @@ def onnx(
         str | None,
         typer.Option(help="ort-cpu (default), tensorrt or generic: what the fused λ operators are written for."),
     ] = None,
+    lowering: Annotated[
+        Path | None,
+        typer.Option(help="File of `moebius-export tune`: how they are written, in place of the shipped choice."),
+    ] = None,
 ) -> None:
     """Exports the U-Net and the VAE to ONNX, compares each file with PyTorch, and writes the bundle."""
     if precision != "fp32":
         raise InputError(f"--precision {precision}: this version of moebius-edge writes fp32 only; leave it out")
-    from moebius_export.bundle import DEFAULT_TARGET, STAGES, ExportOptions, export_onnx
+    from moebius_export.bundle import STAGES, ExportOptions, export_onnx
+    from moebius_export.lowering import DEFAULT_TARGET, TARGETS, lowering_of
     from moebius_export.rules import RULE_NAMES
 
-    for option, value in (("--rules", rules), ("--target", target)):
+    for option, value in (("--rules", rules), ("--target", target), ("--lowering", lowering)):
         if value is not None and not fuse:
             raise InputError(f"{option} {value} means nothing with --no-fuse; leave one of them out")
     chosen = () if not fuse else RULE_NAMES if rules is None else tuple(rules.split(","))
-    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, target or DEFAULT_TARGET)
+    named = next((known for known in TARGETS if known == (target or DEFAULT_TARGET)), None)
+    if named is None:
+        raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
+    body = None if lowering is None else lowering_of(lowering, named)
+    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, named, body)
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description:<16}"),
@@ -150,6 +159,49 @@ def verify(
     if html is not None:
         write_page(report, html)
     raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def tune(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, fused.")],
+    out: Annotated[Path, typer.Option(help="File to write the lowerings to; an older one there is replaced.")] = Path(
+        "lowerings.json"
+    ),
+    rounds: Annotated[int, typer.Option(help="Runs of each candidate, 2 or more.")] = 5,
+) -> None:
+    """Measures the lowerings of Local-λ on this machine, in the bundle's U-Net, and writes the best to a file.
+
+    Each candidate runs in turn with the present choice, on ONNX Runtime's CPU and without compiled kernels, and is
+    kept only where it is faster by more than the present choice's own repeats differ. Exit code 1 where a candidate's
+    output was not the present one's.
+    """
+    from moebius_export.lowering import DEFAULT_TARGET, shipped, write_lowerings
+    from moebius_export.tune import tune as run_tuning
+    from moebius_export.tune import tuning_table
+    from moebius_runtime.files import check_writable
+    from moebius_runtime.kernels import library_path
+
+    check_writable(out)
+    if library_path() is not None:
+        console.warn(
+            "with compiled kernels this node is one kernel; the choice matters where they are not built, and is "
+            "measured without them"
+        )
+    columns = (TextColumn("tune"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console.err) as bars:
+        task = bars.add_task("", total=None)
+        result = run_tuning(
+            bundle, rounds, lambda done, total, what: bars.update(task, completed=done, total=total, description=what)
+        )
+    console.out.print(tuning_table(result))
+    for note in (*result.notes, *(f"{row.name}: {row.refused}" for row in result.refused)):
+        console.warn(note)
+    tiles = shipped()[DEFAULT_TARGET].tiles | result.chosen.tiles
+    chosen = result.chosen.model_copy(update={"tiles": tiles})
+    write_lowerings({**shipped(), DEFAULT_TARGET: chosen}, out)
+    words = "the present choice stays" if result.chosen == result.present else "a faster choice was found"
+    console.out.print(f"{out}: {words}. Export with it: moebius-export onnx --out BUNDLE --lowering {out}")
+    raise typer.Exit(1 if result.refused else 0)
 
 
 def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:

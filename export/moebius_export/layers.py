@@ -1,8 +1,8 @@
 """Whole layers as ONNX model-local functions of domain `moebius`, beside the λ operators of `moebius_export.functions`.
 
-`FeedForward`, `ResidualBlock`, `ProjectedResidualBlock` (whose channels differ, so that it has a shortcut), `Conv3x3`
-and `UpsampleConv3x3`: the operators of `moebius.layer_ops`. Weights are inputs as the checkpoint has them (batch norms
-folded), so that a kernel can use them as they lie in the file.
+`FeedForward`, `ResidualBlock`, `ProjectedResidualBlock` (whose channels differ, so that it has a shortcut), `Conv3x3`,
+`UpsampleConv3x3` and `GroupNorm`: the operators of `moebius.layer_ops`. Weights are inputs as the checkpoint has them
+(batch norms folded), so that a kernel can use them as they lie in the file.
 """
 
 from __future__ import annotations
@@ -118,7 +118,36 @@ UpsampleConv3x3 <phases_shape> (x, weight, bias) => (y) {
 }
 """
 
+# The mean of rows first, then the mean of these: a mean of a million values at once is off by 1e-5 in ONNX Runtime's
+# InstanceNormalization.
+_GROUP_NORM = """
+GroupNorm <groups, epsilon, groups_shape, row_shape> (x, gain, shift) => (y) {
+  sizes = Shape (x)
+  to_groups = Constant <value_ints: ints = @groups_shape> ()
+  grouped = Reshape (x, to_groups)
+  last = Constant <value = int64[1] {-1}> ()
+  row_means = ReduceMean <keepdims = 1> (grouped, last)
+  middle = Constant <value = int64[1] {2}> ()
+  mean = ReduceMean <keepdims = 1> (row_means, middle)
+  centred = Sub (grouped, mean)
+  squares = Mul (centred, centred)
+  row_squares = ReduceMean <keepdims = 1> (squares, last)
+  variance = ReduceMean <keepdims = 1> (row_squares, middle)
+  small = Constant <value_float: float = @epsilon> ()
+  above = Add (variance, small)
+  deviation = Sqrt (above)
+  normal = Div (centred, deviation)
+  image = Reshape (normal, sizes)
+  to_channels = Constant <value_ints: ints = @row_shape> ()
+  gains = Reshape (gain, to_channels)
+  shifts = Reshape (shift, to_channels)
+  scaled = Mul (image, gains)
+  y = Add (scaled, shifts)
+}
+"""
+
 BODIES = {
+    "GroupNorm": _GROUP_NORM,
     "FeedForward": _FEED_FORWARD,
     "ResidualBlock": _residual_block(projected=False),
     "ProjectedResidualBlock": _residual_block(projected=True),
@@ -176,7 +205,20 @@ def translations(operators: dict[str, Any]) -> dict[Callable[..., Any], Callable
         height, width = x.shape[2:]
         return operators["UpsampleConv3x3"](x, weight, bias, phases_shape=[0, -1, height, width])
 
+    def group_norm(x: Any, gain: Any, shift: Any, groups: int, epsilon: float) -> Any:
+        width, others = x.shape[-1], len(x.shape) - 2
+        return operators["GroupNorm"](
+            x,
+            gain,
+            shift,
+            groups=groups,
+            epsilon=epsilon,
+            groups_shape=[0, groups, -1, width],
+            row_shape=[-1, *[1] * others],
+        )
+
     return {
+        torch.ops.moebius.group_norm.default: group_norm,
         torch.ops.moebius.feed_forward.default: feed_forward,
         torch.ops.moebius.residual_block.default: residual_block,
         torch.ops.moebius.conv3x3.default: conv3x3,

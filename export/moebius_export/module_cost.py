@@ -149,6 +149,7 @@ LAYER_FORMULAS: Mapping[Any, Callable[..., int]] = {
     torch.ops.moebius.residual_block.default: _residual_block,
     torch.ops.moebius.conv3x3.default: _conv3x3,
     torch.ops.moebius.upsample_conv3x3.default: _upsample_conv3x3,
+    torch.ops.moebius.group_norm.default: lambda *arguments: 0,
 }
 """Operator -> the products of its function's body, all of them convolutions."""
 

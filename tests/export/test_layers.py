@@ -56,7 +56,13 @@ def conv(operator, kind):
     return layer, {"x": torch.randn(2, 5, 6, 9)}, kind
 
 
+def norm():
+    layer = Layer(layer_ops.group_norm, [1 + torch.randn(12) / 8, torch.randn(12)], [3, 1e-3])
+    return layer, {"x": torch.randn(2, 12, 5, 7)}, "GroupNorm"
+
+
 CASES = {
+    "group_norm": norm,
     "feed_forward": feed_forward,
     "residual": lambda: block(8, 8, 1),
     "projected": lambda: block(8, 12, 2),

@@ -14,6 +14,7 @@ from moebius_export.rules import RULE_NAMES, expected_counts, rewrite_unet, unet
 from moebius_export.rules.base import apply_rules, shared_copy
 from moebius_export.rules.conv3x3 import FuseConv3x3
 from moebius_export.rules.feed_forward import FuseFeedForward
+from moebius_export.rules.group_norm import FuseGroupNorm
 from moebius_export.rules.interactive_lambda import CollapseInteractiveLambda
 from moebius_export.rules.local_lambda import ReassociateLocalLambda, TiledLocalLambda
 from moebius_export.rules.residual_block import FuseResidualBlock
@@ -182,6 +183,13 @@ def test_plain_3x3_convolutions_fuse_and_others_do_not():
     refused(nn.Conv2d(4, 4, 3, padding=1, bias=False), FuseConv3x3(), "no bias")
 
 
+def test_group_norms_fuse():
+    norm = filled(nn.GroupNorm(4, 12, eps=1e-3))
+    agree(norm, FuseGroupNorm(), torch.randn(2, 12, 5, 7))
+    agree(norm, FuseGroupNorm(), torch.randn(2, 12, 9))
+    refused(nn.GroupNorm(4, 12, affine=False), FuseGroupNorm(), "no gain")
+
+
 def tiny(wrapper):
     student, _ = load_student("stand-in:0", preset("tiny").student)
     return student, wrapper(student).eval()
@@ -234,7 +242,7 @@ def test_all_rules_fire_as_often_as_the_sizes_say(wrapper):
     counts = expected_counts(student.config, guided=wrapper is GuidedUNet)
     assert {outcome.name: outcome.fired for outcome in outcomes} == counts
     assert counts["reassociate_local_lambda"] == 6
-    assert tuple(counts) == tuple(name for name in RULE_NAMES if name != "fuse_conv3x3")  # that one is the VAE's
+    assert tuple(counts) == tuple(name for name in RULE_NAMES if name not in ("fuse_conv3x3", "fuse_group_norm"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from moebius import preset
 from moebius.load import load_student
-from moebius_export.bundle import TARGETS, example_inputs
+from moebius_export.bundle import example_inputs
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.functions import DOMAIN
+from moebius_export.lowering import shipped
 from moebius_export.rules import rewrite_unet
 from moebius_export.wrappers import GuidedUNet
 
@@ -39,7 +40,7 @@ def test_the_fused_unet_builds(target, tmp_path):
     module, inputs = GuidedUNet(student).eval(), example_inputs("unet", sizes, 1)
     rewritten, _ = rewrite_unet(module, student, module.category_ids)
     model = to_onnx(
-        GraphSpec("unet", rewritten, inputs, "noise_pred", local_lambda_form=TARGETS[target]), lambda stage: None
+        GraphSpec("unet", rewritten, inputs, "noise_pred", local_lambda_form=shipped()[target].form), lambda stage: None
     )
     assert sum(node.domain == DOMAIN for node in model.graph.node) == 5 * 6 + 1
     onnx.save(model, tmp_path / "model.onnx")

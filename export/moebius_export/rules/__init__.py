@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from moebius import Moebius, StudentConfig, VaeDecoder, VaeEncoder
-from moebius.lambda_ops import default_tile
 from moebius_export.errors import ExportError
+from moebius_export.lowering import Lowering
 from moebius_export.rules.base import Outcome, Rule, apply_rules
 from moebius_export.rules.conv3x3 import FuseConv3x3
 from moebius_export.rules.feed_forward import FuseFeedForward
+from moebius_export.rules.group_norm import FuseGroupNorm
 from moebius_export.rules.interactive_lambda import CollapseInteractiveLambda
 from moebius_export.rules.local_lambda import ReassociateLocalLambda
 from moebius_export.rules.residual_block import FuseResidualBlock
@@ -36,21 +37,23 @@ RULE_NAMES = (
     "transformer_products",
     "sub_pixel_upsampling",
     "fuse_conv3x3",
+    "fuse_group_norm",
     "tabulate_timesteps",
     "fuse_residual_block",
     "share_prefix",
 )
 
 
-def unet_rules(student: Moebius, category_ids: Tensor) -> list[Rule]:
+def unet_rules(student: Moebius, category_ids: Tensor, lowering: Lowering | None = None) -> list[Rule]:
     """The rules of the U-Net, in order. `category_ids` [branches, m] are the branches of the graph's batch."""
+    lowering = lowering or Lowering()
     config = student.config
     with torch.no_grad():
         contexts = student.diff_model.encoder_hid_proj(student.embedding_layer(category_ids))
     tiles = {}
     for level, channels in enumerate(config.block_out_channels):
         side = config.sample_size >> level
-        tiles[channels // config.num_heads] = (side, default_tile(side, side))
+        tiles[channels // config.num_heads] = (side, lowering.tile(side))
     return [
         FoldBatchNorms(),
         CollapseInteractiveLambda(contexts),
@@ -87,14 +90,17 @@ def rewrite_unet(
     category_ids: Tensor,
     names: Sequence[str] = RULE_NAMES,
     count: Count | None = None,
+    lowering: Lowering | None = None,
 ) -> tuple[nn.Module, list[Outcome]]:
     """Applies the named rules to a U-Net wrapper and checks how often each fired; `count` as in `apply_rules`.
+
+    `lowering` gives the tiles of Local-λ; without it they are `moebius.lambda_ops.default_tile`'s.
 
     Raises:
         ExportError: an unknown rule, or one that fired another number of times than the network's sizes say.
     """
     check_names(names)
-    rules = [rule for rule in unet_rules(student, category_ids) if rule.name in names]
+    rules = [rule for rule in unet_rules(student, category_ids, lowering) if rule.name in names]
     return _counted(module, rules, expected_counts(student.config, guided=category_ids.shape[0] == 2), count)
 
 
@@ -103,7 +109,11 @@ def rewrite_decoder(
 ) -> tuple[nn.Module, list[Outcome]]:
     """As `rewrite_unet`, for the VAE decoder: its upsamplers, one fewer than resolutions, and its 3x3 convolutions."""
     levels = [len(block.resnets) for block in module.decoder.up_blocks]
-    expected = {"sub_pixel_upsampling": len(levels) - 1, "fuse_conv3x3": _convs(levels)}
+    expected = {
+        "sub_pixel_upsampling": len(levels) - 1,
+        "fuse_conv3x3": _convs(levels),
+        "fuse_group_norm": _norms(levels),
+    }
     return _rewrite_vae(module, names, expected, count)
 
 
@@ -112,11 +122,16 @@ def rewrite_encoder(
 ) -> tuple[nn.Module, list[Outcome]]:
     """As `rewrite_unet`, for the VAE encoder: its 3x3 convolutions, but for those that halve the picture."""
     levels = [len(block.resnets) for block in module.encoder.down_blocks]
-    return _rewrite_vae(module, names, {"fuse_conv3x3": _convs(levels)}, count)
+    return _rewrite_vae(module, names, {"fuse_conv3x3": _convs(levels), "fuse_group_norm": _norms(levels)}, count)
 
 
 def _convs(resnets: Sequence[int]) -> int:
     """Two in every residual block, of which the middle has two, and the first and the last."""
+    return 2 * (sum(resnets) + 2) + 2
+
+
+def _norms(resnets: Sequence[int]) -> int:
+    """Two in every residual block, one in the middle's attention, and the last."""
     return 2 * (sum(resnets) + 2) + 2
 
 
@@ -126,7 +141,7 @@ def _rewrite_vae(
     from diffusers.models.upsampling import Upsample2D
 
     check_names(names)
-    rules = [SubPixelUpsampling(Upsample2D), FuseConv3x3()]
+    rules = [SubPixelUpsampling(Upsample2D), FuseConv3x3(), FuseGroupNorm()]
     return _counted(module, [rule for rule in rules if rule.name in expected and rule.name in names], expected, count)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from moebius_runtime.backends.ort import OrtBackend, add_kernels, import_onnxruntime, physical_cores
 from moebius_runtime.errors import BundleError
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 @dataclass
 class Profiled:
@@ -27,8 +29,13 @@ class Profiled:
 
 
 @contextmanager
-def profiled_session(model: Path) -> Iterator[Profiled]:
+def profiled_session(model: Path, changed: bytes | None = None, *, kernels: bool = True) -> Iterator[Profiled]:
     """A session of `ort-cpu` that profiles what it runs.
+
+    Args:
+        model: the ONNX file.
+        changed: a changed model to run in its place, whose weights stay in the original's files.
+        kernels: whether compiled kernels take what they can; without them the bodies of the functions are run.
 
     Raises:
         BundleError: ONNX Runtime cannot load the file.
@@ -37,8 +44,10 @@ def profiled_session(model: Path) -> Iterator[Profiled]:
         options = _options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        kernels = add_kernels(options, model)
-        profiled = Profiled(_session(str(model), options, str(model)), kernels)
+        ran_by = add_kernels(options, model) if kernels else None
+        if changed is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(model.parent))
+        profiled = Profiled(_session(changed or str(model), options, str(model)), ran_by)
         path = None
         try:
             yield profiled
@@ -70,7 +79,7 @@ def session_of_bytes(model: bytes, path: Path, kernels: bool) -> Any:
     options = _options()
     options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False  # it would double and keep what one run with many outputs needs
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
     if kernels:
         add_kernels(options, path)
     return _session(model, options, f"a graph of {path.parent}")
@@ -80,6 +89,7 @@ def _options() -> Any:
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = physical_cores()
     options.log_severity_level = 4
+    options.enable_mem_reuse = options.enable_mem_pattern = False  # see `moebius_runtime.backends.ort`
     return options
 
 

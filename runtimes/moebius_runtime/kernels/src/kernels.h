@@ -41,6 +41,14 @@ struct Conv3x3 {
   float* y;
 };
 
+// x [batch, channels, pixels] -> the same, normalised by groups of channels, times gain plus shift, both [channels].
+struct GroupNorm {
+  long batch, channels, pixels, groups;
+  float epsilon;
+  const float *x, *gain, *shift;
+  float* y;
+};
+
 struct Kernels {
   const char* name;
   void (*feed_forward)(const FeedForward&, const Threads&);
@@ -48,6 +56,7 @@ struct Kernels {
   void (*residual_block)(const ResidualBlock&, const Threads&);
   void (*conv3x3)(const Conv3x3&, const Threads&);
   void (*upsample_conv3x3)(const Conv3x3&, const Threads&);  // of x enlarged to [2*height, 2*width] by nearest neighbour
+  void (*group_norm)(const GroupNorm&, const Threads&);
 };
 
 }  // namespace moebius

@@ -261,6 +261,22 @@ void conv3x3(const Attributes&, const Call& call) { convolve(call, 1, kernels().
 
 void upsample_conv3x3(const Attributes&, const Call& call) { convolve(call, 2, kernels().upsample_conv3x3); }
 
+void group_norm(const Attributes& attributes, const Call& call) {
+  const Tensor x = call.input(0);
+  expect(x.sizes.size() >= 3 && x.sizes[1] > 0, "x", x.sizes, "[batch, channels, ...]");
+  moebius::GroupNorm f{};
+  f.batch = x.sizes[0], f.channels = x.sizes[1], f.groups = attributes.groups, f.epsilon = attributes.epsilon;
+  f.pixels = 1;
+  for (size_t i = 2; i < x.sizes.size(); ++i) f.pixels *= x.sizes[i];
+  if (f.groups < 1 || f.channels % f.groups)
+    throw Refusal("groups is " + std::to_string(f.groups) + "; expected a divisor of " + std::to_string(f.channels));
+  f.x = x.data;
+  f.gain = call.input(1, "gain", {f.channels});
+  f.shift = call.input(2, "shift", {f.channels});
+  f.y = call.output(x.sizes);
+  kernels().group_norm(f, call.threads());
+}
+
 struct Input {
   int type, kind;
 };
@@ -337,6 +353,7 @@ const std::vector<Operator>& operators() {
       {"ProjectedResidualBlock", floats(16), residual_block<true>},
       {"Conv3x3", floats(3), conv3x3},
       {"UpsampleConv3x3", floats(3), upsample_conv3x3},
+      {"GroupNorm", floats(3), group_norm},
   };
   return all;
 }

@@ -3,35 +3,10 @@
 // shortcut's product adds to the same tile as the last one.
 #pragma once
 
-#include <cmath>
-
-#include "kernels.h"
+#include "group_norm.h"
 #include "planes.h"
 
 namespace MOEBIUS_VARIANT {
-
-// Group norm as scale and offset per channel: x [groups * channels of one, n] -> factors [2][channels].
-inline void group_norm(const float* x, long channels, long n, long groups, const float* gain, const float* shift,
-                       float epsilon, float* factors, const moebius::Threads& threads) {
-  const long each = channels / groups;
-  threads.each(groups, [&](long g) {
-    const float* first = x + g * each * n;
-    double mean = 0, squares = 0;
-    for (long c = 0; c < each; ++c) mean += total(n, [&](long i) { return load(first + c * n + i); },
-                                                  [&](long i) { return first[c * n + i]; });
-    const float middle = float(mean / double(each * n));
-    const vec centre = splat(middle);
-    const auto square = [](auto value) { return value * value; };
-    for (long c = 0; c < each; ++c)
-      squares += total(n, [&](long i) { return square(load(first + c * n + i) - centre); },
-                       [&](long i) { return square(first[c * n + i] - middle); });
-    const float scale = float(1 / std::sqrt(squares / double(each * n) + epsilon));
-    for (long c = g * each; c < (g + 1) * each; ++c) {
-      factors[c] = scale * gain[c];
-      factors[channels + c] = shift[c] - middle * scale * gain[c];
-    }
-  });
-}
 
 // relu(depthwise(silu(norm(x)))) in panels, and silu(norm(x)) itself where `active` is asked for.
 inline void normal_to_panels(const float* x, long channels, const Plane& plane, long groups, float epsilon,
