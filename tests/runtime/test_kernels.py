@@ -57,7 +57,10 @@ def described(bundle):
     backend.load("vae_encoder")
     assert "kernels" not in backend.describe()  # no function in it: nothing that they could take
     backend.run("vae_decoder", {"latent": LATENT})
-    return backend.describe()["kernels"]
+    found = backend.describe()["kernels"]
+    backend.release()
+    assert backend.describe()["kernels"] == found  # they are asked for when all is done
+    return found
 
 
 @needs_library

@@ -174,9 +174,9 @@ class OrtBackend(Backend):
             libc.malloc_trim(ctypes.c_size_t(0))
 
     def describe(self) -> dict[str, str]:
-        """Library version, threads, the providers of every loaded session, and what runs functions in any of them."""
+        """Library version, threads, the providers of loaded sessions, what ran functions in any session so far."""
         providers = sorted({provider for session in self._loaded.values() for provider in session.get_providers()})
-        functions = sorted({ran for name in self._loaded if (ran := self._kernels[name])})
+        functions = sorted({ran for ran in self._kernels.values() if ran})
         return {
             "runtime": self.name,
             "onnxruntime": self._ort.__version__,
