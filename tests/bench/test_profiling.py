@@ -101,6 +101,7 @@ def test_what_is_no_profile_is_refused(tmp_path, text):
         ("_inlfunc_ProjectedResidualBlock_token_14_middle", "Add", "residual blocks"),
         ("_inlfunc_UpsampleConv3x3_token_12_phases", "Reshape", "resampling"),
         ("_inlfunc_Conv3x3_token_3_y", "Conv", "3x3 convolutions"),
+        ("_inlfunc_GroupNorm_token_2_centred", "Sub", "norms"),
         ("_inlfunc_SomethingNew_y", "Conv", "unnamed"),
         ("down_blocks.0.resnets.1/ResidualBlock", "ResidualBlock", "residual blocks"),
         ("down_blocks.0.resnets.0/ProjectedResidualBlock", "ProjectedResidualBlock", "residual blocks"),

@@ -118,6 +118,8 @@ WRONG = {
     "gn of no channels": ("gn odd", {"x": (2, 0, 5, 7)}, {}, r"x is \[2, 0, 5, 7\]"),
     "gn groups 0": ("gn odd", {}, {"groups": 0}, r"groups is 0; expected a divisor of 24"),
     "gn groups that do not divide": ("gn odd", {}, {"groups": 7}, r"groups is 7; expected a divisor of 24"),
+    "gn groups below 0": ("gn odd", {}, {"groups": -(2**63)}, f"groups is {-(2**63)}"),
+    "gn without epsilon": ("gn odd", {}, {"epsilon": None}, "epsilon is -1.000000 or missing; expected 0 or more"),
     "gn gain": ("gn odd", {"gain": (23,)}, {}, r"gain is \[23\]; expected \[24\]"),
     "gn shift": ("gn odd", {"shift": (24, 1)}, {}, r"shift is \[24, 1\]; expected \[24\]"),
     "x of other positions": ("ff odd", {"x": (2, 34, 24)}, {}, r"x is \[2, 34, 24\]; expected \[batch, height\*width"),
@@ -189,6 +191,8 @@ def test_what_does_not_fit_is_refused(name):
         (operators.feed_forward(0, 5, 7, 24, 48), (0, 35, 24)),
         (operators.residual_block(0, 5, 7, 24, 24, 3), (0, 24, 5, 7)),
         (operators.residual_block(0, 5, 7, 24, 39, 3, rows=0), (0, 39, 5, 7)),
+        (operators.group_norm(0, 24, (5, 7), 3), (0, 24, 5, 7)),
+        (operators.group_norm(2, 24, (0, 7), 3), (2, 24, 0, 7)),
         (operators.local_lambda(0, 9, 11, 13, 3, 5), (0, 99, 39)),
     ],
 )
@@ -198,7 +202,7 @@ def test_an_empty_batch_is_no_work(case, shape):
     assert session.run(None, inputs)[0].shape == shape
 
 
-@pytest.mark.parametrize("case", ["ff odd", "rb odd", "prb odd", "λ odd"])
+@pytest.mark.parametrize("case", ["ff odd", "rb odd", "prb odd", "gn odd", "λ odd"])
 def test_the_kernel_takes_the_node_whole(case, tmp_path):
     """Else every test above would compare the body with itself."""
     operator, attributes, inputs = operators.CASES[case]
