@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,6 +125,34 @@ def efficiency(
 
 
 @app.command()
+def layers(
+    preset: Annotated[str, typer.Option(help="Sizes of the network: full, small or tiny.")] = "full",
+    batch: Annotated[int, typer.Option(min=1, help="Samples, 2 or more.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Each times both forms, one after the other.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """The λ layers in PyTorch, as written over their fast form: forward, and forward with backward."""
+    from moebius_bench.baseline import import_torch
+    from moebius_bench.machine import describe_machine
+
+    if json_file is not None and not json_file.parent.is_dir():
+        raise InputError(f"{json_file}: its folder does not exist; make it first")
+    import_torch()
+    from moebius_bench.layers import layers_table, measure_layers
+    from moebius_bench.text_report import wide
+
+    machine = describe_machine()
+    with _progress() as tell:
+        report = measure_layers(preset, batch, rounds, threads, machine, tell)
+    wide(console.out).print(layers_table(report), soft_wrap=False)
+    if float(machine.get("load_average", 0)) > _BUSY:
+        console.warn(f"other work ran at the start (load average {machine['load_average']}): trust ratios, not times")
+    if json_file is not None:
+        _write(json_file, report.model_dump_json(indent=1))
+
+
+@app.command()
 def quality(
     real: Annotated[Path, typer.Option(help="Folder of the true pictures.")],
     fake: Annotated[Path, typer.Option(help="Folder of the filled pictures, paired by stem.")],
@@ -204,9 +233,18 @@ def _announce(text: str) -> None:
     console.err.print(text, style="dim")
 
 
-def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done and for how long; what it yields changes its words."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console.err, transient=True) as bars:
+        task = bars.add_task("starting")
+        yield lambda text: bars.update(task, description=text)
+
+
+def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
     from moebius_bench.jetson import describe_jetson
     from moebius_bench.machine import describe_machine
     from moebius_bench.nvidia import describe_gpus
@@ -217,12 +255,10 @@ def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
     sensors = find_sensors()
     machine = describe_machine() | describe_jetson()
     before = describe_gpus()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console.err, transient=True) as bars:
-        task = bars.add_task("starting")
+    with _progress() as tell:
 
         def turn(number: int, what: str) -> None:
-            bars.update(task, description=f"round {number} of {plan.rounds}: {what}")
+            tell(f"round {number} of {plan.rounds}: {what}")
 
         measured = measure_variants(variants, plan, lambda job: run_worker(job, sensors), turn, sensors.power_source)
     after = describe_gpus()

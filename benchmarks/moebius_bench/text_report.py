@@ -14,12 +14,17 @@ _WIDTH = 160  # of the tables where the output is no terminal
 _LEFT_OUT = {120: ("import", "pre", "paste"), 90: ("load",)}
 
 
+def wide(console: Console) -> Console:
+    """What tables are printed to: as wide as the terminal, or 160 columns in a file."""
+    return console if console.is_terminal else Console(file=console.file, width=_WIDTH, highlight=False)
+
+
 def print_report(report: Report, console: Console) -> None:
-    """Prints everything; tables are as wide as the terminal, or 160 columns in a file."""
-    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH, highlight=False)
-    for part in _parts(report, wide.width):
+    """Prints everything."""
+    tables = wide(console)
+    for part in _parts(report, tables.width):
         if isinstance(part, Table):
-            wide.print(part, soft_wrap=False)
+            tables.print(part, soft_wrap=False)
         else:
             console.print(part)
 

@@ -98,7 +98,7 @@ def test_run_is_taken_for_granted():
     runner = CliRunner()
     assert "Measures latency" in runner.invoke(cli.app, ["run", "--help"]).output
     help_text = runner.invoke(cli.app, ["--help"]).output
-    for name in ("run", "efficiency", "quality", "masks"):
+    for name in ("run", "efficiency", "layers", "quality", "masks"):
         assert name in help_text
     # An option first, then a bundle: still the measurement.
     assert "no-such-bundle" in str(runner.invoke(cli.app, ["--rounds", "1", "no-such-bundle"]).exception)
@@ -116,6 +116,9 @@ def test_run_is_taken_for_granted():
         (["{tmp}"], "expected a bundle folder"),
         (["masks", "--out", "{tmp}/m", "--kind", "round"], "expected one of mat-large"),
         (["quality", "--real", "{tmp}", "--fake", "{tmp}"], "holds no picture"),
+        (["layers", "--preset", "tiny", "--batch", "1"], "wrong gradients at batch 1"),
+        (["layers", "--preset", "huge"], "choose one of full, small, tiny"),
+        (["layers", "--preset", "tiny", "--json", "{tmp}/missing/l.json"], "its folder does not exist"),
     ],
 )
 def test_refusals(arguments, words, tiny_bundle, tmp_path):
