@@ -1,4 +1,4 @@
-"""Both λ layers in PyTorch, as written over their fast form, in turn in one process: forward, and forward with backward.
+"""Both λ layers in PyTorch, as written over their fast form, in turn in one process: forward, forward and backward.
 
 Times count only for forms that compute the same, so outputs and all gradients of every layer are compared first.
 """
