@@ -21,6 +21,10 @@ class BundleError(MoebiusError):
     """A bundle (manifest, graph or weights file) is missing, damaged, or not one that this version reads."""
 
 
+class EngineError(MoebiusError):
+    """An engine, or its passport, is missing or damaged, or was built from other files or for another device."""
+
+
 class RuntimeUnavailableError(MoebiusError):
     """The runtime that was asked for cannot run here."""
 

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 
-Precision = Literal["fp32", "fp16", "int8", "int8_cpu"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_cpu"]
 GraphName = Literal["unet", "unet_conditional", "vae_encoder", "vae_decoder"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, Field(max_length=1000)]
@@ -40,11 +40,13 @@ def _inside(path: str) -> str:
     return path
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
+    """A part of a file from anywhere: unknown fields, other types and numbers that are not finite are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TensorInfo(_Strict):
+class TensorInfo(StrictModel):
     """Name, type and shape of a graph's input or output; a string is a dimension left open."""
 
     name: Annotated[str, Field(pattern=r"^[a-z_0-9]{1,64}$")]
@@ -52,11 +54,15 @@ class TensorInfo(_Strict):
     shape: Annotated[list[Dimension], Field(max_length=8)]
 
 
-class GraphFile(_Strict):
-    """An ONNX file and the file of its weights, in one folder; graphs of one folder may share the latter."""
+class GraphFile(StrictModel):
+    """An ONNX file and the file of its weights, in one folder; graphs of one folder may share the latter.
+
+    `plan` is the file of the precision plan that a typed graph was made by.
+    """
 
     model: Annotated[str, Field(pattern=r"\.onnx$")]  # by another suffix a runtime may know another format
     weights: str | None
+    plan: str | None = None
 
     @model_validator(mode="after")
     def _one_folder(self) -> GraphFile:
@@ -66,11 +72,11 @@ class GraphFile(_Strict):
 
     @property
     def paths(self) -> list[str]:
-        """Every file that must be there to load the graph."""
-        return [self.model] if self.weights is None else [self.model, self.weights]
+        """Every file that belongs to the graph, the ONNX file first."""
+        return [path for path in (self.model, self.weights, self.plan) if path is not None]
 
 
-class GraphInfo(_Strict):
+class GraphInfo(StrictModel):
     """One graph: its files by precision, its inputs and outputs."""
 
     files: Annotated[dict[Precision, GraphFile], Field(min_length=1)]
@@ -78,14 +84,14 @@ class GraphInfo(_Strict):
     outputs: Annotated[list[TensorInfo], Field(min_length=1, max_length=8)]
 
 
-class FileInfo(_Strict):
+class FileInfo(StrictModel):
     """Size in bytes and hash of one file."""
 
     size: Count
     sha256: Sha256
 
 
-class WeightsInfo(_Strict):
+class WeightsInfo(StrictModel):
     """Where weights came from. `stand_in` weights are random numbers: their pictures mean nothing."""
 
     origin: ShortText
@@ -93,7 +99,7 @@ class WeightsInfo(_Strict):
     stand_in: bool
 
 
-class ModelInfo(_Strict):
+class ModelInfo(StrictModel):
     """The network of the bundle."""
 
     preset: ShortText
@@ -102,7 +108,7 @@ class ModelInfo(_Strict):
     vae: WeightsInfo
 
 
-class Geometry(_Strict):
+class Geometry(StrictModel):
     """Sides in pixels of the square picture and its latent, and the latent's channels and scale."""
 
     image_size: Annotated[int, Field(ge=8, le=4096)]
@@ -117,7 +123,7 @@ class Geometry(_Strict):
         return self
 
 
-class ScheduleInfo(_Strict):
+class ScheduleInfo(StrictModel):
     """The noise schedule that the network was trained with."""
 
     num_train_timesteps: Annotated[int, Field(ge=2, le=10_000)]
@@ -139,7 +145,7 @@ class ScheduleInfo(_Strict):
         return self
 
 
-class Defaults(_Strict):
+class Defaults(StrictModel):
     """What `moebius-inpaint` uses where the user says nothing."""
 
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
@@ -148,7 +154,7 @@ class Defaults(_Strict):
     noise_offset: Annotated[float, Field(ge=0, le=1)]
 
 
-class Rewrite(_Strict):
+class Rewrite(StrictModel):
     """A graph rewrite, how often it fired, and the multiply-accumulates of a call before and after it.
 
     Bundles of earlier versions do not state the latter.
@@ -161,7 +167,7 @@ class Rewrite(_Strict):
     macs_after: Macs | None = None
 
 
-class Parity(_Strict):
+class Parity(StrictModel):
     """A file's distance from PyTorch when it was exported: relative L2 error and worst absolute error."""
 
     relative_error: Annotated[float, Field(ge=0)]
@@ -196,7 +202,7 @@ def _tensors(tensors: list[TensorInfo]) -> str:
     return ", ".join(f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
 
 
-class Manifest(_Strict):
+class Manifest(StrictModel):
     """The whole manifest; see docs/bundle.md for the meaning of each field."""
 
     schema_version: Literal[1]
@@ -236,7 +242,8 @@ class Manifest(_Strict):
         return self.model.unet.stand_in or self.model.vae.stand_in
 
 
-def _digest(content: dict[str, Any]) -> str:
+def content_digest(content: dict[str, Any]) -> str:
+    """SHA-256 of the content as sorted, compact JSON."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -245,7 +252,7 @@ def write_manifest(manifest: Manifest, folder: str | Path) -> None:
     """Writes `manifest.json` with its own hash into a bundle's folder, whole or not at all."""
     content = manifest.model_dump(mode="json")
     with atomic_write(Path(folder) / MANIFEST_NAME) as stream:
-        text = json.dumps({**content, "manifest_sha256": _digest(content)}, indent=1) + "\n"
+        text = json.dumps({**content, "manifest_sha256": content_digest(content)}, indent=1) + "\n"
         stream.write(text.encode())
 
 
@@ -283,8 +290,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(json.dumps(content))
     except (ValueError, RecursionError) as error:  # pydantic's is a ValueError
-        raise BundleError(f"{path}: {_first_problem(error)}. {_AGAIN}") from error
-    if stated != _digest(content):
+        raise BundleError(f"{path}: {first_problem(error)}. {_AGAIN}") from error
+    if stated != content_digest(content):
         raise BundleError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_AGAIN}")
     return manifest
 
@@ -325,7 +332,8 @@ def _one_line(problem: object) -> str:
     return " ".join(str(problem).split())[:300]
 
 
-def _first_problem(error: Exception) -> str:
+def first_problem(error: Exception) -> str:
+    """What is wrong, on one line: of several problems of a pydantic model the first, and how many more."""
     if isinstance(error, ValidationError):
         problems = error.errors(include_url=False)
         first = problems[0]
