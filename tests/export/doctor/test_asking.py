@@ -1,0 +1,87 @@
+"""Questions to libraries in processes of their own, for real."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from moebius_export.doctor import asking
+from moebius_export.doctor.sources import Sources, ask_library, read_answer, run_command
+
+
+def test_a_library_that_is_here():
+    answer = ask_library("onnxruntime")
+    assert answer.problem is None
+    assert "CPUExecutionProvider" in answer.value["providers"]
+
+
+def test_the_kernels():
+    assert ask_library("kernels").value["words"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Puts a package that does something on import before all others, in this process and in those it starts."""
+
+    def make(name, code):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(path for path in sys.path if path)}")
+
+    return make
+
+
+def test_a_library_that_is_not_here(package):
+    package("tensorrt", "raise ModuleNotFoundError(\"No module named 'tensorrt'\", name='tensorrt')")
+    answer = ask_library("tensorrt")
+    assert (answer.problem, answer.missing) == ("No module named 'tensorrt'", True)
+
+
+def test_a_library_that_ends_the_process(package):
+    package("tensorrt", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    answer = ask_library("tensorrt")
+    assert (answer.problem, answer.missing) == ("importing it ends the process (SIGSEGV)", False)
+
+
+def test_a_library_that_leaves(package):
+    package("tensorrt", "import sys\nsys.exit('no licence')")
+    assert "exit code 1: no licence" in ask_library("tensorrt").problem
+
+
+def test_a_library_that_lacks_a_file_of_the_system(package):
+    # The words of the loader on a Jetson's container that was started without the NVIDIA runtime.
+    package("tensorrt", "raise ImportError('libnvdla_compiler.so: cannot open shared object file')")
+    answer = ask_library("tensorrt")
+    assert (answer.problem, answer.missing) == ("libnvdla_compiler.so: cannot open shared object file", False)
+
+
+def test_a_library_that_prints(package):
+    package("tensorrt", "print('hello')\n__version__ = '10.3.0'")
+    assert ask_library("tensorrt").value["version"] == "10.3.0"
+
+
+def test_both_kinds_of_tensorrt(monkeypatch):
+    fake = SimpleNamespace(__version__="1.7.1", __file__="x")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    monkeypatch.setattr(asking, "_version", lambda name: "1.7.1" if name == "tensorrt_rtx_cu12" else None)
+    assert asking.ask_tensorrt_rtx() == {"version": "1.7.1", "file": "x", "cuda": 12}
+
+
+def test_missing_onnxruntime_keeps_the_runtime_s_own_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    content = json.loads(asking.answer("onnxruntime").removeprefix(asking.MARK))
+    assert content["kind"] == "missing"
+    assert "moebius-edge[ort]" in content["error"]
+
+
+def test_no_answer_at_all():
+    assert read_answer(1, "", "").problem == "importing it ends the process (exit code 1: no word why)"
+    assert read_answer(-11, "noise\n", "").problem == "importing it ends the process (SIGSEGV)"
+
+
+def test_programs():
+    assert run_command(["no-such-program-here"]) is None
+    ran = run_command([sys.executable, "-c", "import sys; print('out'); sys.stderr.write('err'); sys.exit(3)"])
+    assert (ran.code, ran.text) == (3, "out\nerr")
+    assert Sources(run=lambda arguments: None).smi(["-L"]) is None
