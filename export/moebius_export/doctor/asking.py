@@ -44,8 +44,11 @@ def ask_tensorrt_rtx() -> Facts:
 
 
 def ask_cuda() -> Facts:
-    """Version of the bindings to CUDA."""
-    from cuda.bindings import runtime
+    """Version of the bindings to CUDA, of which versions before 12.6 name their module otherwise."""
+    try:
+        from cuda.bindings import runtime
+    except ModuleNotFoundError:
+        from cuda import cudart as runtime
 
     return {"version": _version("cuda-bindings") or _version("cuda-python") or "", "file": runtime.__file__}
 

@@ -23,7 +23,7 @@ class Gpu:
     """What is known of the GPU. `device` is what CUDA sees, and only that can run anything.
 
     Attributes:
-        device: through the CUDA bindings; None where there is no GPU or they do not work.
+        device: through the driver's own library; None where there is no GPU or it does not work.
         name: by CUDA, nvidia-smi or the board.
         sm: 86 for compute capability 8.6.
         driver: version of the kernel's driver.
@@ -104,7 +104,10 @@ def _gpu_row(gpu: Gpu) -> Row:
     if gpu.name is None:
         return Row("gpu", f"none: {gpu.reason}", Verdict.missing)
     sm = f"SM {gpu.sm}" if gpu.sm else "SM unknown"
-    return Row("gpu", f"{gpu.name}, {sm}, but not through CUDA: {gpu.reason}", Verdict.wrong, _BINDINGS)
+    return Row("gpu", f"{gpu.name}, {sm}, but not through CUDA: {gpu.reason}", Verdict.wrong, _REACH)
 
 
-_BINDINGS = 'pip install "moebius-edge[trt]"'
+_REACH = (
+    "check that CUDA_VISIBLE_DEVICES does not hide it; start a container with --gpus all (on a Jetson --runtime nvidia "
+    "--group-add video)"
+)

@@ -123,7 +123,7 @@ def _misfit(name: str, answer: Answer, sources: Sources, gpu: Gpu) -> tuple[str 
     if name == "cuda":
         major = (facts.version_of(value["version"]) or (None,))[0]
         why, mend = _driver("these bindings", major, gpu)
-        return why, mend and f'pip install "cuda-python<13", or {mend}'
+        return why, mend and f'pip install "cuda-bindings<13", or {mend}'
     return None, None
 
 

@@ -60,7 +60,7 @@ def answers(**values):
             if name == "kernels":
                 return Answer({"words": "none (not built)"})
             if name == "device":
-                return Answer(problem="the CUDA bindings are not installed", missing=True)
+                return Answer(None)
             return Answer(problem=MISSING.get(name, f"No module named '{name}'"), missing=True)
         value = values[name]
         return Answer(problem=value) if isinstance(value, str) else Answer(value)

@@ -8,12 +8,30 @@ import pytest
 
 from moebius_export.doctor import asking
 from moebius_export.doctor.sources import Sources, ask_library, read_answer, run_command
+from moebius_runtime.passport import Device
 
 
 def test_a_library_that_is_here():
     answer = ask_library("onnxruntime")
     assert answer.problem is None
     assert "CPUExecutionProvider" in answer.value["providers"]
+
+
+def test_the_gpu_is_asked_of_the_runtime_s_own_reader(monkeypatch):
+    device = Device("Orin", 87, "540.4.0", "12.6", 8 << 30, 6 << 30)
+    monkeypatch.setattr("moebius_runtime.devices.current_device", lambda: device)
+    assert Device(**json.loads(asking.answer("device").removeprefix(asking.MARK))["value"]) == device
+    monkeypatch.setattr("moebius_runtime.devices.current_device", lambda: None)
+    assert json.loads(asking.answer("device").removeprefix(asking.MARK)) == {"value": None}
+    assert ask_library("device").problem is None
+
+
+def test_bindings_of_both_layouts(monkeypatch):
+    monkeypatch.setattr(asking, "_version", lambda name: "12.4.0" if name == "cuda-python" else None)
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(cudart=SimpleNamespace(__file__="old")))
+    assert asking.ask_cuda() == {"version": "12.4.0", "file": "old"}
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=SimpleNamespace(__file__="new")))
+    assert asking.ask_cuda()["file"] == "new"
 
 
 def test_the_kernels():

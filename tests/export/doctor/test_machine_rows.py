@@ -54,7 +54,7 @@ def test_an_orin_nano(machines, tmp_path):
     assert "python of JetPack" not in rows
     gpu = look_at_gpu(sources)
     assert (gpu.sm, gpu.driver) == (87, "540.4.0")  # the board tells the one, the kernel the other
-    assert named(gpu_rows(sources, gpu))["gpu"].mend == 'pip install "moebius-edge[trt]"'
+    assert named(gpu_rows(sources, gpu))["gpu"].mend.endswith("--runtime nvidia --group-add video)")
 
 
 @pytest.mark.parametrize(
