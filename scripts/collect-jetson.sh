@@ -105,11 +105,11 @@ note() {
   fi
 }
 
-# picture_with RUNTIME: fills the hole with it.
+# picture_with RUNTIME PRECISION: fills the hole.
 # shellcheck disable=SC2317  # step calls it
 picture_with() {
-  moebius-inpaint "$picture" --mask "$mask" --bundle "$bundle" --runtime "$1" --steps "$steps" --seed 0 \
-    --out "$work/$1/picture.png"
+  moebius-inpaint "$picture" --mask "$mask" --bundle "$bundle" --runtime "$1" --precision "$2" --steps "$steps" \
+    --seed 0 --out "$work/$1/picture.png"
 }
 
 if command -v tegrastats >/dev/null; then
@@ -126,8 +126,8 @@ if [ "$build" = yes ]; then
   step build moebius-export trt "$bundle" "--$precision" --backend "$runtime"
   step doctor-after moebius-export doctor "$bundle" --json "$results/doctor-after.json"
 fi
-step picture-engine picture_with "$runtime"
-step picture-ort-cpu picture_with ort-cpu
+step picture-engine picture_with "$runtime" "$precision"
+step picture-ort-cpu picture_with ort-cpu fp32
 if [ -f "$work/$runtime/picture.png" ] && [ -f "$work/ort-cpu/picture.png" ]; then
   cp "$mask" "$work/masks/picture.${mask##*.}"
   step quality moebius-bench quality --real "$work/ort-cpu" --fake "$work/$runtime" --mask "$work/masks" \

@@ -16,7 +16,7 @@ from moebius_export.doctor.gpu import Gpu, gpu_rows, look_at_gpu
 from moebius_export.doctor.host import jetson_rows, memory_rows, processor_rows
 from moebius_export.doctor.libraries import LIBRARIES, Found, library_rows, look_at_libraries
 from moebius_export.doctor.rows import Part, Report, Row, Verdict
-from moebius_export.doctor.runtimes import judge_runtimes, runtime_rows
+from moebius_export.doctor.runtimes import Judged, judge_runtimes, runtime_rows
 from moebius_export.doctor.sources import Answer, Sources
 
 __all__ = ["Report", "Sources", "examine"]
@@ -57,7 +57,8 @@ def examine(bundle: Path | None, sources: Sources, progress: Callable[[str], Non
     libraries = look("libraries", lambda: look_at_libraries(sources, gpu), unknown)
     graphics = look("driver", lambda: gpu_rows(sources, gpu), nothing)
     installed = look("versions", lambda: library_rows(sources, libraries), nothing)
-    judged = look("runtimes", lambda: judge_runtimes(libraries, gpu), [])
+    unjudged: list[Judged] = []
+    judged = look("runtimes", lambda: judge_runtimes(libraries, gpu), unjudged)
     parts = {"machine": machine, "gpu": graphics, "libraries": installed, "runtimes": runtime_rows(judged)}
     sound = None
     if bundle is not None:

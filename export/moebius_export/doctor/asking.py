@@ -104,11 +104,10 @@ def answer(name: str) -> str:
     try:
         content: dict[str, Any] = {"value": QUESTIONS[name]()}
     except Exception as error:  # whatever a library raises on import is what is to be told
-        missing = isinstance(error, ModuleNotFoundError)
-        # The first of a chain: our own errors say what to do, but the library's own says what is not there.
-        cause = error.__cause__
-        missing = missing or isinstance(cause, ModuleNotFoundError)
-        content = {"error": str(error) or type(error).__name__, "kind": "missing" if missing else type(error).__name__}
+        # Our own errors wrap the import's: of a library that is not there, the import's says so in fewer words.
+        absent = next((e for e in (error, error.__cause__) if isinstance(e, ModuleNotFoundError)), None)
+        told = absent or error
+        content = {"error": str(told) or type(told).__name__, "kind": "missing" if absent else type(told).__name__}
     return MARK + json.dumps(content)
 
 

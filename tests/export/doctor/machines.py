@@ -37,11 +37,6 @@ DRIVERS = {
     "580.173.02": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.173.02  Release Build\n",
     "390.48": "NVRM version: NVIDIA UNIX x86_64 Kernel Module 390.48 Thu Mar 22 00:42:57 PDT 2018\n",
 }
-MISSING = {
-    "onnxruntime": "runtime 'ort-cpu' needs ONNX Runtime, which cannot be imported (No module named 'onnxruntime'). "
-    'Install it with `pip install "moebius-edge[ort]"`.',
-    "cuda": "No module named 'cuda'",
-}
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -61,7 +56,7 @@ def answers(**values):
                 return Answer({"words": "none (not built)"})
             if name == "device":
                 return Answer(None)
-            return Answer(problem=MISSING.get(name, f"No module named '{name}'"), missing=True)
+            return Answer(problem=f"No module named '{name}'", missing=True)
         value = values[name]
         return Answer(problem=value) if isinstance(value, str) else Answer(value)
 

@@ -8,6 +8,7 @@ import pytest
 
 from moebius_export.doctor import asking
 from moebius_export.doctor.sources import Sources, ask_library, read_answer, run_command
+from moebius_runtime.errors import RuntimeUnavailableError
 from moebius_runtime.passport import Device
 
 
@@ -86,11 +87,25 @@ def test_both_kinds_of_tensorrt(monkeypatch):
     assert asking.ask_tensorrt_rtx() == {"version": "1.7.1", "file": "x", "cuda": 12}
 
 
-def test_missing_onnxruntime_keeps_the_runtime_s_own_words(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+def test_a_missing_library_behind_an_error_of_ours(monkeypatch):
+    def unavailable():
+        try:
+            raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+        except ImportError as error:
+            raise RuntimeUnavailableError("needs ONNX Runtime; install it") from error
+
+    monkeypatch.setitem(asking.QUESTIONS, "onnxruntime", unavailable)
     content = json.loads(asking.answer("onnxruntime").removeprefix(asking.MARK))
-    assert content["kind"] == "missing"
-    assert "moebius-edge[ort]" in content["error"]
+    assert content == {"error": "No module named 'onnxruntime'", "kind": "missing"}
+
+
+def test_an_error_of_ours_that_is_about_something_else(monkeypatch):
+    def conflict():
+        raise RuntimeUnavailableError("two packages overwrite each other")
+
+    monkeypatch.setitem(asking.QUESTIONS, "onnxruntime", conflict)
+    content = json.loads(asking.answer("onnxruntime").removeprefix(asking.MARK))
+    assert content == {"error": "two packages overwrite each other", "kind": "RuntimeUnavailableError"}
 
 
 def test_no_answer_at_all():
