@@ -106,12 +106,16 @@ def trt(
     from moebius_runtime.devices import current_device
 
     with _ended_by_sigterm():
-        result = _run(bundle, options, current_device())
+        try:
+            result = _run(bundle, options, current_device())
+        except KeyboardInterrupt:
+            raise typer.Abort from None
     passport = result.passport
     size = sum(engine.size for engine in passport.engines.values())
     where = passport.gpu or "SM " + ", ".join(map(str, passport.sm))
     console.out.print(
-        f"{result.folder}: {len(passport.engines)} engine(s) of {passport.precision} for {where}, {size / 1e6:,.0f} MB, "
+        f"{result.folder}: {len(passport.engines)} engine(s) of {passport.precision} for {where}, "
+        f"{size / 1e6:,.0f} MB, "
         f"{sum(engine.build_seconds for engine in passport.engines.values()):.0f} s"
     )
 
@@ -186,10 +190,8 @@ def _table(forecast: Forecast) -> Table:
         row = (one.weights, one.activations, one.weights + one.activations)
         table.add_row(one.graph, *map(_size, row))
     table.add_row("building, at most one at a time", "", "", _size(forecast.building))
-    limit = "what is free, at most" if forecast.workspace is None else _size(forecast.workspace)
-    table.add_row(
-        "  builder's scratch memory", "", "", limit if forecast.workspace is None else f"{limit}, counted above"
-    )
+    limit = "what is free, at most" if forecast.workspace is None else f"{_size(forecast.workspace)}, counted above"
+    table.add_row("  builder's scratch memory", "", "", limit)
     table.add_row("running, all loaded", "", "", _size(forecast.running))
     table.add_row("running, loaded in turn", "", "", _size(forecast.in_turn))
     free = "not known: no GPU here" if forecast.free is None else _size(forecast.free)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from moebius_export.errors import ExportError
 from moebius_export.placing import placed_whole
@@ -37,7 +37,6 @@ from moebius_runtime.passport import (
 )
 
 _MAX_CACHE = 1 << 30
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -153,32 +152,34 @@ def _engine(
     )
 
 
-def in_thread(work: Callable[[], _T], phases: Phases) -> _T:
+def in_thread(work: Callable[[], Any], phases: Phases) -> Any:
     """Runs a build beside the main thread, so that an interrupt reaches us and not the builder's code in C++.
 
     The first interrupt asks the builder to end at its next step; a second one does not wait for it.
     """
     outcome: list[tuple[bool, Any]] = []
+    ended = threading.Event()  # Thread.join and is_alive of Python 3.10 and 3.11 are wrong after an interrupt
 
     def run() -> None:
         try:
             outcome.append((True, work()))
         except BaseException as error:
             outcome.append((False, error))
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run, name="build", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="build", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(0.1)
+        while not ended.wait(0.1):
+            pass
     except KeyboardInterrupt:
         phases.stop()
-        while thread.is_alive():
-            thread.join(0.1)
+        while not ended.wait(0.1):
+            pass
         raise
     good, value = outcome[0]
     if good:
-        return value  # type: ignore[no-any-return]
+        return value
     if isinstance(value, Cancelled):
         raise KeyboardInterrupt from value
     raise value

@@ -83,7 +83,7 @@ class Forecast:
         elif self.building > self.free:
             words.append(f"give the builder less scratch memory: --workspace {max(1, left >> 20)}MiB")
         if self.running > self.free:
-            words.append("run with one engine loaded at a time: `moebius-inpaint --memory low`")
+            words.append("run with one engine loaded at a time: moebius-inpaint without --keep-loaded")
         return words
 
 

@@ -89,7 +89,7 @@ class Phases:
 def monitor_for(module: Any, phases: Phases) -> Any:
     """An `IProgressMonitor` of that library that tells `phases`."""
 
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(module.IProgressMonitor):
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
 
@@ -143,7 +143,7 @@ class Messages:
 def logger_for(module: Any, messages: Messages) -> Any:
     """An `ILogger` of that library that tells `messages` and writes nothing."""
 
-    class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
