@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -481,23 +480,46 @@ def test_the_command_works_where_neither_torch_nor_onnx_is(bundle):
         assert "Traceback" not in done.stderr
 
 
-def test_progress_is_reported_at_most_ten_times_a_second_and_never_goes_back():
-    from moebius_export.trt.monitor import Phases
+def test_progress_is_throttled_and_never_goes_back(monkeypatch):
+    from moebius_export.trt import monitor
 
+    now = [100.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
     seen = []
-    phases = Phases(lambda name, share: seen.append((time.monotonic(), share)))
+    phases = monitor.Phases(lambda name, share: seen.append((now[0], share)))
     phases.start("build", None, 2)
     for _ in range(2):
         phases.start("tactics", "build", 100)
         for step in range(100):
             assert phases.step("tactics", step)
-            time.sleep(0.003)
+            now[0] += 0.0101
         phases.finish("tactics")
         phases.step("build", 0)
-    assert 2 <= len(seen) < 20
+    assert len(seen) == 21  # a report each 0.1 s, of 2.02 s in all
     assert [share for _, share in seen] == sorted(share for _, share in seen)
     assert all(0 <= share <= 1 for _, share in seen)
-    assert all(later - earlier >= 0.09 for (earlier, _), (later, _) in pairwise(seen))
+    assert all(later - earlier >= 0.1 for (earlier, _), (later, _) in pairwise(seen))
+    phases.stop()
+    assert phases.step("build", 1) is False
+
+
+def test_verify_takes_engines_by_their_passports(built):
+    from moebius_export.verify.stated import unlisted_checks
+    from moebius_runtime.bundle import Bundle
+
+    bundle, _, _ = built
+    [check] = unlisted_checks(Bundle.open(bundle))
+    assert (check.subject, check.status) == ("engines/orin-tensorrt10.3.0-fp32", "pass")
+    folder = engine_folder(bundle)
+    (folder / "other.plan").write_bytes(b"engine")
+    [check] = unlisted_checks(Bundle.open(bundle))
+    assert check.status == "fail"
+    assert "other.plan" in check.detail
+    (folder / "other.plan").unlink()
+    (folder / "unet.plan").write_bytes(b"engine")
+    [check] = unlisted_checks(Bundle.open(bundle))
+    assert check.status == "fail"
+    assert "exchanged or damaged" in check.detail
 
 
 def test_a_monitor_never_raises_and_the_caller_gets_the_error(make_module):
