@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -27,12 +23,12 @@ from moebius_export.errors import ExportError
 from moebius_export.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
 from moebius_export.module_cost import module_macs
 from moebius_export.parity import check_parity, reference_output
+from moebius_export.placing import placed_whole
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.rules.base import Outcome
 from moebius_export.weights_file import weights_file
 from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 from moebius_runtime.backends.ort import import_onnxruntime
-from moebius_runtime.errors import MoebiusError, OutputError
 from moebius_runtime.files import atomic_write, sha256_file
 from moebius_runtime.manifest import (
     MANIFEST_NAME,
@@ -109,7 +105,8 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
     if options.target not in TARGETS:
         raise ExportError(f"--target {options.target}: expected one of {', '.join(TARGETS)}")
     import_onnxruntime()  # what the files are compared in: better missed now than after minutes of work
-    with _placed_whole(Path(out)) as folder:
+    _check_place(Path(out))
+    with placed_whole(Path(out)) as folder:
         progress("weights", "U-Net")
         student, student_weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
         parameters = sum(parameter.numel() for parameter in student.parameters())
@@ -280,40 +277,8 @@ def _weights_info(checkpoint: Checkpoint) -> WeightsInfo:
     return WeightsInfo(origin=checkpoint.origin, sha256=checkpoint.sha256, stand_in=checkpoint.stand_in)
 
 
-@contextmanager
-def _placed_whole(out: Path) -> Iterator[Path]:
-    """A folder to build in, moved to `out` when the block ends well and removed when it does not."""
+def _check_place(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))):
         raise ExportError(
             f"--out {out} exists and is no bundle; it is left as it is. Choose a new folder, or remove that one."
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}. Choose a writable folder.") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        _exchange(temporary, out)
-    except OSError as error:
-        if isinstance(error, MoebiusError):
-            raise
-        raise OutputError(f"cannot write {out}: {error.strerror or error}. Nothing was changed there.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _exchange(new: Path, out: Path) -> None:
-    """Renames `new` to `out`; what was there before goes only once that has worked."""
-    if not out.exists():
-        os.replace(new, out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    os.replace(out, old)
-    try:
-        os.replace(new, out)
-    except OSError:
-        os.replace(old, out)
-        raise
-    shutil.rmtree(old)

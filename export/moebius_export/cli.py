@@ -13,6 +13,7 @@ from rich.table import Table
 
 from moebius.errors import CheckpointError
 from moebius_export.cli_doctor import doctor
+from moebius_export.cli_trt import trt
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 from moebius_runtime.manifest import Rewrite
@@ -206,6 +207,7 @@ def tune(
 
 
 app.command()(doctor)
+app.command()(trt)
 
 
 def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:

@@ -57,6 +57,54 @@ def function_domains(path: str | Path) -> set[str]:
     return domains
 
 
+def tensor_bytes(path: str | Path) -> int:
+    """Bytes of a model's tensors, those in its weights file included; what several tensors share counts once.
+
+    Attributes' tensors and tensors of functions count as well. Errors as `external_files`.
+    """
+    shared: dict[tuple[bytes, bytes], int] = {}
+    with open_plain(path) as stream:
+        if not stream.seek(0, 2):
+            raise ValueError("it is empty")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            inside = sum(_held(content, first, last, shared) for first, last in _tensors(content))
+    return inside + sum(shared.values())
+
+
+# Fields of a tensor that hold its values: packed numbers (as many bytes as they are stored in), strings, raw bytes.
+_VALUES = frozenset({4, 5, 6, 7, 9, 10, 11})
+
+
+def _tensors(data: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """(start, end) of every tensor."""
+    waiting = [(0, len(data), "Model", 0)]
+    while waiting:
+        start, end, kind, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError("its messages are nested too deeply")
+        if kind == "Tensor":
+            yield start, end
+            continue
+        known = _MESSAGES[kind]
+        waiting += [(a, b, known[field], depth + 1) for field, a, b in _fields(data, start, end) if field in known]
+
+
+def _held(data: mmap.mmap, start: int, end: int, shared: dict[tuple[bytes, bytes], int]) -> int:
+    """Bytes of a tensor's values in the model; those in another file are noted in `shared` by place."""
+    inside, outside = 0, {}
+    for field, first, last in _fields(data, start, end):
+        if field in _VALUES:
+            inside += last - first
+        elif field == 13:
+            entry = {part: data[a:b] for part, a, b in _fields(data, first, last)}
+            outside[entry.get(1, b"")] = entry.get(2, b"")
+    if b"length" in outside:
+        if not outside[b"length"].isdigit() or len(outside[b"length"]) > 15:
+            raise ValueError("the length of a tensor's values is no number")
+        shared[outside.get(b"location", b""), outside.get(b"offset", b"0")] = int(outside[b"length"])
+    return inside
+
+
 def _locations(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> Iterator[str]:
     if depth > _MAX_DEPTH:
         raise ValueError("its messages are nested too deeply")

@@ -173,8 +173,9 @@ def check_device(folder: Path, passport: Passport, version: str, device: Device)
         device: what they are to run on.
 
     Raises:
-        EngineError: another version, compute capability or driver. With `hardware_compatibility` a newer GPU, and
-            with `version_compatible` a newer library of the same major version, are what the engine was built for.
+        EngineError: another version, compute capability or driver. Engines built for "ampere+" run on newer GPUs too,
+            those for "ampere+" or "same-cc" under other drivers, and `version_compatible` ones in a newer library of
+            the same major version.
     """
     if passport.backend_version != version and not (
         passport.flags.get("version_compatible") == "on" and _newer_minor(version, passport.backend_version)
@@ -183,14 +184,14 @@ def check_device(folder: Path, passport: Passport, version: str, device: Device)
             f"{folder}: built by {passport.backend} {passport.backend_version}, here is {version}. "
             f"Build it again: {passport.rebuild}"
         )
-    compatible = passport.flags.get("hardware_compatibility", "none") != "none" and device.sm >= min(passport.sm)
-    if device.sm not in passport.sm and not compatible:
+    level = passport.flags.get("hardware_compatibility", "none")
+    if device.sm not in passport.sm and not (level == "ampere+" and device.sm >= 80):
         listed = ", ".join(map(str, passport.sm))
         raise EngineError(
             f"{folder}: built for SM {listed}, {device.name} is SM {device.sm}. Build it for this device: "
             f"moebius-export trt BUNDLE --{passport.precision} --backend {passport.backend}"
         )
-    if passport.driver is not None and passport.driver != device.driver:
+    if level == "none" and passport.driver is not None and passport.driver != device.driver:
         raise EngineError(
             f"{folder}: built with driver {passport.driver}, here is {device.driver}, under which its kernels were "
             f"not chosen. Build it again: {passport.rebuild}"

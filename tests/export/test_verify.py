@@ -251,16 +251,17 @@ def test_an_output_of_nan(tiny_copy):
 # What cannot be checked is no pass
 
 
-def test_an_engine_and_a_stray_file_are_not_checked_and_no_pass(tiny_copy):
+def test_an_engine_without_passport_and_stray_files_are_no_pass(tiny_copy):
     engine = tiny_copy / "engines" / "sm_89-tensorrt11-fp16" / "unet.plan"
     engine.parent.mkdir(parents=True)
-    engine.write_bytes(b"engine")
-    (tiny_copy / "unet" / "model_fp16.onnx").write_bytes(b"stray")
+    for path in (engine, tiny_copy / "unet" / "stray.plan", tiny_copy / "unet" / "model_fp16.onnx"):
+        path.write_bytes(b"stray")
     report = verify(tiny_copy, VerifyOptions(steps=2))
-    assert not failed(report)
+    [(key, check)] = failed(report).items()
+    assert key[:2] == ("engine", "engines/sm_89-tensorrt11-fp16")
+    assert "loaded only with their passport" in check.detail
     unrun = {c.subject: c.detail for c in report.checks if c.status == "not run"}
-    assert set(unrun) == {"engines/sm_89-tensorrt11-fp16/unet.plan", "unet/model_fp16.onnx"}
-    assert "not checked" in unrun["engines/sm_89-tensorrt11-fp16/unet.plan"]
+    assert set(unrun) == {"unet/stray.plan", "unet/model_fp16.onnx"}
     assert report.exit_code == 1
 
 

@@ -12,8 +12,9 @@ from moebius_export.convert import IR_VERSION, OPSET
 from moebius_export.verify.reference import Reference
 from moebius_export.verify.results import Check, verdict
 from moebius_runtime.bundle import Bundle
-from moebius_runtime.errors import BundleError
+from moebius_runtime.errors import BundleError, EngineError
 from moebius_runtime.manifest import GraphName, Manifest, Precision
+from moebius_runtime.passport import ENGINES, check_bundle, checked_engine, engine_file, read_passport
 from moebius_runtime.schedule import NoiseSchedule
 
 Candidate = tuple[GraphName, Precision]
@@ -83,14 +84,36 @@ def _versions(path: Path) -> str | None:
 
 
 def unlisted_checks(bundle: Bundle) -> list[Check]:
-    """Files of the folder that nothing here can compare: engines, and ONNX files that the manifest does not list."""
+    """Files of the folder that nothing here can compare: ONNX files and engines that are not the manifest's."""
     checks = []
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
-        if path.suffix == ".plan":
-            reason = "not checked: this version of moebius-edge runs no engines"
-            checks.append(Check("engine", name, "parity", "not run", detail=reason))
+        if path.suffix == ".plan" and path.parent.parent != bundle.path / ENGINES:
+            reason = f"engines lie in folders of {ENGINES}/ with their passport; nothing says what this is, remove it"
+            checks.append(Check("engine", name, "passport", "not run", detail=reason))
         elif path.suffix == ".onnx" and name not in bundle.manifest.files:
             reason = "the manifest does not list this file, so nothing says what it should be; remove it"
             checks.append(Check("files", name, "parity", "not run", detail=reason))
+    return checks + engine_checks(bundle)
+
+
+def engine_checks(bundle: Bundle) -> list[Check]:
+    """Whether each folder of engines was built from this bundle's files and is undamaged. None is run."""
+    checks = []
+    root = bundle.path / ENGINES
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    for folder in (folder for folder in folders if not folder.name.startswith(".")):
+        problem = None
+        try:
+            passport = read_passport(folder)
+            check_bundle(folder, passport, bundle.manifest)
+            for graph in passport.engines:
+                checked_engine(folder, passport, graph)
+            stated = {engine_file(graph) for graph in passport.engines}
+            if strays := sorted(path.name for path in folder.glob("*.plan") if path.name not in stated):
+                problem = f"{strays[0]}: the passport does not name this engine; remove it"
+        except EngineError as error:
+            problem = str(error)
+        said = "built from this bundle's files and undamaged; its results are checked on the device"
+        checks.append(verdict("engine", f"{ENGINES}/{folder.name}", "passport", problem, said))
     return checks

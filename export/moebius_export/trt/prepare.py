@@ -1,0 +1,60 @@
+"""The bundle that engines are built from: found, or exported first; its files in the precision that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from moebius_export.errors import ExportError
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.manifest import MANIFEST_NAME, GraphName, Precision
+
+DEFAULT_BUNDLE = Path("moebius-bundle")
+
+
+def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
+    """The bundle at `path`, exported there first where there is nothing; needs PyTorch only then.
+
+    Args:
+        path: of the bundle.
+        progress: told (graph, stage) of an export.
+
+    Raises:
+        BundleError: there is something else, or a damaged bundle.
+        ExportError: it must be exported and PyTorch or another package of the extra `export` is not installed.
+    """
+    if not path.exists():
+        try:
+            from moebius_export.bundle import ExportOptions, export_onnx
+        except ModuleNotFoundError as error:
+            raise ExportError(
+                f"{path}: there is no bundle, and none can be exported here ({error}). Export it where PyTorch is "
+                f"(`moebius-export onnx --target tensorrt --out {path}`) and copy the folder here, or install the "
+                'exporter: pip install "moebius-edge[export]"'
+            ) from error
+        export_onnx(path, ExportOptions(target="tensorrt"), progress)
+    return Bundle.open(path)
+
+
+def ensure_precision(
+    bundle: Bundle, precision: Precision, graphs: tuple[GraphName, ...], progress: Callable[[str, str], None]
+) -> Bundle:
+    """The bundle, holding the graphs' files in that precision.
+
+    Args:
+        bundle: as it is.
+        precision: of the engines.
+        graphs: those to build.
+        progress: told (graph, stage) where files have to be made.
+
+    Raises:
+        BundleError: the bundle has no such graph.
+        ExportError: files of that precision are missing.
+    """
+    missing = [graph for graph in graphs if precision not in bundle.graph(graph).files]
+    if missing:
+        raise ExportError(
+            f"{bundle.path / MANIFEST_NAME}: no {precision} file of {', '.join(missing)}. Write them first: "
+            f"moebius-export precision {bundle.path} --to {precision}"
+        )
+    return bundle
