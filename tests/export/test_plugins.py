@@ -13,7 +13,13 @@ from moebius_export.errors import ExportError
 from moebius_export.functions import function_protos
 from moebius_export.plugins import ptx as ptx_module
 from moebius_export.plugins.local_lambda import PLUGIN_ID, enabled, name_plugins, register
-from moebius_export.plugins.ptx import SHARED_LIMIT, compile_local_lambda, usable_tactics, without_hidden_parameters
+from moebius_export.plugins.ptx import (
+    PTX_VERSIONS,
+    SHARED_LIMIT,
+    compile_local_lambda,
+    usable_tactics,
+    without_hidden_parameters,
+)
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (it has wheels for Linux on x86-64 only)")
 
@@ -32,10 +38,11 @@ def _cache(tmp_path_factory):
         yield
 
 
-@pytest.mark.parametrize("sm", [80, 86, 87, 89, 90, 120])
+@pytest.mark.parametrize("sm", PTX_VERSIONS)
 def test_ptx_of_every_architecture(sm):
     kernel = compile_local_lambda((16, 16), 8, 40, 15, "fp16", sm)
     assert re.search(rf"\.target sm_{sm}a?\b", kernel.ptx)
+    assert f".version {PTX_VERSIONS[sm] // 10}.{PTX_VERSIONS[sm] % 10}\n" in kernel.ptx
     entry = re.search(rf"\.visible \.entry {kernel.name}\(([^)]*)\)", kernel.ptx)
     assert entry[1].count(".param") == 5  # query, values, summary, window, output
     assert "mma" in kernel.ptx  # the tensor cores
@@ -70,6 +77,8 @@ def test_float32_and_bfloat16_compile():
 def test_refusals_of_the_compiler(monkeypatch):
     with pytest.raises(ExportError, match=r"tactic 9 of LocalLambda: expected 1 to \d"):
         compile_local_lambda((8, 8), 8, 16, 15, "fp16", 86, 9)
+    with pytest.raises(ExportError, match=r"SM 75: LocalLambda as a plugin is compiled for 80, 86"):
+        compile_local_lambda((8, 8), 8, 16, 15, "fp16", 75)
     with pytest.raises(ExportError, match=r"LocalLambda of 'int8': expected one of fp32, fp16, bf16"):
         compile_local_lambda((8, 8), 8, 16, 15, "int8", 86)
     monkeypatch.setattr(ptx_module, "SHARED_LIMIT", 100)

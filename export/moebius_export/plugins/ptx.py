@@ -11,6 +11,9 @@ from moebius_export.errors import ExportError
 TYPES = ("fp32", "fp16", "bf16")
 SHARED_LIMIT = 48 * 1024  # bytes of a block that a launch gets without asking the driver for more
 _TENSORS = ("query", "values", "summary", "window", "output")
+# SM -> PTX version times 10: that of CUDA 12.0, or the first that knows the SM. A driver takes no newer one than its
+# own, and LLVM ends the whole process where the version is too old for the SM.
+PTX_VERSIONS = {80: 80, 86: 80, 87: 80, 89: 80, 90: 80, 120: 87, 121: 88}
 _HIDDEN = 2  # pointers to scratch memory that Triton adds behind a kernel's own parameters
 
 
@@ -58,7 +61,7 @@ def compile_local_lambda(
         size: (H, W) of the picture.
         heads, depth, reach: h, k = v and r of `moebius.lambda_ops.local_lambda`.
         kind: of all tensors, one of `TYPES`.
-        sm: compute capability without its point: 80, 86, 87, 89, 90, 120.
+        sm: compute capability without its point, of `PTX_VERSIONS`.
         tactic: which cut of the work, from 1.
 
     Raises:
@@ -74,6 +77,10 @@ def compile_local_lambda(
     choices = block_choices(heads, depth, _itemsize(kind))
     if not 1 <= tactic <= len(choices):
         raise ExportError(f"tactic {tactic} of LocalLambda: expected 1 to {len(choices)}")
+    if sm not in PTX_VERSIONS:
+        raise ExportError(
+            f"SM {sm}: LocalLambda as a plugin is compiled for {', '.join(map(str, PTX_VERSIONS))}; build without it"
+        )
     blocks = choices[tactic - 1]
     (height, width), what = size, f"LocalLambda {heads}x{depth} of {kind} for SM {sm}"
     constants = {
@@ -93,6 +100,7 @@ def compile_local_lambda(
         attrs={(index,): [["tt.divisibility", 16]] for index in range(len(_TENSORS))},  # TensorRT aligns to 256 bytes
     )
     options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
+    options["ptx_version"] = PTX_VERSIONS[sm]
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     except Exception as error:  # its exceptions share no base class of their own
