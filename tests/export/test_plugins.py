@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,15 @@ def test_nodes_name_their_plugin():
 def test_the_form_with_tables_is_refused():
     with pytest.raises(ExportError, match=r"node 'n': LocalLambda with 6 inputs; the plugin takes the 4 of the form"):
         name_plugins(model_of("tiles"))
+
+
+def test_the_plugin_needs_no_torch():
+    """`moebius-export trt` runs on a device, where TensorRT and perhaps Triton are, and PyTorch is not."""
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import moebius_export.plugins.local_lambda\n"
+        "from moebius_export.plugins.ptx import compile_local_lambda\n"
+        "print(compile_local_lambda((4, 4), 4, 8, 3, 'fp16', 89).name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "local_lambda_kernel", done.stderr

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moebius_export.errors import ExportError
-from moebius_export.functions import DOMAIN
+from moebius_export.function_bodies import DOMAIN
 from moebius_export.plugins.ptx import compile_local_lambda, usable_tactics
 
 if TYPE_CHECKING:
