@@ -11,24 +11,28 @@ C = h*k = h*v.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from moebius.lambda_ops import eager_tile, interactive_lambda, lambda_summary, local_lambda
+from moebius.triton_lambda import local_lambda_triton
 
-LambdaForm = Literal["reference", "fast"]
+LambdaForm = Literal["reference", "fast", "triton"]
+FORMS: tuple[LambdaForm, ...] = get_args(LambdaForm)
 
 
 def set_lambda_form(network: nn.Module, form: LambdaForm) -> None:
     """Chooses how every λ layer of a network computes. Weights and results stay, up to float rounding.
 
+    "triton" is the fast form with Local-λ's product in one kernel on CUDA (see `moebius.triton_lambda`).
+
     Raises:
         ValueError: an unknown form.
     """
-    if form not in ("reference", "fast"):
-        raise ValueError(f"λ form {form!r}: expected 'reference' or 'fast'")
+    if form not in FORMS:
+        raise ValueError(f"λ form {form!r}: expected {', '.join(map(repr, FORMS[:-1]))} or {FORMS[-1]!r}")
     for module in network.modules():
         if isinstance(module, LocalLambda | InteractiveLambda):
             module.form = form
@@ -54,7 +58,7 @@ class LocalLambda(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [B, n, C] of a picture of `size` (H, W), n = H*W in raster order -> [B, n, C]."""
-        if self.form == "fast":
+        if self.form != "reference":
             return self._fast(x, size)
         height, width = size
         batch, positions, channels = x.shape
@@ -74,7 +78,10 @@ class LocalLambda(nn.Module):
         values = _tokens(self.norm_v, self.to_v(image))  # [B, n, v]
         assert self.pos_conv.bias is not None
         summary = lambda_summary(self.to_k(image).flatten(2), values) + self.pos_conv.bias[:, None]  # λc [B, k, v]
-        return local_lambda(query, values, summary, self.pos_conv.weight[:, 0, 0], size, eager_tile(*size))
+        window = self.pos_conv.weight[:, 0, 0]  # [k, r, r]
+        if self.form == "triton":
+            return local_lambda_triton(query, values, summary, window, size)
+        return local_lambda(query, values, summary, window, size, eager_tile(*size))
 
 
 class InteractiveLambda(nn.Module):
@@ -97,7 +104,7 @@ class InteractiveLambda(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [B, n, C] of a picture of `size` (H, W) and context [B, m, context_dim] -> [B, n, C]."""
-        if self.form == "fast":
+        if self.form != "reference":
             return self._fast(x, context, size)
         height, width = size
         batch, positions, channels = x.shape

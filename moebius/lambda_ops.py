@@ -10,7 +10,7 @@ C = h*k = h*v. r is the window, p a place inside a tile of Ty x Tx positions, j 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -97,10 +97,10 @@ class _Tiles:
         self.tiles, self.places = self.batch * self.rows * self.columns, self.tall * self.wide
         self.near_size = (self.tall + self.reach - 1) * (self.wide + self.reach - 1)  # j
         self.padded = (self.height + self.reach - 1, self.width + self.reach - 1)
-        around = neighbourhoods(self.height, self.width, self.tall, self.wide, self.reach).to(query.device)
+        around = _on(query.device, neighbourhoods, self.height, self.width, self.tall, self.wide, self.reach)
         pictures = torch.arange(self.batch, device=query.device)[:, None] * (self.padded[0] * self.padded[1])
         self.around = (pictures + around).reshape(self.tiles, -1)  # [B*t, j]
-        self.taps = window_places(self.tall, self.wide, self.reach).to(query.device)
+        self.taps = _on(query.device, window_places, self.tall, self.wide, self.reach)
         band = self.places * self.heads * self.near_size  # of one tile
         self.at_once = min(self.tiles, max(1, _BANDS_BYTES // (band * query.element_size())))
         self._buffers = [query.new_empty(self.at_once * band) for _ in range(2)]
@@ -181,6 +181,12 @@ class _Tiles:
         tiled = tokens.reshape(self.batch, self.rows, self.tall, self.columns, self.wide, -1)
         tiled = tiled.permute(0, 1, 3, 2, 4, 5)  # [B, rows, columns, Ty, Tx, C]
         return tiled.reshape(self.tiles, -1, self.depth)  # [B*t, p*h, v]
+
+
+@lru_cache(maxsize=64)
+def _on(device: torch.device, table: Callable[..., Tensor], *sizes: int) -> Tensor:
+    """A table on a device, moved once: a CUDA graph may not hold a copy from the host."""
+    return table(*sizes).to(device)
 
 
 @lru_cache(maxsize=32)

@@ -325,7 +325,7 @@ class Moebius(nn.Module):
         return self.conditional_ids + self.config.tokens
 
     def set_lambda_form(self, form: LambdaForm) -> None:
-        """`"fast"`: the λ layers by their operators, for training and eager inference; `"reference"`: as written."""
+        """`"fast"`, `"triton"`: the λ layers by their operators, in training too; `"reference"`: as written."""
         set_lambda_form(self, form)
 
     def forward(self, sample: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:

@@ -133,8 +133,8 @@ def layers(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
     """The λ layers in PyTorch, as written over their fast form: forward, and forward with backward."""
-    from moebius_bench.baseline import import_torch
     from moebius_bench.machine import describe_machine
+    from moebius_export.torch_runtime import import_torch
 
     if json_file is not None and not json_file.parent.is_dir():
         raise InputError(f"{json_file}: its folder does not exist; make it first")

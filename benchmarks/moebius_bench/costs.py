@@ -22,7 +22,7 @@ def count_bundle(job: Job) -> dict[str, dict[str, int]]:
     """
     bundle = Bundle.open(job.bundle)
     if job.runtime == "torch":
-        from moebius_bench.baseline import import_torch
+        from moebius_export.torch_runtime import import_torch
 
         import_torch()
         return count_torch(bundle.manifest.model.preset)

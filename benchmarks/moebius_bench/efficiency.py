@@ -52,7 +52,7 @@ def measured_row(
     from moebius_bench.costs import BRANCHES, count_bundle, count_torch
 
     if bundle is None:
-        from moebius_bench.baseline import import_torch
+        from moebius_export.torch_runtime import import_torch
 
         import_torch()
         announce("counting the released network on the meta device")
@@ -127,8 +127,8 @@ def efficiency_table(row: Row) -> Table:
 
 def _as_written(preset: str) -> float | None:
     """GFLOPs of a preset's network as written; None where PyTorch, which builds it, is not installed."""
-    from moebius_bench.baseline import import_torch
     from moebius_bench.costs import count_torch
+    from moebius_export.torch_runtime import import_torch
 
     try:
         import_torch()

@@ -31,7 +31,7 @@ def import_runtime(runtime: str) -> None:
     """Imports everything that a first picture needs, so that its time can be told apart."""
     importlib.import_module("moebius_runtime.pipeline")
     if runtime == TORCH:
-        importlib.import_module("moebius_bench.baseline").import_torch()
+        importlib.import_module("moebius_export.torch_runtime").import_torch()
     elif runtime.startswith("ort-"):
         importlib.import_module("moebius_runtime.backends.ort").import_onnxruntime()
 
@@ -83,7 +83,7 @@ def measure(job: Job, import_seconds: float) -> WorkerResult:
 
 
 def make_backend(job: Job) -> Backend:
-    """The job's runtime over its bundle; the torch baseline is this package's own."""
+    """The job's runtime over its bundle; the torch baseline is the network as written, on the CPU."""
     from moebius_runtime.backends import create_backend
     from moebius_runtime.bundle import Bundle
 
@@ -91,9 +91,9 @@ def make_backend(job: Job) -> Backend:
         raise InputError(f"--precision {job.precision}: the runtimes of this version run fp32 files only")
     bundle = Bundle.open(job.bundle)
     if job.runtime == TORCH:
-        from moebius_bench.baseline import TorchBackend
+        from moebius_export.torch_runtime import TorchBackend
 
-        return TorchBackend(bundle, threads=job.threads, weights=job.weights, vae=job.vae)
+        return TorchBackend(bundle, threads=job.threads, weights=job.weights, vae=job.vae, device="cpu")
     return create_backend(bundle, job.runtime, threads=job.threads)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def export_plain(job: Job) -> dict[str, int]:
     """The worker's side: exports the job's weights as written to its folder, and says how many rewrites there were."""
-    from moebius_bench.baseline import import_torch
+    from moebius_export.torch_runtime import import_torch
 
     import_torch()
     from moebius.errors import CheckpointError

@@ -63,7 +63,7 @@ def _ort_product(runtime: str, threads: int) -> tuple[str, Callable[[], object]]
 
 
 def _torch_product(threads: int) -> tuple[str, Callable[[], object]]:
-    from moebius_bench.baseline import import_torch
+    from moebius_export.torch_runtime import import_torch
 
     torch = import_torch()
     torch.set_num_threads(threads)

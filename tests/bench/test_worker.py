@@ -137,12 +137,12 @@ def test_the_torch_baseline_refuses_other_weights(tiny_copy):
 
 
 def test_without_torch_the_baseline_says_what_to_install(tiny_bundle, monkeypatch):
-    from moebius_bench import baseline
+    from moebius_export import torch_runtime
     from moebius_runtime.errors import RuntimeUnavailableError
 
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(RuntimeUnavailableError, match=r"needs PyTorch.*moebius-edge\[export\]"):
-        baseline.import_torch()
+        torch_runtime.import_torch()
 
 
 def test_measuring_imports_no_torch(tiny_bundle):

@@ -132,7 +132,7 @@ def test_the_form_as_written_is_the_default_and_comes_back():
     assert list(model.state_dict()) == before
     model.set_lambda_form("reference")
     assert {layer.form for layer in layers} == {"reference"}
-    with pytest.raises(ValueError, match="expected 'reference' or 'fast'"):
+    with pytest.raises(ValueError, match="expected 'reference', 'fast' or 'triton'"):
         model.set_lambda_form("quick")
 
 

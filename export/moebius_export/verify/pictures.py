@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moebius_export.verify.reference import Reference, TorchBackend
+from moebius_export.torch_runtime import TorchBackend
+from moebius_export.verify.reference import Reference
 from moebius_export.verify.results import Check, Pictures, Trajectory, at_least, at_most, verdict
 from moebius_runtime.backends.base import Array, Backend
 from moebius_runtime.backends.ort import OrtBackend
@@ -102,7 +103,7 @@ def seeded_scene(manifest: Manifest, steps: int, seed: int) -> Scene:
 
 def fill_with_torch(bundle: Bundle, reference: Reference, scene: Scene, on_step: OnStep) -> Filled:
     """The scene filled by PyTorch."""
-    backend = _WatchedTorch(bundle, reference.modules)
+    backend = _WatchedTorch(bundle, modules=reference.modules, device="cpu")
     backend.latents = _Latents()
     return _fill(backend, backend.latents, scene, on_step)
 

@@ -1,22 +1,18 @@
-"""PyTorch's side: the weights that the bundle was made from, reloaded, and a backend that runs them."""
+"""PyTorch's side: the weights that the bundle was made from, reloaded, and inputs to run them on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from moebius import Preset, VaeDecoder, VaeEncoder, preset
+from moebius import Preset, preset
 from moebius.checkpoint import Checkpoint
 from moebius.load import load_student, load_vae
 from moebius_export.errors import ExportError
-from moebius_export.wrappers import ConditionalUNet, GuidedUNet
-from moebius_runtime.backends.base import Array, Backend
-from moebius_runtime.bundle import Bundle
+from moebius_export.torch_runtime import origin, unet_modules, vae_modules
 from moebius_runtime.manifest import GraphName, Manifest, WeightsInfo
 
 Say = Callable[[str], None]
@@ -40,24 +36,14 @@ def load_reference(manifest: Manifest, weights: str | None, vae: str | None, say
         ExportError: weights other than those that the bundle was made from.
     """
     sizes = preset(manifest.model.preset)
-    unet_source, vae_source = weights or _source(manifest.model.unet), vae or _source(manifest.model.vae)
+    unet_source, vae_source = weights or origin(manifest.model.unet), vae or origin(manifest.model.vae)
     student, checkpoint = load_student(unet_source, sizes.student, say)
     _check_same(checkpoint, manifest.model.unet, "U-Net", "--weights", unet_source)
     autoencoder, checkpoint = load_vae(vae_source, sizes.vae, say)
     _check_same(checkpoint, manifest.model.vae, "VAE", "--vae", vae_source)
-    modules: dict[GraphName, nn.Module] = {
-        "unet": GuidedUNet(student),
-        "unet_conditional": ConditionalUNet(student),
-        "vae_encoder": VaeEncoder(autoencoder),
-        "vae_decoder": VaeDecoder(autoencoder),
-    }
+    modules: dict[GraphName, nn.Module] = unet_modules(student) | vae_modules(autoencoder)
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    return Reference(sizes, {name: module.eval() for name, module in modules.items()}, parameters)
-
-
-def _source(weights: WeightsInfo) -> str:
-    """The source string inside an origin, which may carry notes after semicolons."""
-    return weights.origin.partition("; ")[0]
+    return Reference(sizes, modules, parameters)
 
 
 def _check_same(checkpoint: Checkpoint, stated: WeightsInfo, what: str, option: str, source: str) -> None:
@@ -66,31 +52,6 @@ def _check_same(checkpoint: Checkpoint, stated: WeightsInfo, what: str, option: 
             f"the {what} weights of {source} have the SHA-256 {checkpoint.sha256[:16]}..., the bundle was made from "
             f"{stated.origin} with {stated.sha256[:16]}...; nothing was compared. Name those with {option}."
         )
-
-
-class TorchBackend(Backend):
-    """The bundle's graphs in eager PyTorch, behind the interface of every runtime, so that one pipeline runs both."""
-
-    name = "torch"
-
-    def __init__(self, bundle: Bundle, modules: Mapping[GraphName, nn.Module]) -> None:
-        super().__init__(bundle)
-        self._modules = modules
-
-    def verify(self, graph: GraphName) -> None:
-        """Nothing of the bundle's files is used."""
-
-    def _load(self, graph: GraphName) -> Any:
-        return self._modules[graph]
-
-    def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
-        with torch.inference_mode():
-            output: Array = handle(*(torch.from_numpy(array) for array in inputs.values())).numpy()
-        return output
-
-    def describe(self) -> dict[str, str]:
-        """Version and threads."""
-        return {"runtime": self.name, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
 
 
 def seeded_inputs(graph: GraphName, manifest: Manifest, seed: int) -> Inputs:

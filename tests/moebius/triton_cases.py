@@ -1,0 +1,94 @@
+"""Local-λ's Triton kernel in Triton's interpreter, run by `test_triton_lambda.py` in a process of its own.
+
+The interpreter is chosen when triton is imported, by TRITON_INTERPRET=1. Prints one JSON object: case -> what came out.
+"""
+
+import json
+import sys
+
+import torch
+
+from moebius.lambda_layers import LocalLambda, set_lambda_form
+from moebius.lambda_ops import local_lambda_reference
+from moebius.triton_kernel import Blocks, block_choices
+from moebius.triton_lambda import launch, local_lambda_triton
+
+# name -> (B, (H, W), heads, depth, window): odd sizes, the released depths, pictures smaller than window and block.
+SIZES = {
+    "one position": (1, (1, 1), 1, 1, 1),
+    "odd": (2, (5, 7), 3, 5, 3),
+    "tiny preset": (2, (4, 16), 4, 8, 15),
+    "narrow": (1, (5, 2), 8, 4, 15),
+    "two tiles of a row": (1, (2, 20), 8, 40, 7),
+    "deepest": (1, (2, 3), 8, 160, 15),
+    "odd heads and depth": (1, (2, 17), 5, 33, 5),
+}
+
+
+def numbers(size, dtype):
+    batch, (height, width), heads, depth, window = SIZES[size]
+    generator = torch.Generator().manual_seed(len(size))
+    shapes = [
+        (batch, height * width, heads * depth),
+        (batch, height * width, depth),
+        (batch, depth, depth),
+        (depth, window, window),
+    ]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [tensor.to(dtype) for tensor in tensors], (height, width)
+
+
+def error(size, dtype, blocks=None):
+    inputs, picture = numbers(size, dtype)
+    expected = local_lambda_reference(*(tensor.double() for tensor in inputs), picture)
+    got = launch(*inputs, picture, blocks)
+    assert got.dtype == dtype
+    assert got.shape == inputs[0].shape
+    assert got.is_contiguous()
+    return float((got.double() - expected).norm() / expected.norm())
+
+
+def layer():
+    """A Local-λ layer in training mode, forms "triton" and "reference": output and every gradient, the worst error."""
+    found = []
+    for form in ("reference", "triton"):
+        torch.manual_seed(3)
+        module = LocalLambda(24, 3, 5)
+        set_lambda_form(module, form)
+        x = torch.randn(2, 30, 24, requires_grad=True)
+        output = module(x, (5, 6))
+        output.backward(torch.randn(output.shape))
+        found.append([output.detach(), x.grad, *(parameter.grad for parameter in module.parameters())])
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found[1], found[0], strict=True))
+
+
+def refusal(change):
+    inputs, size = numbers("odd", torch.float32)
+    try:
+        launch(*change(inputs), size)
+    except (ValueError, RuntimeError) as problem:
+        return f"{type(problem).__name__}: {problem}"
+    return ""
+
+
+def main():
+    out = {
+        f"{size}, {dtype}": error(size, getattr(torch, dtype))
+        for size in SIZES
+        for dtype in ("float32", "float16", "bfloat16")
+    }
+    for itemsize in (2, 4):
+        for number, blocks in enumerate(block_choices(8, 40, itemsize)):
+            out[f"choice {number} for {itemsize} bytes"] = error("two tiles of a row", torch.float32, blocks)
+    out["depth in three parts"] = error("odd heads and depth", torch.float32, Blocks(4, 4, 16, 16, 1))
+    out["layer"] = layer()
+    inputs, size = numbers("odd", torch.float32)
+    torch.library.opcheck(local_lambda_triton, (*[tensor.requires_grad_() for tensor in inputs], size))
+    out["mixed"] = refusal(lambda tensors: [tensors[0].half(), *tensors[1:]])
+    out["double"] = refusal(lambda tensors: [tensor.double() for tensor in tensors])
+    out["shapes"] = refusal(lambda tensors: [*tensors[:3], tensors[3][:2]])
+    json.dump(out, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
