@@ -21,7 +21,7 @@ _INSTALL = {
     "tensorrt_rtx": 'pip install "moebius-edge[trt-rtx]"',
     "cuda": 'pip install "moebius-edge[trt]"',
     "torch": 'pip install "moebius-edge[export]"',
-    "triton": 'pip install "moebius-edge[export]"',
+    "triton": "comes with PyTorch for CUDA on Linux; else pip install triton",
 }
 _COMPILE = "faster on a processor with them: install moebius-edge where there is a C++ compiler (docs/kernels.md)"
 _PURPOSE = {
