@@ -10,7 +10,7 @@ from PIL import Image
 
 from moebius_bench.jobs import Job
 from moebius_bench.measuring import drawn_picture, make_backend, measure, peak_memory, picture_and_mask
-from moebius_runtime.errors import InputError, OutputError
+from moebius_runtime.errors import BundleError, InputError, OutputError
 from moebius_runtime.pipeline import InpaintPipeline
 
 
@@ -94,7 +94,7 @@ def test_the_drawn_picture_is_the_seed_s():
 
 
 def test_a_precision_that_no_runtime_has_is_refused(tiny_bundle):
-    with pytest.raises(InputError, match="--precision fp16"):
+    with pytest.raises(BundleError, match=r"has no fp16 file.*--precision fp16"):
         make_backend(job(tiny_bundle, precision="fp16"))
 
 
@@ -133,7 +133,7 @@ def test_nothing_but_the_answer_is_on_standard_output(tiny_bundle):
 def test_the_torch_baseline_refuses_other_weights(tiny_copy):
     pytest.importorskip("torch")
     with pytest.raises(InputError, match=r"stand-in:5 holds other unet weights than the bundle was exported from"):
-        measure(job(tiny_copy, runtime="torch", weights="stand-in:5"), 0.0)
+        measure(job(tiny_copy, runtime="torch", baseline=True, weights="stand-in:5"), 0.0)
 
 
 def test_without_torch_the_baseline_says_what_to_install(tiny_bundle, monkeypatch):
