@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU that is played: what is asked for, bound and copied, and that nothing else runs in its place."""
+"""ONNX Runtime on a GPU that is played: what is asked for, bound and copied; nothing else runs in its place."""
 
 from __future__ import annotations
 
