@@ -324,6 +324,7 @@ def test_several_folders_that_do_not_fit(machine, bundle):
 
 def test_the_engines_of_this_very_gpu_are_preferred(machine, bundle):
     machine.build(bundle, gpu=None, sm=[86, 89])
+    machine.build(bundle, gpu="Another of SM 89")
     machine.build(bundle, gpu="NVIDIA A", sm=[86])
     own = machine.build(bundle)
     assert opened(machine, bundle).describe()["engines"] == own.name
@@ -342,6 +343,8 @@ def test_precisions(machine, bundle, edit_manifest):
     backend = opened(machine, bundle)
     assert backend.describe()["precision"].startswith("fp16 (")
     assert "vae_decoder fp32" in backend.describe()["precision"]
+    backend.load("vae_decoder")
+    assert np.isfinite(step(backend)).all()
     assert opened(machine, bundle, precision="fp32").describe()["precision"] == "fp32"
     assert not opened(machine, bundle, precision="fp16").has("unet_conditional")
     with pytest.raises(EngineError, match=r"no engine of unet in bf16 among those that fit .*--bf16"):

@@ -82,7 +82,7 @@ class TensorRTBackend(Backend):
         info = self.bundle.graph(graph)
         runner = EngineRunner(self._library, self._cuda, self._stream, self._memory, engine, info)
         try:
-            runner.start(Kept(self._store, self._kernels_name(data)))
+            runner.start(self._kept(chosen, graph, data))
         except BaseException:
             runner.close()
             raise
@@ -117,11 +117,15 @@ class TensorRTBackend(Backend):
         self._verified[graph] = stamp
         return data
 
-    def _kernels_name(self, engine: bytes) -> str:
-        """A name for what RTX compiles of an engine here: the GPU and the driver decide over its kernels too."""
+    def _kept(self, chosen: Candidate, graph: GraphName, data: bytes) -> Kept | None:
+        """Where what RTX compiles of an engine is kept. The GPU and the driver decide over its kernels too."""
+        if self.library != "tensorrt-rtx":
+            return None
+        info = None if chosen.trusted else chosen.info(graph)
+        digest = hashlib.sha256(data).hexdigest() if info is None else info.sha256
         device = self._device
-        where = f"{self._library.version} {device.name} {device.sm} {device.driver}".encode()
-        return hashlib.sha256(where + hashlib.sha256(engine).digest()).hexdigest()
+        name = f"{digest} {self._library.version} {device.name} {device.sm} {device.driver}"
+        return Kept(self._store, hashlib.sha256(name.encode()).hexdigest())
 
     def describe(self) -> dict[str, str]:
         """Versions, device, precision and folder of the engines, memory, and what replays the steps."""
