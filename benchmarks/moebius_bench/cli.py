@@ -247,12 +247,12 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
-    from moebius_bench.jetson import describe_jetson
     from moebius_bench.machine import describe_machine
-    from moebius_bench.nvidia import describe_gpus
     from moebius_bench.processes import run_worker
     from moebius_bench.running import measure_variants
     from moebius_bench.sensors import find_sensors
+    from moebius_runtime.hardware.jetson import describe_jetson
+    from moebius_runtime.hardware.nvidia import describe_gpus
 
     sensors = find_sensors()
     machine = describe_machine() | describe_jetson()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moebius_bench import jetson, nvidia
 from moebius_bench.processes import Sensors
+from moebius_runtime.hardware import jetson, nvidia
 
 
 def find_sensors(root: Path = Path("/"), query: nvidia.Query = nvidia.nvidia_smi) -> Sensors:

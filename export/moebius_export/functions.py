@@ -1,8 +1,7 @@
 """The λ operators as ONNX model-local functions of domain `moebius`, one node per layer of the exported graph.
 
-A function's body is made of standard operators, so every runtime loads the file; a runtime with a kernel or plugin
-of that name takes the node whole. One body serves every resolution: what depends on sizes is in the node's attributes
-and in two index tables among its inputs, which belong to the body and which a kernel may ignore.
+A runtime with a kernel or plugin of that name takes the node whole; any other runs the function's body
+(`moebius_export.function_bodies`). The index tables among a node's inputs belong to the body.
 
 The operators and their meaning are in `moebius.lambda_ops`.
 """
@@ -18,124 +17,16 @@ import torch
 
 from moebius import lambda_ops
 from moebius_export import layers
+from moebius_export.function_bodies import DOMAIN, FORMS, OPSET, VERSION, bodies
 
-DOMAIN = "moebius"
-VERSION = 1
-# Opset 20 loads everywhere: ONNX Runtime, TensorRT 10.3 (JetPack 6) to 11, TensorRT-RTX.
-OPSET = 20
-
-_LAMBDA_SUMMARY = """
-LambdaSummary (keys, values) => (summary) {
-  weights = Softmax <axis = -1> (keys)
-  summary = MatMul (weights, values)
-}
-"""
-
-_INTERACTIVE_LAMBDA = """
-InteractiveLambda <heads, heads_shape, rows_shape, tokens_shape> (query, keys, values) => (y) {
-  to_heads = Constant <value_ints: ints = @heads_shape> ()
-  per_head = Reshape (query, to_heads)
-  one = Constant <value = int64[1] {1}> ()
-  keys_of_all = Unsqueeze (keys, one)
-  scores = MatMul (per_head, keys_of_all)
-  to_rows = Constant <value_ints: ints = @rows_shape> ()
-  rows = Reshape (scores, to_rows)
-  values_of_all = Unsqueeze (values, one)
-  out = MatMul (rows, values_of_all)
-  to_tokens = Constant <value_ints: ints = @tokens_shape> ()
-  y = Reshape (out, to_tokens)
-}
-"""
-
-# Shifted kernels: see `lambda_ops.local_lambda`, which this follows line by line.
-_LOCAL_LAMBDA = """
-LocalLambda <heads, size, tile, depth_shape, image_shape, margin, near_shape, kernels_shape, tiles_shape, places_shape,
-             bands_shape, products_shape, untiled_shape, tokens_shape>
-    (query, values, summary, window, neighbours, taps) => (y) {
-  to_depth = Constant <value_ints: ints = @depth_shape> ()
-  per_head = Reshape (query, to_depth)
-  content = MatMul (per_head, summary)
-
-  to_image = Constant <value_ints: ints = @image_shape> ()
-  image = Reshape (values, to_image)
-  pads = Constant <value_ints: ints = @margin> ()
-  bordered = Pad (image, pads)
-  places_of_picture = Reshape (bordered, to_depth)
-  gathered = Gather <axis = 1> (places_of_picture, neighbours)
-  to_near = Constant <value_ints: ints = @near_shape> ()
-  near = Reshape (gathered, to_near)
-
-  flat = Constant <value = int64[2] {0, -1}> ()
-  all_taps = Reshape (window, flat)
-  no_tap = Constant <value = int64[4] {0, 0, 0, 1}> ()
-  taps_and_zero = Pad (all_taps, no_tap)
-  shifted = Gather <axis = 1> (taps_and_zero, taps)
-  to_kernels = Constant <value_ints: ints = @kernels_shape> ()
-  by_depth = Reshape (shifted, to_kernels)
-  kernels = Transpose <perm = [1, 0, 2]> (by_depth)
-
-  to_tiles = Constant <value_ints: ints = @tiles_shape> ()
-  tiled = Reshape (query, to_tiles)
-  by_place = Transpose <perm = [2, 4, 0, 1, 3, 5]> (tiled)
-  to_places = Constant <value_ints: ints = @places_shape> ()
-  q = Reshape (by_place, to_places)
-  bands_by_place = MatMul (q, kernels)
-  to_bands = Constant <value_ints: ints = @bands_shape> ()
-  bands_of_tiles = Reshape (bands_by_place, to_bands)
-  bands_by_tile = Transpose <perm = [1, 0, 2]> (bands_of_tiles)
-  to_products = Constant <value_ints: ints = @products_shape> ()
-  bands = Reshape (bands_by_tile, to_products)
-  positions = MatMul (bands, near)
-  to_untiled = Constant <value_ints: ints = @untiled_shape> ()
-  by_tile = Reshape (positions, to_untiled)
-  in_order = Transpose <perm = [0, 1, 3, 2, 4, 5]> (by_tile)
-  to_tokens = Constant <value_ints: ints = @tokens_shape> ()
-  position_tokens = Reshape (in_order, to_tokens)
-  content_tokens = Reshape (content, to_tokens)
-  y = Add (position_tokens, content_tokens)
-}
-"""
-
-# The same by convolution, as the network is written: what a GPU without a kernel of its own likes best.
-_LOCAL_LAMBDA_CONVOLUTION = """
-LocalLambda <heads, size, planes_shape, margin_hw, lambdas_shape, heads_shape, tokens_shape>
-    (query, values, summary, window) => (y) {
-  channels_first = Transpose <perm = [0, 2, 1]> (values)
-  to_planes = Constant <value_ints: ints = @planes_shape> ()
-  planes = Reshape (channels_first, to_planes)
-  one = Constant <value = int64[1] {1}> ()
-  kernel = Unsqueeze (window, one)
-  convolved = Conv <pads: ints = @margin_hw> (planes, kernel)
-  to_lambdas = Constant <value_ints: ints = @lambdas_shape> ()
-  by_value = Reshape (convolved, to_lambdas)
-  lambdas = Transpose <perm = [0, 3, 2, 1]> (by_value)
-  content = Unsqueeze (summary, one)
-  both = Add (lambdas, content)
-  to_heads = Constant <value_ints: ints = @heads_shape> ()
-  per_head = Reshape (query, to_heads)
-  out = MatMul (per_head, both)
-  to_tokens = Constant <value_ints: ints = @tokens_shape> ()
-  y = Reshape (out, to_tokens)
-}
-"""
-
-
-FORMS = ("tiles", "convolution")
-"""The exact bodies of `LocalLambda`."""
-
+__all__ = ["DOMAIN", "FORMS", "OPSET", "VERSION", "attach_functions", "function_protos", "translations"]
 
 _INTEGERS = ("heads", "hidden", "groups", "first_channels", "second_channels")  # other attributes are lists
 
 
 def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
     """Name -> function, with the body of `LocalLambda` in one of `FORMS`."""
-    bodies = layers.BODIES | {
-        "LambdaSummary": _LAMBDA_SUMMARY,
-        "InteractiveLambda": _INTERACTIVE_LAMBDA,
-        "LocalLambda": {"tiles": _LOCAL_LAMBDA, "convolution": _LOCAL_LAMBDA_CONVOLUTION}[form],
-    }
-    header = f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">'
-    protos = {name: onnx.parser.parse_function(header + body) for name, body in bodies.items()}
+    protos = {name: onnx.parser.parse_function(text) for name, text in bodies(form).items()}
     for proto in protos.values():
         for node in proto.node:  # so that a profile can say which of them it means
             node.name = node.output[0]

@@ -47,7 +47,7 @@ def present_lowering(model: onnx.ModelProto) -> Lowering:
     if not found:
         raise ExportError(
             "the U-Net has no node LocalLambda, so there is no lowering to choose: it was exported with --no-fuse, or "
-            "without the rule reassociate_local_lambda. Export it with `moebius-export onnx --fuse`."
+            "without the rule reassociate_local_lambda. Export it again with that rule."
         )
     if len(forms) > 1 or not forms <= set(_INPUTS) or any(len(tiles) > 1 for tiles in found.values()):
         raise ExportError(f"its nodes LocalLambda are not lowered alike: {found}. Export the bundle again.")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from moebius_bench import jetson, machine
+from moebius_bench import machine
 from moebius_bench.sensors import find_sensors
+from moebius_runtime.hardware import jetson
 
 
 def write(root, files):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from moebius_bench import nvidia
 from moebius_bench.sensors import find_sensors
+from moebius_runtime.hardware import nvidia
 
 
 def smi(reasons_name="clocks_event_reasons.active", reasons="0x0000000000000000", apps=""):

@@ -329,6 +329,7 @@ class Runtime(_Fallible):
 
     def __init__(self, logger: Any) -> None:
         super().__init__(_whole(logger, ILogger), None)
+        self.engine_host_code_allowed = False
 
     def __getattr__(self, name: str) -> Any:
         if name == "get_engine_validity" and self.module.rtx:
@@ -360,6 +361,9 @@ class Runtime(_Fallible):
         content = self._parsed(data)
         if content is None:
             self.complain("Serialization assertion magicTag failed: not an engine of this version")
+            return None
+        if content.get("host_code") and not self.engine_host_code_allowed:
+            self.complain("host code is not allowed for this runtime")
             return None
         return ICudaEngine(self.module, content, self._logger, self._recorder)
 

@@ -13,134 +13,10 @@ import onnx.parser
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from moebius_export.function_bodies import bodies
 from moebius_runtime import kernels
 
-HEADER = '<opset_import: ["" : 20], domain: "moebius">'
-# A half of a residual block, whose names begin with `half`; it reads `x`.
-HALF = """
-  {half}_sizes = Shape ({x})
-  {half}_grouped = Reshape ({x}, to_groups)
-  {half}_normal = InstanceNormalization <epsilon: float = @epsilon> ({half}_grouped, ones, zeros)
-  {half}_image = Reshape ({half}_normal, {half}_sizes)
-  {half}_gains = Unsqueeze ({half}_gain, pixels)
-  {half}_shifts = Unsqueeze ({half}_shift, pixels)
-  {half}_scaled = Mul ({half}_image, {half}_gains)
-  {half}_shifted = Add ({half}_scaled, {half}_shifts)
-  {half}_gate = Sigmoid ({half}_shifted)
-  {half}_active = Mul ({half}_shifted, {half}_gate)
-  {half}_convolved = Conv <pads = [1, 1, 1, 1], group: int = @{half}_channels> (
-    {half}_active, {half}_depthwise, {half}_depthwise_bias)
-  {half}_positive = Relu ({half}_convolved)
-  {half}_product = Conv ({half}_positive, {half}_pointwise, {half}_pointwise_bias)
-"""
-HALVES = [
-    f"{half}_{name}"
-    for half in ("first", "second")
-    for name in ("gain", "shift", "depthwise", "depthwise_bias", "pointwise", "pointwise_bias")
-]
-BLOCK = """
-{name} <groups, epsilon, ones_shape, groups_shape, first_channels, second_channels> ({inputs}) => (y) {{
-  count = Constant <value_ints: ints = @ones_shape> ()
-  ones = ConstantOfShape <value = float[1] {{1.0}}> (count)
-  zeros = ConstantOfShape <value = float[1] {{0.0}}> (count)
-  to_groups = Constant <value_ints: ints = @groups_shape> ()
-  pixels = Constant <value = int64[2] {{1, 2}}> ()
-  {first}
-  first_sum = {first_sum}
-  to_image = Constant <value = int64[2] {{2, 3}}> ()
-  time_image = Unsqueeze (time, to_image)
-  middle = Add (first_sum, time_image)
-  {second}
-  second_sum = Add (second_active, second_product)
-  skip = {skip}
-  y = Add (second_sum, skip)
-}}
-"""
-
-
-def block(name, first_sum, skip, *more):
-    return BLOCK.format(
-        name=name,
-        inputs=", ".join(["x", "time", *HALVES, *more]),
-        first=HALF.format(half="first", x="x"),
-        first_sum=first_sum,
-        second=HALF.format(half="second", x="middle"),
-        skip=skip,
-    )
-
-
-FUNCTIONS = {
-    "GroupNorm": """
-        GroupNorm <groups, epsilon, groups_shape, row_shape> (x, gain, shift) => (y) {
-          sizes = Shape (x)
-          to_groups = Constant <value_ints: ints = @groups_shape> ()
-          grouped = Reshape (x, to_groups)
-          rest = Constant <value = int64[1] {2}> ()
-          mean = ReduceMean <keepdims = 1> (grouped, rest)
-          centred = Sub (grouped, mean)
-          squares = Mul (centred, centred)
-          variance = ReduceMean <keepdims = 1> (squares, rest)
-          small = Constant <value_float: float = @epsilon> ()
-          above = Add (variance, small)
-          deviation = Sqrt (above)
-          normal = Div (centred, deviation)
-          image = Reshape (normal, sizes)
-          to_channels = Constant <value_ints: ints = @row_shape> ()
-          gains = Reshape (gain, to_channels)
-          shifts = Reshape (shift, to_channels)
-          scaled = Mul (image, gains)
-          y = Add (scaled, shifts)
-        }
-    """,
-    "FeedForward": """
-FeedForward <size, image_shape, hidden> (x, expand, expand_bias, depthwise, depthwise_bias, project) => (y) {
-  channels_first = Transpose <perm = [0, 2, 1]> (x)
-  to_image = Constant <value_ints: ints = @image_shape> ()
-  image = Reshape (channels_first, to_image)
-  expanded = Conv (image, expand, expand_bias)
-  expanded_gate = Sigmoid (expanded)
-  active = Mul (expanded, expanded_gate)
-  convolved = Conv <pads = [1, 1, 1, 1], group: int = @hidden> (active, depthwise, depthwise_bias)
-  value, gate = Split <axis = 1, num_outputs = 2> (convolved)
-  gate_gate = Sigmoid (gate)
-  gate_active = Mul (gate, gate_gate)
-  gated = Mul (value, gate_active)
-  projected = Conv (gated, project)
-  to_rows = Constant <value = int64[3] {0, 0, -1}> ()
-  rows = Reshape (projected, to_rows)
-  y = Transpose <perm = [0, 2, 1]> (rows)
-}
-""",
-    "ResidualBlock": block("ResidualBlock", "Add (first_active, first_product)", "Identity (x)"),
-    "ProjectedResidualBlock": block(
-        "ProjectedResidualBlock",
-        "Identity (first_product)",
-        "Conv (x, shortcut, shortcut_bias)",
-        "shortcut",
-        "shortcut_bias",
-    ),
-    "LocalLambda": """
-LocalLambda <heads, size, planes_shape, margin, lambdas_shape, heads_shape>
-    (query, values, summary, window) => (y) {
-  channels_first = Transpose <perm = [0, 2, 1]> (values)
-  to_planes = Constant <value_ints: ints = @planes_shape> ()
-  planes = Reshape (channels_first, to_planes)
-  one = Constant <value = int64[1] {1}> ()
-  kernel = Unsqueeze (window, one)
-  convolved = Conv <pads: ints = @margin> (planes, kernel)
-  to_lambdas = Constant <value_ints: ints = @lambdas_shape> ()
-  by_value = Reshape (convolved, to_lambdas)
-  lambdas = Transpose <perm = [0, 3, 2, 1]> (by_value)
-  content = Unsqueeze (summary, one)
-  both = Add (lambdas, content)
-  to_heads = Constant <value_ints: ints = @heads_shape> ()
-  per_head = Reshape (query, to_heads)
-  out = MatMul (per_head, both)
-  to_tokens = Constant <value = int64[3] {0, 0, -1}> ()
-  y = Reshape (out, to_tokens)
-}
-""",
-}
+FUNCTIONS = bodies("convolution")
 
 
 def random(seed, *shape, scale=1.0):
@@ -194,7 +70,7 @@ def group_norm(batch, channels, sizes, groups, epsilon=1e-3):
     attributes = {
         "groups": groups,
         "epsilon": epsilon,
-        "groups_shape": [0, groups, -1],
+        "groups_shape": [0, groups, -1, sizes[-1]],
         "row_shape": [-1, *[1] * len(sizes)],
     }
     inputs = {
@@ -210,9 +86,10 @@ def local_lambda(batch, height, width, depth, heads, reach):
         "heads": heads,
         "size": [height, width],
         "planes_shape": [-1, 1, height, width],
-        "margin": [reach // 2] * 4,
+        "margin_hw": [reach // 2] * 4,
         "lambdas_shape": [-1, depth, depth, height * width],
         "heads_shape": [0, 0, heads, -1],
+        "tokens_shape": [0, 0, -1],
     }
     inputs = {
         "query": random(0, batch, height * width, heads * depth),
@@ -269,7 +146,7 @@ def model(operator, attributes, inputs, body=True, shapes=True):
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("moebius", 1)]
     made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     if body:
-        made.functions.append(onnx.parser.parse_function(HEADER + FUNCTIONS[operator]))
+        made.functions.append(onnx.parser.parse_function(FUNCTIONS[operator]))
     return made
 
 

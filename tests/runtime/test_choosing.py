@@ -117,6 +117,22 @@ def test_torch_is_found_by_its_entry_point(toy_bundle, monkeypatch):
     assert create_backend(bundle, "torch", precision="fp16").precision == "fp16"
 
 
+class Fp32Only(Played):
+    def __init__(self, bundle, *, threads=None, device="auto"):
+        super().__init__(bundle, threads=threads)
+
+
+def test_a_runtime_of_one_precision(toy_bundle, monkeypatch):
+    module = type(sys)("played")
+    module.Fp32Only = Fp32Only
+    monkeypatch.setitem(sys.modules, "played", module)
+    brings(monkeypatch, torch="played:Fp32Only")
+    bundle = Bundle.open(toy_bundle.path)
+    assert create_backend(bundle, "torch", precision="fp32").name == "torch"
+    with pytest.raises(InputError, match=r"--precision fp16: runtime 'torch' runs in fp32"):
+        create_backend(bundle, "torch", precision="fp16")
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -463,8 +463,18 @@ def test_threads_are_the_cpus(machine, bundle):
         opened(machine, bundle, threads=2)
 
 
+@pytest.mark.parametrize("flag", ["on", "off"])
+def test_only_version_compatible_engines_may_bring_code_for_the_host(machine, bundle, flag):
+    machine.build(bundle, flags={"version_compatible": flag}, engine={"host_code": True})
+    backend = opened(machine, bundle)
+    if flag == "on":
+        return backend.load("unet")
+    with pytest.raises(EngineError, match=r"host code is not allowed"):
+        backend.load("unet")
+
+
 def test_the_passport_of_another_gpu_with_compatible_hardware(machine, bundle):
-    machine.build(bundle, sm=[80], gpu="NVIDIA A", flags={"hardware_compatibility": "ampere_plus"})
+    machine.build(bundle, sm=[80], gpu="NVIDIA A", flags={"hardware_compatibility": "ampere+"})
     assert np.isfinite(step(opened(machine, bundle))).all()
     machine.device = replace(gpu.DEVICE, sm=75)
     with pytest.raises(EngineError, match=r"built for SM 80"):

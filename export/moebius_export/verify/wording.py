@@ -60,8 +60,9 @@ def explanations(report: Report) -> list[str]:
 def render(report: Report) -> RenderableType:
     """The whole report for a terminal: a table of 80 columns, then lines of words."""
     parts: list[RenderableType] = []
+    width = max(map(len, report.facts), default=0) + 2
     for name, value in report.facts.items():
-        parts.append(Text.assemble((f"{name:<11}", "dim"), value))
+        parts.append(Text.assemble((f"{name:<{width}}", "dim"), value))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     for column in ("status", "what"):
         table.add_column(column, no_wrap=column == "status")

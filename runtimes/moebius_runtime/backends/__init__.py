@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import metadata
+from typing import Any
 
 from moebius_runtime.backends.base import Backend
 from moebius_runtime.bundle import Bundle
@@ -108,8 +110,12 @@ def _elsewhere(bundle: Bundle, runtime: str, threads: int | None, precision: Pre
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, Backend)):
         raise RuntimeUnavailableError(f"runtime {runtime!r}: {found[0].value} is not a Backend; remove its package")
-    options = {} if precision is None else {"precision": precision}
-    return kind(bundle, threads=threads, **options)
+    options: dict[str, Any] = {"threads": threads}
+    if "precision" in inspect.signature(kind).parameters:
+        options["precision"] = precision
+    elif precision not in (None, "fp32"):
+        raise InputError(f"--precision {precision}: runtime {runtime!r} runs in fp32; leave it out")
+    return kind(bundle, **options)
 
 
 __all__ = ["AUTO", "GROUP", "RUNTIMES", "Backend", "create_backend"]

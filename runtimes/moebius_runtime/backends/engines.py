@@ -55,9 +55,9 @@ class Candidate:
             return trusted_engine(self.folder, graph)
         return checked_engine(self.folder, self.passport, graph)
 
-    def stripped(self, graph: GraphName) -> bool:
-        """Whether the engine was built without its weights."""
-        return self.passport is not None and self.passport.flags.get("strip_weights", "off") not in ("off", "no")
+    def flag(self, name: str) -> bool:
+        """Whether the passport says that the engines were built with an option."""
+        return self.passport is not None and self.passport.flags.get(name) == "on"
 
 
 @dataclass(frozen=True)

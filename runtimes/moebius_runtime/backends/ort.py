@@ -187,8 +187,6 @@ class OrtBackend(Backend):
         options.enable_mem_reuse = False
         # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
         options.enable_mem_pattern = False
-        # The arena spares the steps page faults, but outlives its session; the VAE runs once or twice a picture.
-        options.enable_cpu_mem_arena = graph not in ("vae_encoder", "vae_decoder")
         self._kernels[graph] = add_kernels(options, path)
 
     def _provider_options(self) -> list[Any]:

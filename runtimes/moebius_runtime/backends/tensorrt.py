@@ -74,10 +74,11 @@ class TensorRTBackend(Backend):
     def _load(self, graph: GraphName) -> EngineRunner:
         chosen = self._chosen(graph)
         data = self._read(graph)
-        engine, note = self._library.deserialise(data, chosen.folder / engine_file(graph))
+        source = chosen.folder / engine_file(graph)
+        engine, note = self._library.deserialise(data, source, chosen.flag("version_compatible"))
         if note:
             self.note(note)
-        if chosen.stripped(graph):
+        if chosen.flag("strip_weights"):
             self._library.refit(engine, self.bundle.model_file(graph, chosen.precision))
         info = self.bundle.graph(graph)
         runner = EngineRunner(self._library, self._cuda, self._stream, self._memory, engine, info)

@@ -81,13 +81,20 @@ class Library:
         self._messages.clear()
         self._recorder.clear()
 
-    def deserialise(self, data: bytes, source: Path) -> tuple[Any, str | None]:
+    def deserialise(self, data: bytes, source: Path, host_code: bool = False) -> tuple[Any, str | None]:
         """An engine from its bytes, and what the library thinks of running it here; None where it is content.
+
+        Args:
+            data: the engine.
+            source: its file, for messages.
+            host_code: whether it may bring code for the host, as version-compatible engines do.
 
         Raises:
             EngineError: it is not valid on this system, or cannot be loaded; with the library's own reason.
         """
         note = self._validity(data, source)
+        if hasattr(self.runtime, "engine_host_code_allowed"):
+            self.runtime.engine_host_code_allowed = host_code
         engine = self.made(lambda: self.runtime.deserialize_cuda_engine(data), f"{source} cannot be loaded")
         return engine, note
 

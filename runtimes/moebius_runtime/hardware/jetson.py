@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from moebius_runtime.hardware.host import read_text
+
 # Rails of the board's INA3221 sensors whose sum is what the module draws. VDD_IN is the whole module (Orin Nano and
 # NX); the AGX Orin has no such rail, but three that make it up.
 _WHOLE = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
@@ -16,7 +18,7 @@ _SENSORS = ("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*", "sys/bus/i2c/devices/*
 
 def is_jetson(root: Path = Path("/")) -> bool:
     """Whether the device tree names a Jetson, or a Tegra release is installed."""
-    return "Jetson" in (_read(root / "proc/device-tree/model") or "") or (root / "etc/nv_tegra_release").exists()
+    return "Jetson" in (read_text(root / "proc/device-tree/model") or "") or (root / "etc/nv_tegra_release").exists()
 
 
 def describe_jetson(root: Path = Path("/")) -> dict[str, str]:
@@ -24,7 +26,7 @@ def describe_jetson(root: Path = Path("/")) -> dict[str, str]:
     if not is_jetson(root):
         return {}
     facts = {
-        "jetson_release": _release(root),
+        "jetson_release": f"L4T {release}" if (release := l4t_release(root)) else "",
         "nvpmodel": _power_mode(root),
         "jetson_clocks": _pinned_clocks(root),
         "power_rails": ", ".join(read_rails(root)) or "none readable",
@@ -37,10 +39,10 @@ def read_rails(root: Path = Path("/")) -> dict[str, float]:
     rails: dict[str, float] = {}
     folders = {folder.resolve() for pattern in _SENSORS for folder in root.glob(pattern)}
     for folder in sorted(folders):
-        if _read(folder / "name") != "ina3221":
+        if read_text(folder / "name") != "ina3221":
             continue
         for label in sorted(folder.glob("in[0-9]*_label")):
-            name, channel = _read(label), label.name[2 : -len("_label")]
+            name, channel = read_text(label), label.name[2 : -len("_label")]
             volts, amperes = _number(folder / f"in{channel}_input"), _number(folder / f"curr{channel}_input")
             if name and name != "NC" and volts is not None and amperes is not None:
                 rails[name] = volts * amperes * 1e-6
@@ -56,18 +58,21 @@ def total_power(root: Path = Path("/")) -> float | None:
     return None
 
 
-def _release(root: Path) -> str | None:
-    text = _read(root / "etc/nv_tegra_release") or ""
+def l4t_release(root: Path = Path("/")) -> str | None:
+    """The release of Jetson Linux, such as `36.4.3`; None where none is noted."""
+    text = read_text(root / "etc/nv_tegra_release") or ""
     match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text)
-    return f"L4T {match[1]}.{match[2]}" if match else None
+    return f"{match[1]}.{match[2]}" if match else None
 
 
 def _power_mode(root: Path) -> str | None:
     """The mode that nvpmodel noted, with its name from nvpmodel's configuration."""
-    status = re.search(r"pmode:0*(\d+)", _read(root / "var/lib/nvpmodel/status") or "")
+    status = re.search(r"pmode:0*(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
     if status is None:
         return None
-    names = dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", _read(root / "etc/nvpmodel.conf") or ""))
+    names = dict(
+        re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", read_text(root / "etc/nvpmodel.conf") or "")
+    )
     return f"{status[1]} ({names[status[1]]})" if status[1] in names else status[1]
 
 
@@ -88,15 +93,8 @@ def _pinned_clocks(root: Path) -> str | None:
     return "off" if pinned == 0 else f"partly: {pinned} of {len(values)} clocks are pinned"
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ") or None
-    except OSError:
-        return None
-
-
 def _number(path: Path) -> float | None:
     try:
-        return float(_read(path) or "")
+        return float(read_text(path) or "")
     except ValueError:
         return None

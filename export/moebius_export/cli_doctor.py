@@ -1,0 +1,45 @@
+"""`moebius-export doctor`: the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from moebius_runtime import console
+
+_STYLES = {"ok": "green", "missing": "yellow", "wrong": "bold red", "failed": "bold magenta"}
+
+
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle to look at too: its files and its engines.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write what was found as JSON.")] = None,
+) -> None:
+    """Says what this machine can run, what of a bundle fits it, and the command that mends what does not.
+
+    Exit code 1 where no runtime can run, or the bundle is damaged. Needs nothing but the base package.
+    """
+    from moebius_export.doctor import Sources, examine
+    from moebius_export.doctor.rows import write_json
+    from moebius_runtime.files import check_writable
+
+    if json is not None:
+        check_writable(json)
+    with console.err.status("doctor") as status:
+        report = examine(bundle, Sources(), lambda what: status.update(console.one_line(what)))
+    for part in report.parts:
+        console.out.print(Text(part.name, style="bold"))
+        for row in part.rows:
+            verdict = Text(f"  {row.verdict.value:<8}", style=_STYLES[row.verdict.value])
+            console.out.print(verdict.append(f"{row.name}: {console.one_line(row.found)}", style="default"))
+            if row.mend is not None:
+                console.out.print(Text(f"          -> {console.one_line(row.mend)}", style="cyan"))
+    can = ", ".join(report.usable) or "no runtime"
+    console.out.print(Text(f"\n{can} can run here", style="bold"))
+    if report.sound is False:
+        console.out.print(Text(f"{bundle} is damaged or holds engines of something else", style="bold red"))
+    if json is not None:
+        write_json(report, json)
+    raise typer.Exit(report.exit_code)

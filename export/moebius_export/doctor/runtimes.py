@@ -1,0 +1,99 @@
+"""Which runtimes can run here, and what keeps the others from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from moebius_export.doctor import facts
+from moebius_export.doctor.gpu import Gpu
+from moebius_export.doctor.libraries import Found
+from moebius_export.doctor.rows import Row, Verdict
+
+RUNTIMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "torch")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A runtime: the reasons against it, none where it can run, what it runs on, and what it is good for without."""
+
+    name: str
+    reasons: tuple[str, ...]
+    note: str = ""
+    instead: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.reasons
+
+
+def judge_runtimes(libraries: Mapping[str, Found], gpu: Gpu) -> list[Judged]:
+    """Every runtime, in the order of `RUNTIMES`."""
+    return [_JUDGES[name](name, libraries, gpu) for name in RUNTIMES]
+
+
+def runtime_rows(judged: list[Judged]) -> list[Row]:
+    """One row per runtime; what mends the reasons stands with the libraries and the GPU."""
+    rows = []
+    for runtime in judged:
+        if runtime.usable:
+            rows.append(Row(runtime.name, f"can run{runtime.note and ': '}{runtime.note}"))
+        else:
+            found = f"cannot run: {'; '.join(runtime.reasons)}"
+            rows.append(Row(runtime.name, found, Verdict.missing, runtime.instead))
+    return rows
+
+
+def _ort(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
+    provider = {"ort-cpu": "CPU", "ort-cuda": "CUDA", "ort-tensorrt": "Tensorrt"}[name]
+    library = libraries["onnxruntime"]
+    reasons = _library("ONNX Runtime", library)
+    if not reasons and f"{provider}ExecutionProvider" not in library.answer.value["providers"]:
+        reasons.append(f"this ONNX Runtime has no {provider}ExecutionProvider")
+    if name == "ort-cpu":
+        words = libraries["kernels"].answer
+        return Judged(name, tuple(reasons), f"kernels {words.value['words']}" if words.value else "")
+    # It brings its own CUDA and asks for no bindings: a GPU that nvidia-smi sees is one that it may find.
+    if gpu.driver is None or gpu.name is None:
+        reasons.append(f"no GPU ({gpu.reason})")
+    return Judged(name, tuple(reasons))
+
+
+def _tensorrt(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
+    shown, key = {"tensorrt": ("TensorRT", "tensorrt"), "tensorrt-rtx": ("TensorRT-RTX", "tensorrt_rtx")}[name]
+    library = libraries[key]
+    reasons = _library(shown, library) + _library("cuda-python", libraries["cuda"])
+    instead = None
+    if gpu.device is None:
+        reasons.append(f"no GPU ({gpu.reason})" if gpu.name is None else f"CUDA does not reach the GPU ({gpu.reason})")
+        if name == "tensorrt-rtx" and library.usable:
+            sms = ",".join(map(str, facts.RTX_SM))
+            instead = f"it can build engines for other machines: moebius-export trt BUNDLE --fp16 --sm {sms}"
+    return Judged(name, tuple(dict.fromkeys(reasons)), f"on {gpu.name}, SM {gpu.sm}", instead)
+
+
+def _torch(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
+    library = libraries["torch"]
+    reasons = _library("PyTorch", library)
+    if not reasons and (lacking := library.answer.value["lacking"]):
+        reasons.append(f"{' and '.join(lacking)} not installed")
+    if reasons:
+        return Judged(name, tuple(reasons))
+    return Judged(name, (), f"on {gpu.name or 'the GPU'}" if library.answer.value["gpu"] else "on the processor")
+
+
+def _library(shown: str, library: Found) -> list[str]:
+    if library.answer.problem is not None:
+        return [f"{shown} is not installed" if library.answer.missing else f"{shown} does not work"]
+    return [library.misfit] if library.misfit else []
+
+
+_JUDGES: dict[str, Callable[[str, Mapping[str, Found], Gpu], Judged]] = {
+    "ort-cpu": _ort,
+    "ort-cuda": _ort,
+    "ort-tensorrt": _ort,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt,
+    "torch": _torch,
+}
