@@ -43,7 +43,9 @@ def _commands() -> None:
 @app.command(name=DEFAULT_COMMAND)
 def run_command(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles; several are compared.")],
-    runtime: Annotated[str, typer.Option(help="One or more, separated by commas.")] = "ort-cpu",
+    runtime: Annotated[
+        str, typer.Option(help="One or more of moebius-inpaint's, separated by commas; each is run or reported failed.")
+    ] = "ort-cpu",
     precision: Annotated[str, typer.Option(help="One or more of the bundle's precisions.")] = "fp32",
     threads: Annotated[str | None, typer.Option(help="One or more numbers; default: the physical cores.")] = None,
     steps: Annotated[str | None, typer.Option(help="One or more numbers; default: the bundle's.")] = None,

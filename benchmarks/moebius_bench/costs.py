@@ -21,7 +21,7 @@ def count_bundle(job: Job) -> dict[str, dict[str, int]]:
         MoebiusError: the bundle or a graph cannot be counted.
     """
     bundle = Bundle.open(job.bundle)
-    if job.runtime == "torch":
+    if job.runtime == "torch" and job.baseline:
         from moebius_export.torch_runtime import import_torch
 
         import_torch()

@@ -17,6 +17,7 @@ class Job(BaseModel):
         image, mask: files; None draws a picture and a mask from `seed`.
         warmup_steps: denoising steps of the first, uncounted picture, 1 or more.
         repeats: counted pictures.
+        baseline: runtime torch is then the network as written, in eager PyTorch, and not the runtime of that name.
         weights, vae: sources for the torch baseline; None takes what the manifest says of stand-in weights.
         out: a .npy file for the filled picture, uint8 [H, W, 3]; for an export, the folder of the bundle.
     """
@@ -35,6 +36,7 @@ class Job(BaseModel):
     mask: str | None = None
     warmup_steps: int = 1
     repeats: int = 1
+    baseline: bool = False
     weights: str | None = None
     vae: str | None = None
     out: str | None = None

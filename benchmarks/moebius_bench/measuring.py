@@ -7,7 +7,7 @@ import importlib
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from moebius_runtime.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from moebius_runtime.backends import Backend
-    from moebius_runtime.manifest import GraphName
+    from moebius_runtime.manifest import GraphName, Precision
     from moebius_runtime.masks import BoolArray
     from moebius_runtime.pictures import Picture
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 _CONSTANT = 2  # levels of 255: a filled area whose values span less holds nothing
 
 
-def import_runtime(runtime: str) -> None:
-    """Imports everything that a first picture needs, so that its time can be told apart."""
+def import_runtime(runtime: str, baseline: bool = False) -> None:
+    """Imports everything that a first picture needs, so that its time can be told apart.
+
+    What the GPU's runtimes and `torch` import is part of their first picture's time instead.
+    """
     importlib.import_module("moebius_runtime.pipeline")
-    if runtime == TORCH:
+    if runtime == TORCH and baseline:
         importlib.import_module("moebius_export.torch_runtime").import_torch()
     elif runtime.startswith("ort-"):
         importlib.import_module("moebius_runtime.backends.ort").import_onnxruntime()
@@ -87,14 +90,14 @@ def make_backend(job: Job) -> Backend:
     from moebius_runtime.backends import create_backend
     from moebius_runtime.bundle import Bundle
 
-    if job.precision != "fp32":
-        raise InputError(f"--precision {job.precision}: the runtimes of this version run fp32 files only")
     bundle = Bundle.open(job.bundle)
-    if job.runtime == TORCH:
+    if job.runtime == TORCH and job.baseline:
         from moebius_export.torch_runtime import TorchBackend
 
+        if job.precision != "fp32":
+            raise InputError(f"--precision {job.precision}: the torch baseline is the network as written, in fp32")
         return TorchBackend(bundle, threads=job.threads, weights=job.weights, vae=job.vae, device="cpu")
-    return create_backend(bundle, job.runtime, threads=job.threads)
+    return create_backend(bundle, job.runtime, threads=job.threads, precision=cast("Precision", job.precision))
 
 
 def _warm_up(backend: Backend, graph: GraphName) -> None:
@@ -112,8 +115,8 @@ def step_graph(pipeline: InpaintPipeline, options: InpaintOptions) -> GraphName:
 
 
 def has_conditional(pipeline: InpaintPipeline) -> bool:
-    """Whether the bundle holds the conditional branch as a graph of its own."""
-    return "unet_conditional" in pipeline.manifest.graphs
+    """Whether the runtime has the conditional branch as a graph of its own."""
+    return pipeline.backend.has("unet_conditional")
 
 
 def picture_and_mask(job: Job, size: int) -> tuple[Picture, BoolArray]:

@@ -14,7 +14,7 @@ from moebius_bench.processes import Answer, Runner
 from moebius_bench.results import BundleFacts, GraphProfile, Rate, Ratio, VariantResult, WorkerResult
 from moebius_bench.stats import median, ratio
 from moebius_bench.summing import Round, sum_up
-from moebius_bench.variants import Variant
+from moebius_bench.variants import TORCH, Variant
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.manifest import MANIFEST_NAME
 
@@ -53,6 +53,7 @@ class Plan:
             mask=self.mask,
             warmup_steps=self.warmup_steps,
             repeats=self.repeats,
+            baseline=variant.baseline,
             weights=self.weights,
             vae=self.vae,
             out=out,
@@ -86,7 +87,7 @@ def measure_variants(
     order: list[str] = []
     with tempfile.TemporaryDirectory(prefix="moebius-bench-") as folder:
         for number in range(1, plan.rounds + 1):
-            for key in dict.fromkeys((variant.runtime, variant.threads) for variant in variants):
+            for key in dict.fromkeys(key for key in map(_rate_key, variants) if key):
                 if number > 1 and key not in rates:
                     continue  # it could not be measured; that was said once
                 on_turn(number, f"matrix products, {key[0]}")
@@ -117,11 +118,18 @@ def measure_variants(
         profile, note = _profile(variant, plan, run, on_turn) if plan.profile and not reason else ([], None)
         if note:
             notes.append(f"{variant.name}: {note}")
-        rate = pooled.get((variant.runtime, variant.threads))
+        rate = pooled.get(_rate_key(variant) or ("", None))
         result = sum_up(variant, done, reason, facts[variant.bundle], costs, rate, power_source)
         results.append(result.model_copy(update={"difference_to_first": difference, "profile": profile}))
     complete = {v.name: rounds[v.name] for v in variants if v.name not in failures}
     return Measured(results, _ratios(variants, complete), list(pooled.values()), notes, order)
+
+
+def _rate_key(variant: Variant) -> tuple[str, int | None] | None:
+    """Which library's matrix products a variant is held against; None for a runtime that may be on a GPU."""
+    if variant.runtime == TORCH and not variant.baseline:
+        return None
+    return variant.runtime, variant.threads
 
 
 def bundle_facts(folder: str) -> BundleFacts:

@@ -50,7 +50,7 @@ def _work(kind: str, started: float) -> Callable[[Any], dict[str, Any]]:
     from moebius_bench.measuring import import_runtime, measure
 
     def measured(job: Any) -> dict[str, Any]:
-        import_runtime(job.runtime)
+        import_runtime(job.runtime, job.baseline)
         return measure(job, time.perf_counter() - started).model_dump()
 
     return measured

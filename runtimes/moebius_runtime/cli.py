@@ -61,6 +61,16 @@ class SamplerName(str, Enum):
     unipc = "unipc"
 
 
+class PrecisionName(str, Enum):
+    """--precision."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    int8_cpu = "int8_cpu"
+
+
 @dataclass(frozen=True)
 class _Files:
     """How pictures and masks are read and written."""
@@ -77,8 +87,24 @@ def inpaint(
     mask: Annotated[Path, typer.Option(help="Its mask, white = fill; for a folder: one mask, or a folder of masks.")],
     out: Annotated[Path, typer.Option(help="The result; for a folder of pictures, a folder.")],
     bundle: Annotated[Path, typer.Option(help="What `moebius-export onnx` wrote.")] = DEFAULT_BUNDLE,
-    runtime: Annotated[str, typer.Option(help="ort-cpu; nothing else is ever run in its place.")] = "ort-cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx or torch: this one and no other is run. "
+            "auto: the best that can run here, and why."
+        ),
+    ] = "ort-cpu",
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(help="Of the U-Net. Default: on a GPU the first of fp16, bf16, fp32 that is there; else fp32."),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Run engines without a passport that fits. Engines are programs: know their maker."
+        ),
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="On the CPU. Default: the physical cores.")] = None,
     steps: Annotated[int | None, typer.Option(help="Inference steps; default: the bundle's (20).")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Default: the bundle's (2.5); 1 halves the cost.")
@@ -135,7 +161,16 @@ def inpaint(
     )
     masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
     files = _Files(masking, quality, overwrite, keep_going=image.is_dir())
-    pipeline = InpaintPipeline.from_bundle(bundle, runtime, threads=threads, memory="fast" if keep_loaded else "low")
+    pipeline = InpaintPipeline.from_bundle(
+        bundle,
+        runtime,
+        threads=threads,
+        memory="fast" if keep_loaded else "low",
+        precision=None if precision is None else precision.value,
+        trust=trust,
+    )
+    for note in pipeline.backend.take_notes():
+        console.warn(note)
     pipeline.check(options)
     if pipeline.manifest.stand_in:
         console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")

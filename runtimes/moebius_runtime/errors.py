@@ -29,5 +29,9 @@ class RuntimeUnavailableError(MoebiusError):
     """The runtime that was asked for cannot run here."""
 
 
+class CudaError(MoebiusError):
+    """A call of the CUDA runtime failed: too little memory, a broken driver, or an error of work on the device."""
+
+
 class OutputError(MoebiusError):
     """The network's result is not a picture (NaN, infinite or constant), or the result could not be written."""

@@ -7,6 +7,7 @@ builds it again. Like the manifest, a passport is hostile until it is checked, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from moebius_runtime.errors import EngineError
-from moebius_runtime.files import atomic_write, open_plain, sha256_file
+from moebius_runtime.files import atomic_write, open_plain
 from moebius_runtime.manifest import (
     Dimension,
     GraphName,
@@ -207,30 +208,66 @@ def checked_engine(folder: Path, passport: Passport, graph: GraphName) -> bytes:
     engine = passport.engines.get(graph)
     if engine is None:
         raise EngineError(f"{folder}: holds no engine of {graph}, only {', '.join(passport.engines)}. {_BUILD}")
+    path = engine_path(folder, graph)
+    size = path.stat().st_size
+    if size == engine.size:
+        data = _read(path)  # what is hashed is what is loaded
+        if hashlib.sha256(data).hexdigest() == engine.sha256:
+            return data
+    raise EngineError(
+        f"{path}: not the engine that its passport names ({size} bytes, stated {engine.size}), so it was "
+        f"exchanged or damaged; it was not loaded. Build it again: {passport.rebuild}"
+    )
+
+
+def trusted_engine(folder: Path, graph: GraphName) -> bytes:
+    """The bytes of an engine that nothing vouches for but the user's word.
+
+    Raises:
+        EngineError: the file is missing, a link out of the folder, or not a plain file.
+    """
+    return _read(engine_path(folder, graph))
+
+
+def engine_path(folder: Path, graph: GraphName) -> Path:
+    """Where an engine is, after it was found to be a plain file inside its folder.
+
+    Raises:
+        EngineError: it is missing, a link out of the folder, or not a plain file.
+    """
     path = folder / engine_file(graph)
     try:
         if not path.resolve(strict=True).is_relative_to(folder.resolve()):
             raise EngineError(f"{path} is a link that leaves its folder; put the file itself there. {_BUILD}")
-        size = path.stat().st_size
-        if size != engine.size or sha256_file(path) != engine.sha256:
-            raise EngineError(
-                f"{path}: not the engine that its passport names ({size} bytes, stated {engine.size}), so it was "
-                f"exchanged or damaged; it was not loaded. Build it again: {passport.rebuild}"
-            )
+        open_plain(path).close()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise EngineError(f"{path}: {getattr(error, 'strerror', None) or error}. {_BUILD}") from error
+    return path
+
+
+def _read(path: Path) -> bytes:
+    try:
         with open_plain(path) as stream:
             return stream.read()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        reason = getattr(error, "strerror", None) or str(error)
-        raise EngineError(f"{path}: {reason}. {_BUILD}") from error
+    except OSError as error:
+        raise EngineError(f"{path}: {error.strerror}. {_BUILD}") from error
 
 
 def engine_folders(bundle: str | Path, backend: EngineBackend) -> list[Path]:
-    """The folders of a bundle that may hold engines of a backend, by name, in order. None is opened."""
+    """The folders of a bundle that may hold engines of a backend, by name, in order. None is opened.
+
+    A link that leads out of the bundle is none of them.
+    """
     root = Path(bundle) / ENGINES
     if not root.is_dir():
         return []
     ours = re.compile(rf"[^.].*-{re.escape(backend)}[0-9].*")
-    return sorted(path for path in root.iterdir() if path.is_dir() and ours.fullmatch(path.name))
+    inside = Path(bundle).resolve()
+    return sorted(
+        path
+        for path in root.iterdir()
+        if path.is_dir() and ours.fullmatch(path.name) and path.resolve().is_relative_to(inside)
+    )
 
 
 def folder_name(device: str, backend: EngineBackend, version: str, precision: Precision) -> str:

@@ -20,7 +20,7 @@ from moebius_runtime import regions
 from moebius_runtime.backends import Backend, create_backend
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, OutputError
-from moebius_runtime.manifest import GraphName
+from moebius_runtime.manifest import GraphName, Precision
 from moebius_runtime.masks import BoolArray, mask_from_picture, reduce_mask
 from moebius_runtime.pictures import Picture, picture_from_image
 from moebius_runtime.samplers import SAMPLERS, SPACINGS
@@ -140,15 +140,19 @@ class InpaintPipeline:
         *,
         threads: int | None = None,
         memory: Memory = "low",
+        precision: Precision | None = None,
+        trust: bool = False,
     ) -> InpaintPipeline:
-        """A pipeline over a bundle folder.
+        """A pipeline over a bundle folder; runtime, threads, precision and trust are `create_backend`'s.
 
         Raises:
             BundleError: no bundle there, or a damaged one.
-            InputError: threads or memory are not as expected.
+            InputError: an argument is not as expected.
             RuntimeUnavailableError: the runtime is unknown or not installed.
+            EngineError: the runtime needs engines, and none of the bundle's fits.
         """
-        return cls(create_backend(Bundle.open(path), runtime, threads=threads), memory=memory)
+        backend = create_backend(Bundle.open(path), runtime, threads=threads, precision=precision, trust=trust)
+        return cls(backend, memory=memory)
 
     def __call__(self, image: Image.Image, mask: Image.Image, **options: Any) -> Image.Image:
         """The filled picture, as a Pillow image of the picture's own size.
@@ -225,7 +229,7 @@ class InpaintPipeline:
                 with self._timed("paste"):
                     self._paste(square, result, mask, options)
             done += len(squares)
-        return InpaintResult(result, tuple(notes), self._seconds)
+        return InpaintResult(result, (*notes, *self.backend.take_notes()), self._seconds)
 
     def _fill_squares(
         self,
@@ -318,7 +322,7 @@ class InpaintPipeline:
 
     def _unet(self, options: InpaintOptions) -> GraphName:
         """The guided network, or at scale 1, where the guidance cancels out, the conditional branch alone."""
-        alone = self._guidance_scale(options) == 1 and "unet_conditional" in self.manifest.graphs
+        alone = self._guidance_scale(options) == 1 and self.backend.has("unet_conditional")
         return "unet_conditional" if alone else "unet"
 
     def _run(self, stage: str, graph: GraphName, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -1,8 +1,10 @@
 """What one worker process does, in this process where that is enough."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from moebius_bench.jobs import Job
 from moebius_bench.measuring import drawn_picture, make_backend, measure, peak_memory, picture_and_mask
-from moebius_runtime.errors import InputError, OutputError
+from moebius_runtime.errors import BundleError, EngineError, InputError, OutputError
 from moebius_runtime.pipeline import InpaintPipeline
 
 
@@ -94,7 +96,7 @@ def test_the_drawn_picture_is_the_seed_s():
 
 
 def test_a_precision_that_no_runtime_has_is_refused(tiny_bundle):
-    with pytest.raises(InputError, match="--precision fp16"):
+    with pytest.raises(BundleError, match=r"has no fp16 file.*--precision fp16"):
         make_backend(job(tiny_bundle, precision="fp16"))
 
 
@@ -133,7 +135,7 @@ def test_nothing_but_the_answer_is_on_standard_output(tiny_bundle):
 def test_the_torch_baseline_refuses_other_weights(tiny_copy):
     pytest.importorskip("torch")
     with pytest.raises(InputError, match=r"stand-in:5 holds other unet weights than the bundle was exported from"):
-        measure(job(tiny_copy, runtime="torch", weights="stand-in:5"), 0.0)
+        measure(job(tiny_copy, runtime="torch", baseline=True, weights="stand-in:5"), 0.0)
 
 
 def test_without_torch_the_baseline_says_what_to_install(tiny_bundle, monkeypatch):
@@ -159,3 +161,20 @@ def test_measuring_imports_no_torch(tiny_bundle):
     text = job(tiny_bundle).model_dump_json()
     done = subprocess.run([sys.executable, "-c", script, text], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_runtime_on_a_gpu_is_measured(tiny_copy, tmp_path, monkeypatch):
+    """Engines on a fake GPU, through the same door as every runtime."""
+    path = Path(__file__).parents[1] / "runtime" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu", path)
+    gpu = sys.modules.setdefault("gpu", importlib.util.module_from_spec(spec))
+    if not hasattr(gpu, "Machine"):
+        spec.loader.exec_module(gpu)
+    machine = gpu.make_machine(monkeypatch, tmp_path / "cache")
+    with pytest.raises(EngineError, match="holds no engines for tensorrt"):
+        make_backend(job(tiny_copy, runtime="tensorrt", threads=None))
+    machine.build(tiny_copy)
+    found = measure(job(tiny_copy, runtime="tensorrt", threads=None), 0.0)
+    assert found.described["tensorrt"] == "10.9.0.34"
+    assert "unet captured" in found.described["cuda graphs"]
+    assert found.output_sha256 == measure(job(tiny_copy), 0.0).output_sha256

@@ -28,6 +28,20 @@ class Backend(ABC):
         self.bundle = bundle
         self.threads = threads
         self._loaded: dict[GraphName, Any] = {}
+        self._notes: list[str] = []
+
+    def has(self, graph: GraphName) -> bool:
+        """Whether the graph can be run: the bundle holds it, and this runtime has what it needs of it."""
+        return graph in self.bundle.manifest.graphs
+
+    def note(self, *messages: str) -> None:
+        """Adds what the user should be told."""
+        self._notes += messages
+
+    def take_notes(self) -> list[str]:
+        """What the user should be told and was not yet: each note is given once."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def run(self, graph: GraphName, inputs: Mapping[str, Array]) -> Array:
         """Runs a graph, loading it first where needed, and returns its one output.
@@ -89,6 +103,13 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """What runs where, read back from the runtime itself: library version, providers or device, threads."""
+
+
+def in_words(precisions: Mapping[GraphName, str]) -> str:
+    """The U-Net's precision, and in brackets the graphs that have another."""
+    unet = precisions["unet"]
+    others = ", ".join(f"{graph} {precision}" for graph, precision in precisions.items() if precision != unet)
+    return f"{unet} ({others})" if others else unet
 
 
 def _mismatch(array: Array, expected: TensorInfo) -> str | None:

@@ -1,21 +1,21 @@
-"""ONNX Runtime. One implementation; the providers it is asked for are the ones it must get."""
+"""ONNX Runtime: what its runtimes share, and the one on the CPU. The providers asked for are the ones it must get."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from moebius_runtime import kernels
-from moebius_runtime.backends.base import Array, Backend
+from moebius_runtime.backends.base import Array, Backend, in_words
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, RuntimeUnavailableError
 from moebius_runtime.graph_files import function_domains
-from moebius_runtime.manifest import GraphName
+from moebius_runtime.manifest import GraphName, Precision
 
 # Wheels that all install the module `onnxruntime`, each over the files of the others.
 _DISTRIBUTIONS = (
@@ -30,8 +30,12 @@ _DISTRIBUTIONS = (
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
-def import_onnxruntime() -> Any:
+def import_onnxruntime(runtime: str = "ort-cpu", extra: str = "ort") -> Any:
     """The module `onnxruntime`, after it was found to come from exactly one installed package.
+
+    Args:
+        runtime: what needs it, for the message.
+        extra: of this project, that installs it.
 
     Raises:
         RuntimeUnavailableError: it is not installed, or two packages that overwrite each other are.
@@ -52,14 +56,14 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise RuntimeUnavailableError(
-            f"runtime 'ort-cpu' needs ONNX Runtime, which cannot be imported ({error}). "
-            'Install it with `pip install "moebius-edge[ort]"`.'
+            f"runtime {runtime!r} needs ONNX Runtime, which cannot be imported ({error}). "
+            f'Install it with `pip install "moebius-edge[{extra}]"`.'
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise RuntimeUnavailableError(
             f"the module onnxruntime is an empty folder, {', '.join(onnxruntime.__path__)}, as an uninstalled package "
             "can leave it. Remove it and install ONNX Runtime again with "
-            '`pip install --force-reinstall "moebius-edge[ort]"`.'
+            f'`pip install --force-reinstall "moebius-edge[{extra}]"`.'
         )
     return onnxruntime
 
@@ -110,40 +114,60 @@ def add_kernels(options: Any, model: str | Path) -> str | None:
 
 
 class OrtBackend(Backend):
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU, and the base of those on a GPU.
+
+    Attributes:
+        providers: what a session is asked for, and must have.
+        preferred: precisions of a graph's file, best first, where none is asked for.
+    """
 
     name = "ort-cpu"
-    providers = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    preferred: tuple[Precision, ...] = ("fp32",)
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, precision: Precision | None = None) -> None:
         super().__init__(bundle, threads=physical_cores() if threads is None else threads)
         self._ort = import_onnxruntime()
         self._kernels: dict[GraphName, str | None] = {}
+        if precision is not None and precision not in bundle.graph("unet").files:
+            raise BundleError(
+                f"{bundle.path}: the U-Net has no {precision} file, only {', '.join(bundle.graph('unet').files)}. "
+                f"Export it with `--precision {precision}`."
+            )
+        self._precision = precision
+
+    def precision(self, graph: GraphName) -> Precision:
+        """Which of a graph's files is run: of the precision asked for, else the best that there is.
+
+        The U-Net's file of the precision asked for was found to be there. The autoencoder often has fp32 alone.
+        """
+        files = self.bundle.graph(graph).files
+        wanted = (*([self._precision] if self._precision else []), *self.preferred, *files)
+        return next(precision for precision in wanted if precision in files)
+
+    def verify(self, graph: GraphName) -> None:
+        """See `Backend`."""
+        self.bundle.model_file(graph, self.precision(graph))
 
     def _load(self, graph: GraphName) -> Any:
-        path = self.bundle.model_file(graph)
+        return self._session(graph)
+
+    def _session(self, graph: GraphName) -> Any:
+        """A session over a graph's file, with the providers asked for and the tensors that the manifest states."""
+        path = self.bundle.model_file(graph, self.precision(graph))
         options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        # Without reuse a tensor is freed after its last reader. With it, the planner keeps a dead buffer for a later
-        # tensor of its size, and 15 transformers' worth add up: 1.0 GiB instead of 0.3 beside the U-Net's weights.
-        options.enable_mem_reuse = False
-        # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
-        options.enable_mem_pattern = False
         options.log_severity_level = 4  # nothing below fatal: errors come back as exceptions
-        self._kernels[graph] = add_kernels(options, path)
+        self._prepare(options, graph, path)
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=list(self.providers))
+            session = self._ort.InferenceSession(
+                str(path), options, providers=self._provider_options(), enable_fallback=0
+            )
         except Exception as error:  # its exceptions share no base class of their own
             raise BundleError(
-                f"{path}: ONNX Runtime {self._ort.__version__} cannot load it: {_first_line(error)}. "
+                f"{path}: ONNX Runtime {self._ort.__version__} cannot load it for {self.name}: {_first_line(error)}. "
                 "Export the bundle again, or update ONNX Runtime."
             ) from error
-        got = session.get_providers()
-        if got[: len(self.providers)] != list(self.providers):
-            raise RuntimeUnavailableError(
-                f"runtime {self.name!r} asked ONNX Runtime for {', '.join(self.providers)} and got "
-                f"{', '.join(got)}; nothing was run."
-            )
+        self._check_providers(session)
         info = self.bundle.graph(graph)
         for ours, theirs in ((info.inputs, session.get_inputs()), (info.outputs, session.get_outputs())):
             stated = {tensor.name: _TYPES[tensor.dtype] for tensor in ours}
@@ -155,15 +179,42 @@ class OrtBackend(Backend):
                 )
         return session
 
+    def _prepare(self, options: Any, graph: GraphName, path: Path) -> None:
+        """Sets the options of a session. Here for the CPU."""
+        options.intra_op_num_threads = self.threads
+        # Without reuse a tensor is freed after its last reader. With it, the planner keeps a dead buffer for a later
+        # tensor of its size, and 15 transformers' worth add up: 1.0 GiB instead of 0.3 beside the U-Net's weights.
+        options.enable_mem_reuse = False
+        # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
+        options.enable_mem_pattern = False
+        self._kernels[graph] = add_kernels(options, path)
+
+    def _provider_options(self) -> list[Any]:
+        """The providers, each alone or with its options."""
+        return list(self.providers)
+
+    def _check_providers(self, session: Any) -> None:
+        """Refuses a session that would run on less than was asked for: ONNX Runtime itself only warns."""
+        got = session.get_providers()
+        if got[: len(self.providers)] != list(self.providers):
+            raise RuntimeUnavailableError(
+                f"runtime {self.name!r} asked ONNX Runtime for {', '.join(self.providers)} and got "
+                f"{', '.join(got)}; nothing was run."
+            )
+
     def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
+        output: Array = self._guarded(lambda: handle.run(None, dict(inputs))[0])
+        return output
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives; its errors as `BundleError`."""
         try:
-            output: Array = handle.run(None, dict(inputs))[0]
+            return work()
         except Exception as error:
             raise BundleError(
                 f"ONNX Runtime {self._ort.__version__} cannot run a graph of {self.bundle.path}: "
                 f"{_first_line(error)}. Free some memory if it lacks that, or export the bundle again."
             ) from error
-        return output
 
     def release(self, graph: GraphName | None = None) -> None:
         """As every backend's; glibc keeps much of the freed weights for later unless it is told to give them back."""
@@ -172,15 +223,21 @@ class OrtBackend(Backend):
             libc.malloc_trim(ctypes.c_size_t(0))
 
     def describe(self) -> dict[str, str]:
-        """Library version, threads, the providers of loaded sessions, what ran functions in any session so far."""
-        providers = sorted({provider for session in self._loaded.values() for provider in session.get_providers()})
+        """Library version, threads, precision, loaded sessions' providers, what ran functions in any session so far."""
+        providers = list(dict.fromkeys(name for handle in self._loaded.values() for name in self._providers(handle)))
         functions = sorted({ran for ran in self._kernels.values() if ran})
+        precisions = {graph: self.precision(graph) for graph in self.bundle.manifest.graphs}
         return {
             "runtime": self.name,
             "onnxruntime": self._ort.__version__,
             "providers": ", ".join(providers) or "none loaded yet",
             "threads": str(self.threads),
+            "precision": in_words(precisions),
         } | ({"kernels": ", ".join(functions)} if functions else {})
+
+    def _providers(self, handle: Any) -> list[str]:
+        providers: list[str] = handle.get_providers()
+        return providers
 
 
 def _listed(tensors: Mapping[str, str]) -> str:

@@ -1,0 +1,168 @@
+"""Which engines of a bundle are run on a device: for each graph the best of those that fit, and why others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.errors import EngineError
+from moebius_runtime.manifest import GraphName, Precision
+from moebius_runtime.passport import (
+    Device,
+    EngineBackend,
+    EngineInfo,
+    Passport,
+    check_bundle,
+    check_device,
+    checked_engine,
+    engine_file,
+    engine_folders,
+    read_passport,
+    trusted_engine,
+)
+
+NEEDED: tuple[GraphName, ...] = ("unet", "vae_encoder", "vae_decoder")
+PREFERRED: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A folder of engines that may be loaded. Without `trusted`, everything about it was checked against its passport.
+
+    `passport` is None where there is none and the user trusts the folder without it.
+    """
+
+    folder: Path
+    precision: Precision
+    passport: Passport | None
+    trusted: bool = False
+
+    def info(self, graph: GraphName) -> EngineInfo | None:
+        """What the passport says of an engine, where there is one."""
+        return self.passport.engines.get(graph) if self.passport else None
+
+    def holds(self, graph: GraphName) -> bool:
+        """Whether it has an engine of a graph."""
+        if self.passport is not None:
+            return graph in self.passport.engines
+        return (self.folder / engine_file(graph)).exists()
+
+    def read(self, graph: GraphName) -> bytes:
+        """An engine's bytes, checked as far as the folder is not trusted; `EngineError` where they are not its own."""
+        if self.trusted or self.passport is None:
+            return trusted_engine(self.folder, graph)
+        return checked_engine(self.folder, self.passport, graph)
+
+    def flag(self, name: str) -> bool:
+        """Whether the passport says that the engines were built with an option."""
+        return self.passport is not None and self.passport.flags.get(name) == "on"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The folder that each graph's engine comes from, and what the user should be told of it."""
+
+    by_graph: dict[GraphName, Candidate]
+    notes: tuple[str, ...]
+
+
+def choose_engines(
+    bundle: Bundle,
+    backend: EngineBackend,
+    version: str,
+    device: Device,
+    precision: Precision | None = None,
+    trust: bool = False,
+) -> Chosen:
+    """The engines to run.
+
+    Args:
+        bundle: whose engines.
+        backend: what is to load them.
+        version: its version.
+        device: what they are to run on.
+        precision: of the U-Net, exactly; the VAE's is then this one or the best that there is. None takes the first
+            of fp16, bf16, fp32 that fits.
+        trust: take engines whose passport is missing or does not match, which is then noted.
+
+    Raises:
+        EngineError: a graph that every picture needs has no engine that fits; with the reasons.
+    """
+    folders = engine_folders(bundle.path, backend)
+    build = (
+        f"moebius-export trt {bundle.path} --{(precision or 'fp16').replace('int8_cpu', 'int8')} --backend {backend}"
+    )
+    if not folders:
+        raise EngineError(f"{bundle.path} holds no engines for {backend}. Build them on this device: {build}")
+    fitting: list[Candidate] = []
+    refused: list[str] = []
+    notes: dict[Path, str] = {}
+    for folder in folders:
+        try:
+            fitting.append(_checked(folder, bundle, version, device))
+        except EngineError as error:
+            if trust:
+                fitting.append(_trusted(folder))
+                notes[folder] = f"--trust: {folder} is run though it should be refused: {error}"
+            else:
+                refused.append(str(error))
+    chosen: dict[GraphName, Candidate] = {}
+    for graph in bundle.manifest.graphs:
+        exactly = precision if graph.startswith("unet") else None
+        able = [
+            candidate
+            for candidate in fitting
+            if candidate.holds(graph) and (exactly is None or candidate.precision == exactly)
+        ]
+        if able:
+            chosen[graph] = min(able, key=lambda candidate: _rank(candidate, device, precision))
+    if missing := [graph for graph in NEEDED if graph not in chosen]:
+        raise EngineError(_why(missing, fitting, refused, precision, build))
+    used = {candidate.folder for candidate in chosen.values()}
+    return Chosen(chosen, tuple(note for folder, note in notes.items() if folder in used))
+
+
+def _checked(folder: Path, bundle: Bundle, version: str, device: Device) -> Candidate:
+    passport = read_passport(folder)
+    check_bundle(folder, passport, bundle.manifest)
+    check_device(folder, passport, version, device)
+    return Candidate(folder, passport.precision, passport)
+
+
+def _trusted(folder: Path) -> Candidate:
+    """A folder as it is: its passport where that can be read, else what its name says."""
+    try:
+        passport = read_passport(folder)
+    except EngineError:
+        said = folder.name.rpartition("-")[2]
+        return Candidate(folder, next((one for one in PREFERRED if one == said), "fp32"), None, trusted=True)
+    return Candidate(folder, passport.precision, passport, trusted=True)
+
+
+def _rank(candidate: Candidate, device: Device, precision: Precision | None) -> tuple[bool, bool, int, int, str]:
+    """Smallest first: without need of trust, of the precision asked for, by precision, built for this very GPU."""
+    passport = candidate.passport
+    far = 0 if passport is None else (device.sm not in passport.sm) + (passport.gpu != device.name)
+    order = PREFERRED.index(candidate.precision) if candidate.precision in PREFERRED else len(PREFERRED)
+    other = precision is not None and candidate.precision != precision
+    return candidate.trusted, other, order, far, candidate.folder.name
+
+
+def _why(
+    missing: Sequence[GraphName],
+    fitting: Sequence[Candidate],
+    refused: Sequence[str],
+    precision: Precision | None,
+    build: str,
+) -> str:
+    if len(refused) == 1 and not fitting:
+        return refused[0]
+    reasons = "; ".join(refused[:3]) + (f"; and {len(refused) - 3} more" if len(refused) > 3 else "")
+    if not fitting:
+        return f"none of {len(refused)} folders of engines fits: {reasons}"
+    there = ", ".join(candidate.folder.name for candidate in fitting)
+    asked = f" in {precision}" if precision else ""
+    said = f"; refused: {reasons}" if refused else ""
+    return f"no engine of {', '.join(missing)}{asked} among those that fit ({there}){said}. Build it: {build}"
