@@ -307,7 +307,7 @@ def test_every_seed_is_sound(tmp_path):
 
 
 def test_a_manifest_reader_that_forgets_a_check_is_found(toy_copy, signed, monkeypatch):
-    monkeypatch.setattr(manifest_module, "_first_problem", str)  # pydantic's own message has several lines
+    monkeypatch.setattr(manifest_module, "first_problem", str)  # pydantic's own message has several lines
     assert fuzz_manifests(toy_copy, signed, range(100)).wrong
 
 
