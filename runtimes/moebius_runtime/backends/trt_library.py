@@ -103,13 +103,14 @@ class Library:
         if ask is None:
             return None
         validity, diagnostics = ask(data)
+        said = "; ".join(dict.fromkeys(self._messages))[:300]
         self.forget_errors()
         kinds = self.module.EngineValidity
         if validity == kinds.VALID:
             return None
         members = self.module.EngineInvalidityDiagnostics.__members__
         found = [name.lower() for name, flag in members.items() if int(diagnostics) & int(flag)]
-        reasons = ", ".join(found) or "no reason given"
+        reasons = ", ".join(found) or said or "no reason given"
         if validity == kinds.SUBOPTIMAL:
             return f"{source} runs slower here than it could ({reasons}); build it again for this device"
         raise EngineError(
