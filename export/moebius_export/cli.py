@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from moebius.errors import CheckpointError
+from moebius_export.cli_precision import precision as precision_command
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 from moebius_runtime.manifest import Rewrite
@@ -202,6 +203,9 @@ def tune(
     words = "the present choice stays" if result.chosen == result.present else "a faster choice was found"
     console.out.print(f"{out}: {words}. Export with it: moebius-export onnx --out BUNDLE --lowering {out}")
     raise typer.Exit(1 if result.refused else 0)
+
+
+app.command()(precision_command)
 
 
 def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:

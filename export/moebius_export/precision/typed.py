@@ -9,12 +9,12 @@ from onnx import TensorProto, helper
 
 from moebius_export.errors import ExportError
 from moebius_export.precision.graph import MOVES, Opened, Weights, with_types
-from moebius_export.precision.types import ELEMENT, FloatType, tensor_of
+from moebius_export.precision.kinds import ELEMENT, FloatType, tensor_of
 
 
 def typed(
     graph: Opened,
-    weights: Weights,
+    weights: Weights | None,
     computes: Mapping[str, FloatType],
     stores: Mapping[str, FloatType],
 ) -> onnx.ModelProto:
@@ -26,12 +26,13 @@ def typed(
 
     Args:
         graph: a float32 model, see `graph.opened`.
-        weights: of that model.
+        weights: of that model. None leaves them in their file as they are, and casts them to what they would be
+            stored in: the same numbers, for trying a plan without writing it.
         computes: type of each node that `Opened.computes`; fp32 where missing.
         stores: type of each float initializer; fp32 where missing.
 
     Returns:
-        The model with its weights inside it, its types inferred and found consistent.
+        The model with its weights inside it (if given), its types inferred and found consistent.
 
     Raises:
         ExportError: the types contradict each other, or a weight cannot be read.
@@ -43,7 +44,7 @@ class _Typing:
     def __init__(
         self,
         graph: Opened,
-        weights: Weights,
+        weights: Weights | None,
         computes: Mapping[str, FloatType],
         stores: Mapping[str, FloatType],
     ) -> None:
@@ -53,6 +54,7 @@ class _Typing:
         self.wanted: dict[str, int] = {}  # value -> the one type that all its readers want, else float32
         self.found: dict[str, int] = {}  # value -> its type in the new graph
         self.cast: dict[tuple[str, int], str] = {}
+        self.stand_in: dict[str, str] = {}  # weight -> its value as it would be stored
         self.nodes: list[onnx.NodeProto] = []
 
     def run(self) -> onnx.ModelProto:
@@ -62,6 +64,8 @@ class _Typing:
         for tensor in model.graph.initializer:
             tensors.append(self._stored(tensor))
             self.found[tensor.name] = tensors[-1].data_type
+            if self.weights is None and tensor.name in self.stores:
+                self.stand_in[tensor.name] = self._as(tensor.name, ELEMENT[self.stores[tensor.name]])
         for value in model.graph.input:
             self.found[value.name] = value.type.tensor_type.elem_type
         outputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
@@ -100,6 +104,8 @@ class _Typing:
         self.wanted = {name: kinds.pop() if len(kinds) == 1 else TensorProto.FLOAT for name, kinds in wants.items()}
 
     def _stored(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        if self.weights is None:
+            return tensor
         values = self.weights.array(tensor)
         if tensor.data_type == TensorProto.FLOAT:
             return tensor_of(values, tensor.name, self.stores.get(tensor.name, "fp32"))
@@ -111,13 +117,16 @@ class _Typing:
             return None
         if node.op_type not in MOVES:
             return self.types.get(node.name, TensorProto.FLOAT)
-        have = {self.found[node.input[index]] for index in self.graph.float_inputs(node)}
+        inputs = [node.input[index] for index in self.graph.float_inputs(node)]
+        have = {self.found[self.stand_in.get(name, name)] for name in inputs}
         if len(have) == 1 and TensorProto.FLOAT not in have:
             return have.pop()  # never wider than it came: a reader that wants more casts what it reads
         wants = {self.wanted.get(name, TensorProto.FLOAT) for name in node.output if name in self.graph.consumers}
         return wants.pop() if len(wants) == 1 else TensorProto.FLOAT
 
     def _as(self, name: str, kind: int) -> str:
+        """The value in that type, by a cast where it has another; one cast serves all that want it."""
+        name = self.stand_in.get(name, name)
         if self.found[name] == kind:
             return name
         key = (name, kind)
@@ -138,7 +147,7 @@ class _Typing:
         for tensor in tensors:  # shapes and types alone, for the inference
             bare = new.graph.input.add()
             bare.CopyFrom(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        small = [tensor for tensor in tensors if len(tensor.raw_data) <= 4096]
+        small = [tensor for tensor in tensors if not tensor.external_data and len(tensor.raw_data) <= 4096]
         new.graph.initializer.extend(small)
         new = with_types(new)
         inputs = list(new.graph.input)[: len(self.graph.model.graph.input)]

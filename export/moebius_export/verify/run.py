@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from moebius_export.errors import ExportError
+from moebius_export.scenes import Scene, seeded_scene
 from moebius_export.verify import stated
 from moebius_export.verify.bisect import bisect
 from moebius_export.verify.budgets import budgets_for
@@ -16,11 +17,9 @@ from moebius_export.verify.graphs import compare, failure_hint, parity_checks
 from moebius_export.verify.pictures import (
     Filled,
     OnStep,
-    Scene,
     fill_with_ort,
     fill_with_torch,
     picture_checks,
-    seeded_scene,
     trajectory_checks,
 )
 from moebius_export.verify.placement import placement_checks
