@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.table import Table
 
 from moebius_runtime import console
 from moebius_runtime.errors import InputError
+from moebius_runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    from moebius_export.precision.plan import Plan
+    from moebius_export.precision.planning import PlanOptions
 
 
 def precision(
@@ -38,54 +45,56 @@ def precision(
     Exit code 1 where `--vae fp16` or `--vae bf16` is not proven.
     """
     from moebius_export.precision.kinds import FloatType, LowType
-    from moebius_export.precision.planning import Planner, PlanOptions
-    from moebius_export.precision.write import plans_of, write_typed
-    from moebius_runtime.bundle import Bundle
+    from moebius_export.precision.planning import PlanOptions
 
     for option, value, choices in (("--to", to, get_args(LowType)), ("--vae", vae, get_args(FloatType))):
         if value not in choices:
             raise InputError(f"{option} {value}: expected one of {', '.join(choices)}")
     if reapply and (data is not None or vae != "fp32"):
         raise InputError("--reapply takes the plans as they are: leave --data and --vae out, or edit the plans")
-    opened = Bundle.open(bundle)
+    options = PlanOptions(
+        to=to,  # type: ignore[arg-type]
+        vae=vae,  # type: ignore[arg-type]
+        data=data,
+        pictures=pictures,
+        steps=steps,
+        seed=seed,
+        error=error,
+        evaluations=evaluations,
+    )
+    type_bundle(bundle, options, only=only, reapply=reapply)
+
+
+def type_bundle(path: Path, options: PlanOptions, *, only: bool = False, reapply: bool = False) -> Manifest:
+    """Types a bundle's graphs, with progress on the terminal, and prints what came of it.
+
+    Errors as `moebius_export.precision.planning.Planner.run` and `moebius_export.precision.write.write_typed`.
+    """
+    from moebius_export.precision.planning import Planner
+    from moebius_export.precision.write import plans_of, write_typed
+    from moebius_runtime.bundle import Bundle
+
+    bundle = Bundle.open(path)
     with console.err.status("precision") as status:
 
         def say(what: str, done: int, total: int) -> None:
             status.update(console.one_line(f"{what}: {done} of {total}" if total else what))
 
-        if reapply:
-            plans = plans_of(opened, to)  # type: ignore[arg-type]
-        else:
-            options = PlanOptions(
-                to=to,  # type: ignore[arg-type]
-                vae=vae,  # type: ignore[arg-type]
-                data=data,
-                pictures=pictures,
-                steps=steps,
-                seed=seed,
-                error=error,
-                evaluations=evaluations,
-            )
-            plans = Planner(opened, options, say).run()
-        manifest = write_typed(opened, plans, only=only, say=say)
+        plans = plans_of(bundle, options.to) if reapply else Planner(bundle, options, say).run()
+        manifest = write_typed(bundle, plans, only=only, say=say)
     console.out.print(plan_table(plans.values()))
+    files = [graph.files[options.to] for graph in manifest.graphs.values()]
+    typed = sum(manifest.files[name].size for name in {name for file in files for name in file.paths})
     size = sum(file.size for file in manifest.files.values())
-    graph_files = [graph.files[plans[name].precision] for name, graph in manifest.graphs.items()]
-    parts = sum(manifest.files[path].size for path in {path for file in graph_files for path in file.paths})
-    console.out.print(f"{bundle}: {size / 1e6:,.0f} MB, of which {to} {parts / 1e6:,.0f} MB")
+    console.out.print(f"{path}: {size / 1e6:,.0f} MB, of which {options.to} {typed / 1e6:,.0f} MB")
+    return manifest
 
 
-def plan_table(plans: object) -> Table:
+def plan_table(plans: Iterable[Plan]) -> Table:
     """A row per graph: its errors, its largest magnitude, and what keeps nodes in float32."""
-    from collections import Counter
-    from collections.abc import Iterable
-    from typing import cast
-
-    from moebius_export.precision.plan import Plan
-
     columns = ("graph", "nodes low", "fp32", "largest", "blunt", "plan", "fp32 because")
     table = Table(*columns, box=None, header_style="bold")
-    for plan in cast(Iterable[Plan], plans):
+    for plan in plans:
         kinds = Counter(node.type for node in plan.nodes.values())
         why = Counter(node.reason.partition(":")[0] for node in plan.nodes.values() if node.type == "fp32")
         largest = max((node.largest for node in plan.nodes.values() if node.largest is not None), default=None)

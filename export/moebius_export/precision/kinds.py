@@ -31,9 +31,8 @@ def tensor_of(values: np.ndarray, name: str, kind: FloatType) -> TensorProto:
 def round_trip(values: np.ndarray, kind: FloatType) -> np.ndarray:
     """float32 -> that type -> float32."""
     rounded = _rounded(np.ascontiguousarray(values, np.float32), kind)
-    if kind == "bf16":
-        return (rounded.astype(np.uint32) << 16).view(np.float32)
-    return rounded.astype(np.float32)
+    wide = (rounded.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else rounded.astype(np.float32)
+    return wide.reshape(values.shape)  # NumPy makes a scalar contiguous by giving it an axis
 
 
 def _rounded(values: np.ndarray, kind: FloatType) -> np.ndarray:

@@ -19,6 +19,7 @@ WEIGHT_ROUNDING = 1e-3
 """Largest relative L2 error of a weight stored in fp16; rounding costs some 2e-4, small numbers that are lost more."""
 
 _BF16_WEIGHT_ROUNDING = 8 * WEIGHT_ROUNDING  # 3 bits less
+_SMALL = 4096  # numbers
 _STATISTICS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
 _GROUP_NORM = "/GroupNorm/"  # a body of `moebius_export.layers`, written out
 _WITHOUT_BF16 = frozenset({"InstanceNormalization"})
@@ -108,6 +109,24 @@ def weight_types(graph: Opened, weights: Weights, kind: LowType) -> dict[str, We
             type="fp32" if reason else kind, largest=largest, rounding=rounding, zeroed=zeroed, reason=reason
         )
     return found
+
+
+def keep_small(graph: Opened, types: dict[str, WeightType], computes: Mapping[str, str]) -> None:
+    """Stores small weights (gains, biases) that only float32 nodes read in float32, in place: it costs no bytes."""
+    for name, entry in types.items():
+        if entry.type != "fp32" and graph.sizes[name] <= _SMALL and _readers(graph, name, computes) == {"fp32"}:
+            types[name] = entry.model_copy(update={"type": "fp32", "reason": "small, and read in fp32 only"})
+
+
+def _readers(graph: Opened, name: str, computes: Mapping[str, str]) -> set[str]:
+    """The types of the nodes that read a weight, also through nodes that only move it."""
+    kinds: set[str] = set()
+    for node in graph.consumers.get(name, []):
+        if graph.computes(node):
+            kinds.add(computes[node.name])
+        else:
+            kinds.update(*(_readers(graph, output, computes) for output in node.output))
+    return kinds
 
 
 def overflowing_weights(graph: Opened, types: Mapping[str, WeightType], kind: LowType) -> set[str]:

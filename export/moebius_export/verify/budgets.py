@@ -23,6 +23,17 @@ MEANING = MappingProxyType(
     }
 )
 
+_LOW = {
+    "relative": 1e-2,
+    "worst": 0.1,
+    "drift": 2e-2,
+    "psnr": 38.0,
+    "ssim": 0.99,
+    "lpips": 1e-2,
+    "saturated": 0.005,
+    "found": 0.999,
+}
+
 # Measured with stand-in weights: on the full-size graphs, and (second figure) on the small preset's whose weights had
 # been rounded through float16, the mildest loss of precision that has to be found. A precision gets its budgets when
 # its files are made and measured; until then its checks are not run.
@@ -39,7 +50,9 @@ BUDGETS: Mapping[Precision, Mapping[str, float]] = MappingProxyType(
                 "saturated": 0.005,  # 7e-6 below PyTorch's share; guards against burnt-out pictures, not rounding
                 "found": 0.999,  # 1
             }
-        )
+        ),
+        "fp16": MappingProxyType(_LOW),
+        "bf16": MappingProxyType(_LOW),
     }
 )
 

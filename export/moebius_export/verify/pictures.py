@@ -12,15 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moebius_export.precision.sessions import ChangedBackend
 from moebius_export.scenes import Scene
 from moebius_export.verify.reference import Reference, TorchBackend
 from moebius_export.verify.results import Check, Pictures, Trajectory, at_least, at_most, verdict
+from moebius_export.verify.typed import emulated_sessions
 from moebius_runtime.backends.base import Array, Backend
 from moebius_runtime.backends.ort import OrtBackend
 from moebius_runtime.blend import feather
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import MoebiusError
-from moebius_runtime.manifest import GraphName
+from moebius_runtime.manifest import GraphName, Precision
 from moebius_runtime.metrics import psnr, saturated_share, ssim
 from moebius_runtime.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
@@ -78,6 +80,16 @@ def fill_with_ort(bundle: Bundle, scene: Scene, on_step: OnStep) -> Filled:
     backend = _WatchedOrt(bundle)
     backend.latents = _Latents()
     return _fill(backend, backend.latents, scene, on_step)
+
+
+def fill_emulated(bundle: Bundle, precision: Precision, scene: Scene, on_step: OnStep) -> Filled:
+    """The scene filled by the typed files of a precision, emulated on the CPU."""
+    latents, channels = _Latents(), bundle.manifest.geometry.latent_channels
+
+    def watch(graph: GraphName, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        latents.note(graph, inputs, channels)
+
+    return _fill(ChangedBackend(bundle, emulated_sessions(bundle, precision), watch), latents, scene, on_step)
 
 
 def _fill(backend: Backend, latents: _Latents, scene: Scene, on_step: OnStep) -> Filled:
