@@ -12,7 +12,7 @@ from moebius_export.precision.kinds import FloatType, LowType
 from moebius_export.precision.measure import Say, Trajectories, follow
 from moebius_export.precision.plan import Measured, NodeType, Part, Plan, WeightType
 from moebius_export.precision.ranges import Ranges
-from moebius_export.precision.rules import fixed_reasons, keep_small, limit_of, overflowing_weights, weight_types
+from moebius_export.precision.rules import fixed_reasons, keep_vectors, limit_of, overflowing_weights, weight_types
 from moebius_export.precision.trials import Trials
 from moebius_export.scenes import scenes_of
 from moebius_runtime.bundle import Bundle
@@ -183,7 +183,7 @@ class Planner:
                 sizes = (ranges.largest[value], ranges.rms(value)) if value in ranges.largest else (None, None)
                 kept: FloatType = "fp32" if reason else kind
                 nodes[node.name] = NodeType(type=kept, largest=sizes[0], rms=sizes[1], reason=reason)
-        keep_small(graph, weights, {node: entry.type for node, entry in nodes.items()})
+        keep_vectors(graph, weights, {node: entry.type for node, entry in nodes.items()})
         return Plan(
             graph=name,
             precision=options.to,

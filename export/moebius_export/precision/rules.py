@@ -19,7 +19,6 @@ WEIGHT_ROUNDING = 1e-3
 """Largest relative L2 error of a weight stored in fp16; rounding costs some 2e-4, small numbers that are lost more."""
 
 _BF16_WEIGHT_ROUNDING = 8 * WEIGHT_ROUNDING  # 3 bits less
-_SMALL = 4096  # numbers
 _STATISTICS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
 _GROUP_NORM = "/GroupNorm/"  # a body of `moebius_export.layers`, written out
 _WITHOUT_BF16 = frozenset({"InstanceNormalization"})
@@ -111,11 +110,11 @@ def weight_types(graph: Opened, weights: Weights, kind: LowType) -> dict[str, We
     return found
 
 
-def keep_small(graph: Opened, types: dict[str, WeightType], computes: Mapping[str, str]) -> None:
-    """Stores small weights (gains, biases) that only float32 nodes read in float32, in place: it costs no bytes."""
+def keep_vectors(graph: Opened, types: dict[str, WeightType], computes: Mapping[str, str]) -> None:
+    """Stores gains and biases that only float32 nodes read in float32, in place: it costs next to no bytes."""
     for name, entry in types.items():
-        if entry.type != "fp32" and graph.sizes[name] <= _SMALL and _readers(graph, name, computes) == {"fp32"}:
-            types[name] = entry.model_copy(update={"type": "fp32", "reason": "small, and read in fp32 only"})
+        if entry.type != "fp32" and len(graph.stored[name].dims) <= 1 and _readers(graph, name, computes) == {"fp32"}:
+            types[name] = entry.model_copy(update={"type": "fp32", "reason": "a vector, read in fp32 only"})
 
 
 def _readers(graph: Opened, name: str, computes: Mapping[str, str]) -> set[str]:

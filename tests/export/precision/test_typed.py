@@ -7,9 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moebius_export.precision.emulate import emulated_model
 from moebius_export.precision.graph import Opened, Weights, opened
+from moebius_export.precision.kinds import round_trip, tensor_of
 from moebius_export.precision.sessions import session_of
 from moebius_export.precision.typed import typed
-from moebius_export.precision.kinds import round_trip, tensor_of
 from moebius_runtime.bundle import Bundle
 
 SEED = 3
