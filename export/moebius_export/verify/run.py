@@ -231,6 +231,13 @@ def _check_pictures(
                 Check(area, subject, area, "not run", detail=reason) for area in ("trajectory", "picture")
             ]
             continue
+        without = [name for name in run.bundle.manifest.graphs if precision not in run.bundle.graph(name).files]
+        if without:
+            reason = f"{', '.join(without)}: no {precision} file, and a runtime that is asked for {precision} needs all"
+            run.report.checks += [
+                Check(area, subject, area, "not run", detail=reason) for area in ("trajectory", "picture")
+            ]
+            continue
         if theirs is None:
             theirs = fill_with_torch(run.bundle, run.reference, scene, _steps(run.say, "PyTorch"))
         on_step = _steps(run.say, subject)

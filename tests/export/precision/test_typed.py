@@ -1,5 +1,8 @@
 """Typing and its emulation: rounding and overflow really happen, and the files are what runtimes read."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -160,3 +163,12 @@ def test_tensorrt_rtx_builds_it(fused_bundle, name, kind, tmp_path):
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
     assert builder.build_serialized_network(network, config) is not None
+
+
+def test_it_needs_no_torch():
+    """So that a machine with onnx and onnxruntime alone can type a bundle."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import moebius_export.cli_precision, moebius_export.precision.planning, moebius_export.precision.write"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
