@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from moebius_export.errors import PrecisionError
 from moebius_export.precision.choose import Choice, Chooser, module_path, node_kind
@@ -22,6 +24,9 @@ VAE_GRAPHS: tuple[GraphName, ...] = ("vae_encoder", "vae_decoder")
 VAE_ERROR = 2e-3
 """Largest relative L2 error of the VAE's output by storing its weights in less, or by computing in less."""
 
+ERROR: Mapping[LowType, float] = MappingProxyType({"fp16": 3e-3, "bf16": 2.4e-2})
+"""Budget of the U-Net's output in a step: bf16 has 3 bits less."""
+
 _LARGE = 1e30  # an error that is not finite, in a file that holds finite numbers
 
 
@@ -35,7 +40,7 @@ class PlanOptions:
         data: folder of pictures and masks, see `scenes.scenes_of`; None draws them.
         pictures, steps, seed: of the trajectories.
         samples: runs of each graph that trials are judged by.
-        error: budget of the U-Net's output in a step, relative L2.
+        error: budget of the U-Net's output in a step, relative L2; None takes the type's of `ERROR`.
         evaluations: trials of single parts.
     """
 
@@ -46,7 +51,7 @@ class PlanOptions:
     steps: int = 20
     seed: int = 1
     samples: int = 2
-    error: float = 3e-3
+    error: float | None = None
     evaluations: int = 32
 
 
@@ -87,7 +92,8 @@ class Planner:
         graph, options = self.graphs[name], self.options
         weights, fixed = self._fixed(name, options.to, seen.ranges[name])
         chooser = Chooser(self._trials(name, seen), options.to, fixed, _stores(weights), self._tried)
-        choice = chooser.run(options.error, options.evaluations)
+        budget = ERROR[options.to] if options.error is None else options.error
+        choice = chooser.run(budget, options.evaluations)
         reasons = dict(fixed)
         for part in choice.kept:
             reasons.update(dict.fromkeys(part.nodes, choice.reason(part)))
