@@ -38,7 +38,7 @@ def fixed_reasons(graph: Opened, kind: LowType, ranges: Ranges) -> dict[str, str
     limit, reasons = limit_of(kind), {}
     for node in graph.model.graph.node:
         if graph.computes(node):
-            reason = _overflow(graph, node, kind, ranges, limit) or _by_nature(graph, node, kind)
+            reason = _by_nature(graph, node, kind) or _overflow(graph, node, kind, ranges, limit)
             if reason:
                 reasons[node.name] = reason
     return reasons
