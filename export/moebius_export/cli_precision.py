@@ -33,7 +33,7 @@ def precision(
     seed: Annotated[int, typer.Option(min=0, help="Of the first picture and noise.")] = 1,
     error: Annotated[
         float | None,
-        typer.Option(min=0, help="Budget of the U-Net's output in a step, relative; default 3e-3, bf16 2.4e-2."),
+        typer.Option(min=0, help="Relative error that computing in less may add to a step; default 3e-3, bf16 2.4e-2."),
     ] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="Parts of the U-Net that are tried alone.")] = 32,
     reapply: Annotated[

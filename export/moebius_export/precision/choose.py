@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from math import hypot, sqrt
 
 from moebius_export.cost import node_costs
 from moebius_export.precision.graph import layer_of
@@ -104,7 +104,8 @@ class Chooser:
         """Tries, cuts and keeps until the error fits the budget or everything is kept.
 
         Args:
-            budget: relative L2 error of the graph's output.
+            budget: relative L2 error of the graph's output that computing in less may add to that of storing weights
+                in less, which no choice of this class takes away. Squares add.
             evaluations: how many trials may be spent on single parts.
         """
         choice = Choice(self._parts(self.open))
@@ -117,6 +118,7 @@ class Chooser:
         self._say("the fixed rules alone")
         choice.errors["rules"] = self.trials.error(dict.fromkeys(self.open, low), self.stores)
         choice.errors["plan"] = choice.errors["rules"]
+        budget = hypot(choice.errors["weights"], budget)
         if choice.errors["rules"] <= budget:
             choice.parts = []
             return choice
@@ -164,7 +166,7 @@ class Chooser:
             choice.errors["plan"] = self.trials.error(self.computes(choice.kept), self.stored(choice.kept))
             if choice.errors["plan"] <= budget or not rest:
                 return
-            target = min(target, sqrt(sum(part.error**2 for part in rest))) * 0.8 * budget / choice.errors["plan"]
+            target = 0.9 * sqrt(sum(part.error**2 for part in rest)) * budget / choice.errors["plan"]
 
     def stored(self, kept: list[PartTrial]) -> dict[str, FloatType]:
         """How weights are stored where these parts are kept: in float32 as long as that costs few bytes in all.

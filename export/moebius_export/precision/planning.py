@@ -25,7 +25,7 @@ VAE_ERROR = 2e-3
 """Largest relative L2 error of the VAE's output by storing its weights in less, or by computing in less."""
 
 ERROR: Mapping[LowType, float] = MappingProxyType({"fp16": 3e-3, "bf16": 2.4e-2})
-"""Budget of the U-Net's output in a step: bf16 has 3 bits less."""
+"""What computing in less may add to the error of the U-Net's output in a step: bf16 has 3 bits less."""
 
 _LARGE = 1e30  # an error that is not finite, in a file that holds finite numbers
 
@@ -40,7 +40,8 @@ class PlanOptions:
         data: folder of pictures and masks, see `scenes.scenes_of`; None draws them.
         pictures, steps, seed: of the trajectories.
         samples: runs of each graph that trials are judged by.
-        error: budget of the U-Net's output in a step, relative L2; None takes the type's of `ERROR`.
+        error: what computing in less may add to the relative L2 error of the U-Net's output in a step; None takes the
+            type's of `ERROR`. What storing the weights in less costs comes on top.
         evaluations: trials of single parts.
     """
 

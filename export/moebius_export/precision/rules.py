@@ -21,6 +21,7 @@ WEIGHT_ROUNDING = 1e-3
 _BF16_WEIGHT_ROUNDING = 8 * WEIGHT_ROUNDING  # 3 bits less
 _STATISTICS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
 _GROUP_NORM = "/GroupNorm/"  # a body of `moebius_export.layers`, written out
+_LAST = frozenset({"conv_norm_out", "conv_act", "conv_out"})
 _WITHOUT_BF16 = frozenset({"InstanceNormalization"})
 
 
@@ -65,12 +66,10 @@ def _by_nature(graph: Opened, node: onnx.NodeProto, kind: LowType) -> str:
         return f"softmax over {shape[_axis(node)] if shape else 'many'} positions"
     if layer.startswith(("time_embedding", "time_proj")):
         return "time embedding"
-    if layer.split(".")[0] == "conv_out" or layer.endswith((".conv_out", ".conv_act", ".conv_norm_out")):
+    if _LAST & set(layer.split(".")):
         return "last convolution"
-    if layer == "conv_norm_out" or (layer == "graph" and node.op_type in ("Sigmoid",)):
-        return "last convolution"
-    if layer == "graph":
-        return "guidance" if "guidance_scale" in {v.name for v in graph.model.graph.input} else "scaling"
+    if layer == "graph":  # the nodes of no module
+        return "guidance, scaling"
     if kind == "bf16" and node.op_type in _WITHOUT_BF16:
         return f"{node.op_type} takes no bf16"
     return ""

@@ -24,7 +24,7 @@ from moebius_export.verify import VerifyOptions, verify
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.manifest import read_manifest
 
-QUICK = PlanOptions(pictures=1, steps=2, evaluations=10, samples=1, error=4e-3)
+QUICK = PlanOptions(pictures=1, steps=2, evaluations=10, samples=1, error=2.5e-3)
 OVERFLOWING = "down_blocks.0.resnets.0"
 
 
@@ -78,7 +78,7 @@ def test_the_bundle_has_every_graph_in_fp16_with_its_plan(planned, fused_bundle)
 
 def test_the_plan_is_better_than_everything_low(planned):
     plan = read_plan(planned / "unet/precision_fp16.json")
-    assert plan.errors["plan"] <= QUICK.error < plan.errors["blunt"]
+    assert plan.errors["plan"] <= np.hypot(QUICK.error, plan.errors["weights"]) < plan.errors["blunt"]
     assert any(part.kept for part in plan.parts)
 
 
