@@ -36,6 +36,9 @@ def precision(
         typer.Option(min=0, help="Relative error that computing in less may add to a step; default 3e-3, bf16 2.4e-2."),
     ] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="Parts of the U-Net that are tried alone.")] = 32,
+    extra_weights: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of bytes that weights kept in fp32 for their error may add.")
+    ] = 0.01,
     reapply: Annotated[
         bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; measure nothing.")
     ] = False,
@@ -64,6 +67,7 @@ def precision(
         seed=seed,
         error=error,
         evaluations=evaluations,
+        extra_weights=extra_weights,
     )
     type_bundle(bundle, options, only=only, reapply=reapply)
 

@@ -24,6 +24,9 @@ _PER_GMAC, _PER_MBYTE = 40.0, 10.0
 _PRODUCTS, _REST = "products", "rest"
 _ROUNDS = 4
 
+EXTRA_WEIGHTS = 0.01
+"""Share of the lower type's bytes that weights kept in float32 may add."""
+
 Say = Callable[[str], None]
 
 
@@ -81,6 +84,7 @@ class Chooser:
         kind: the lower type.
         fixed: nodes that stay float32 anyway.
         stores: how each weight is stored in the plan at hand.
+        extra: share of the weights' bytes that those stored in float32 in kept parts may add.
         say: told what is being tried.
     """
 
@@ -90,9 +94,10 @@ class Chooser:
         kind: LowType,
         fixed: Mapping[str, str],
         stores: Mapping[str, FloatType],
+        extra: float = EXTRA_WEIGHTS,
         say: Say = lambda text: None,
     ) -> None:
-        self.trials, self.kind, self.stores, self._say = trials, kind, stores, say
+        self.trials, self.kind, self.stores, self._extra, self._say = trials, kind, stores, extra, say
         self.graph = trials.graph
         computing = [node for node in self.graph.model.graph.node if self.graph.computes(node)]
         self.everything = [node.name for node in computing]
@@ -174,7 +179,7 @@ class Chooser:
         The smallest kept parts come first, as their weights take away most error for their bytes.
         """
         total = sum(self.graph.sizes[name] for name in self.graph.storable)
-        room = EXTRA_WEIGHTS * total
+        room = self._extra * total
         stores = dict(self.stores)
         for part in sorted(kept, key=lambda part: self._size(part) / max(part.error, 1e-12) ** 2):
             if self._size(part) <= room:
@@ -228,10 +233,6 @@ class Chooser:
         for name in self.everything:
             found.setdefault(name, [])
         return found
-
-
-EXTRA_WEIGHTS = 0.01
-"""Share of the lower type's bytes that weights kept in float32 may add."""
 
 
 def _top_depth(path: str) -> int:

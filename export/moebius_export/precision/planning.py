@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from moebius_export.errors import PrecisionError
-from moebius_export.precision.choose import Choice, Chooser, module_path, node_kind
+from moebius_export.precision.choose import EXTRA_WEIGHTS, Choice, Chooser, module_path, node_kind
 from moebius_export.precision.graph import Opened, Weights, opened
 from moebius_export.precision.kinds import FloatType, LowType
 from moebius_export.precision.measure import Say, Trajectories, follow
@@ -43,6 +43,7 @@ class PlanOptions:
         error: what computing in less may add to the relative L2 error of the U-Net's output in a step; None takes the
             type's of `ERROR`. What storing the weights in less costs comes on top.
         evaluations: trials of single parts.
+        extra_weights: share of the weights' bytes that those stored in float32 for their error may add.
     """
 
     to: LowType = "fp16"
@@ -54,6 +55,7 @@ class PlanOptions:
     samples: int = 2
     error: float | None = None
     evaluations: int = 32
+    extra_weights: float = EXTRA_WEIGHTS
 
 
 class Planner:
@@ -92,7 +94,9 @@ class Planner:
         name: GraphName = "unet"
         graph, options = self.graphs[name], self.options
         weights, fixed = self._fixed(name, options.to, seen.ranges[name])
-        chooser = Chooser(self._trials(name, seen), options.to, fixed, _stores(weights), self._tried)
+        chooser = Chooser(
+            self._trials(name, seen), options.to, fixed, _stores(weights), options.extra_weights, self._tried
+        )
         budget = ERROR[options.to] if options.error is None else options.error
         choice = chooser.run(budget, options.evaluations)
         reasons = dict(fixed)
