@@ -90,6 +90,12 @@ def type_bundle(path: Path, options: PlanOptions, *, only: bool = False, reapply
         plans = plans_of(bundle, options.to) if reapply else Planner(bundle, options, say).run()
         manifest = write_typed(bundle, plans, only=only, say=say)
     console.out.print(plan_table(plans.values()))
+    for plan in plans.values():
+        if "budget" in plan.errors and plan.errors["plan"] > plan.errors["budget"]:
+            console.warn(
+                f"{plan.graph}: the plan's error {plan.errors['plan']:.1e} is over its budget "
+                f"{plan.errors['budget']:.1e}; give more --evaluations, or a larger --error"
+            )
     files = [graph.files[options.to] for graph in manifest.graphs.values()]
     typed = sum(manifest.files[name].size for name in {name for file in files for name in file.paths})
     size = sum(file.size for file in manifest.files.values())

@@ -30,7 +30,7 @@ EXTRA_WEIGHTS = 0.01
 Say = Callable[[str], None]
 
 
-@dataclass
+@dataclass(eq=False)  # a part is itself alone, whatever it holds
 class PartTrial:
     """A part: its nodes and the weights that they read, the error it causes alone, and what float32 costs there."""
 
@@ -123,7 +123,7 @@ class Chooser:
         self._say("the fixed rules alone")
         choice.errors["rules"] = self.trials.error(dict.fromkeys(self.open, low), self.stores)
         choice.errors["plan"] = choice.errors["rules"]
-        budget = hypot(choice.errors["weights"], budget)
+        budget = choice.errors["budget"] = hypot(choice.errors["weights"], budget)
         if choice.errors["rules"] <= budget:
             choice.parts = []
             return choice
@@ -146,8 +146,6 @@ class Chooser:
                 return
             worst = max(whole, key=lambda part: part.error)
             smaller = self._cut(worst)
-            if len(choice.parts) + len(smaller) > evaluations + 8:
-                return
             for part in smaller:
                 self._measure(part)
             place = choice.parts.index(worst)

@@ -70,7 +70,7 @@ class Plan(StrictModel):
     """The plan. `errors` are relative L2 errors of the graph's output in a run.
 
     `blunt`: everything in the lower type; `weights`: weights stored as planned, computed in float32; `rules`: the fixed
-    rules alone; `plan`: as planned.
+    rules alone; `plan`: as planned; `budget`: what that was to be.
     """
 
     schema_version: Literal[1] = 1
