@@ -30,3 +30,18 @@ def test_an_entry_of_a_stored_tensor_is_not_stored_again(tmp_path):
         onnx.load_external_data_for_model(model, str(tmp_path))
         (tensor,) = [t for t in model.graph.initializer if t.name == name]
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), expected)
+
+
+def test_one_branchs_constants_are_the_bytes_of_both_branches(fused_bundle):
+    """So that the conditional U-Net adds none of its own to the weights file of the guided one."""
+    arrays = {}
+    for file in ("model", "model_conditional"):
+        model = onnx.load(fused_bundle / "unet" / f"{file}.onnx")
+        arrays[file] = {
+            tensor.name.replace(".inner", ""): numpy_helper.to_array(tensor)
+            for tensor in model.graph.initializer
+            if tensor.name.endswith(("attn2.keys", "attn2.values"))
+        }
+    assert len(arrays["model"]) == 2 * 6
+    for name, both in arrays["model"].items():
+        np.testing.assert_array_equal(both[1:], arrays["model_conditional"][name])
