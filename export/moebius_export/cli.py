@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -13,10 +13,15 @@ from rich.table import Table
 
 from moebius.errors import CheckpointError
 from moebius_export.cli_doctor import doctor
+from moebius_export.cli_precision import precision as precision_command
+from moebius_export.cli_precision import type_bundle
 from moebius_export.cli_trt import trt
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 from moebius_runtime.manifest import Rewrite
+
+if TYPE_CHECKING:
+    from moebius_export.precision.kinds import LowType
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,7 +39,13 @@ def onnx(
     ] = "hub:hustvl/Moebius/ft_places2",
     vae: Annotated[str, typer.Option(help="The autoencoder's weights: as --weights.")] = "hub:hustvl/PixelHacker/vae",
     preset: Annotated[str, typer.Option(help="Sizes of the network: full, small or tiny.")] = "full",
-    precision: Annotated[str, typer.Option(help="fp32; other precisions come with a later version.")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, and what is typed from it by measured plans: fp32,fp16 or fp32,bf16. Without fp32, "
+            "the fp32 files are left out in the end."
+        ),
+    ] = "fp32",
     batch: Annotated[int, typer.Option(help="Pictures per run, fixed in the graphs.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option(help="Leave the number of pictures open instead.")] = False,
     fuse: Annotated[
@@ -54,10 +65,10 @@ def onnx(
     ] = None,
 ) -> None:
     """Exports the U-Net and the VAE to ONNX, compares each file with PyTorch, and writes the bundle."""
-    if precision != "fp32":
-        raise InputError(f"--precision {precision}: this version of moebius-edge writes fp32 only; leave it out")
+    typed = _typed_precisions(precision)
     from moebius_export.bundle import STAGES, ExportOptions, export_onnx
     from moebius_export.lowering import DEFAULT_TARGET, TARGETS, lowering_of
+    from moebius_export.precision.planning import PlanOptions
     from moebius_export.rules import RULE_NAMES
 
     for option, value in (("--rules", rules), ("--target", target), ("--lowering", lowering)):
@@ -92,6 +103,8 @@ def onnx(
         manifest = export_onnx(out, options, show)
         for task in tasks.values():
             bars.update(task, completed=len(STAGES), stage="done")
+    for low in typed:
+        manifest = type_bundle(out, PlanOptions(to=low), only=low == typed[-1] and "fp32" not in precision.split(","))
     for name, parity in manifest.parity.items():
         console.out.print(f"{name:<17} relative error {parity.relative_error:.1e} against PyTorch")
     if manifest.rewrites:
@@ -206,8 +219,19 @@ def tune(
     raise typer.Exit(1 if result.refused else 0)
 
 
+app.command()(precision_command)
 app.command()(doctor)
 app.command()(trt)
+
+
+def _typed_precisions(text: str) -> list[LowType]:
+    """The precisions of `--precision` that are typed from fp32."""
+    names = list(dict.fromkeys(text.split(",")))
+    if unknown := set(names) - {"fp32", "fp16", "bf16"}:
+        raise InputError(f"--precision {', '.join(sorted(unknown))}: expected some of fp32, fp16, bf16")
+    if "fp32" not in names and len(names) > 1:
+        raise InputError(f"--precision {text}: with two typed precisions keep fp32 too, which both are made from")
+    return [low for low in ("fp16", "bf16") if low in names]
 
 
 def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:

@@ -17,3 +17,9 @@ class ParityError(MoebiusError):
 
 class CostError(ExportError):
     """The products of a graph cannot be counted: a shape is unknown, or an operator is."""
+
+
+class PrecisionError(ExportError):
+    """A graph cannot be had in the precision that was asked for: the check did not hold."""
+
+    exit_code = 1

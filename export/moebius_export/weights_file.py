@@ -1,13 +1,14 @@
 """ONNX models whose weights lie in one shared file beside them.
 
-Tensors with the same bytes are stored once, so the guided and the conditional U-Net cost one set of weights. Offsets
-are multiples of a page, which lets a runtime map the file instead of reading it.
+Tensors with the same bytes are stored once, so the guided and the conditional U-Net cost one set of weights; and one
+that is an entry along the first axis of a stored tensor, as the keys of one branch are of both, is not stored again.
+Offsets are multiples of a page, which lets a runtime map the file instead of reading it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,7 @@ import onnx
 from moebius_runtime.files import atomic_write
 
 _PAGE = 4096
+_MOST_ENTRIES = 4  # of a first axis whose entries are remembered
 _INLINE_BYTES = 1024  # smaller tensors stay in the model, where shape inference sees them
 
 
@@ -40,8 +42,19 @@ class WeightsFile:
                 padding = -self._position % _PAGE
                 self._stream.write(b"\0" * padding)
                 self._placed[key] = self._position + padding
+                self._remember_entries(tensor.dims, data)
                 self._position += padding + self._stream.write(data)
             _refer(tensor, self.name, self._placed[key], len(data))
+
+    def _remember_entries(self, dims: Sequence[int], data: bytes) -> None:
+        """Where each entry of the first axis will lie, for tensors that are one; before the position is moved on."""
+        start = self._position + -self._position % _PAGE
+        if not 2 <= (dims[0] if dims else 0) <= _MOST_ENTRIES or len(data) // dims[0] % _PAGE:
+            return
+        length = len(data) // dims[0]
+        for index in range(dims[0]):
+            entry = data[index * length : (index + 1) * length]
+            self._placed.setdefault((hashlib.sha256(entry).digest(), length), start + index * length)
 
 
 @contextmanager

@@ -48,7 +48,8 @@ def test_the_network_is_fused_unless_asked_otherwise(asked, arguments, rules, ta
     [
         (["--no-fuse", "--rules", "share_prefix"], "--rules share_prefix means nothing with --no-fuse"),
         (["--no-fuse", "--target", "generic"], "--target generic means nothing with --no-fuse"),
-        (["--precision", "fp16"], "--precision fp16: this version"),
+        (["--precision", "fp8"], "--precision fp8: expected some of fp32, fp16, bf16"),
+        (["--precision", "fp16,bf16"], "keep fp32 too"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(asked, arguments, words):
@@ -56,6 +57,23 @@ def test_options_that_contradict_each_other_are_refused(asked, arguments, words)
     assert isinstance(result.exception, InputError)
     assert words in str(result.exception)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "typed"),
+    [("fp32", []), ("fp32,fp16", [("fp16", False)]), ("fp16", [("fp16", True)]), ("bf16,fp32", [("bf16", False)])],
+)
+def test_precisions_are_typed_after_the_export(asked, fused_bundle, monkeypatch, precision, typed):
+    calls = []
+
+    def type_bundle(path, options, *, only):
+        calls.append((options.to, only))
+        return read_manifest(fused_bundle)
+
+    monkeypatch.setattr("moebius_export.cli.type_bundle", type_bundle)
+    assert invoke("--precision", precision).exit_code == 0
+    assert len(asked) == 1
+    assert calls == typed
 
 
 def test_how_often_each_rule_fired_and_its_gmac_are_printed(asked, fused_bundle):

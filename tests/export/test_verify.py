@@ -268,10 +268,25 @@ def test_an_engine_without_passport_and_stray_files_are_no_pass(tiny_copy):
 def test_a_precision_without_budgets_is_not_checked(tiny_copy):
     manifest = read_manifest(tiny_copy)
     unet = manifest.graphs["unet"]
-    files = unet.model_copy(update={"files": {**unet.files, "fp16": unet.files["fp32"]}})
+    files = unet.model_copy(update={"files": {**unet.files, "int8": unet.files["fp32"]}})
     write_manifest(manifest.model_copy(update={"graphs": {**manifest.graphs, "unet": files}}), tiny_copy)
     report = verify(tiny_copy, VerifyOptions(steps=2))
-    assert {c.subject for c in report.checks if c.status == "not run"} == {"unet fp16", "fp16 on ort-cpu"}
+    assert {c.subject for c in report.checks if c.status == "not run"} == {"unet int8", "int8 on ort-cpu"}
+    assert report.exit_code == 1
+
+
+def test_a_typed_file_without_plan_or_companions_is_no_pass(tiny_copy):
+    manifest = read_manifest(tiny_copy)
+    unet = manifest.graphs["unet"]
+    files = unet.model_copy(update={"files": {**unet.files, "fp16": unet.files["fp32"]}})
+    write_manifest(manifest.model_copy(update={"graphs": {**manifest.graphs, "unet": files}}), tiny_copy)
+    report = verify(tiny_copy, VerifyOptions(steps=2, precisions=("fp16",)))
+    unrun = {(c.subject, c.name) for c in report.checks if c.status == "not run"}
+    assert unrun == {
+        ("unet fp16", "types of the plan"),
+        ("fp16, emulated", "trajectory"),
+        ("fp16, emulated", "picture"),
+    }
     assert report.exit_code == 1
 
 

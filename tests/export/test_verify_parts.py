@@ -70,7 +70,7 @@ def test_only_a_run_check_that_held_is_a_pass(tmp_path):
 def test_budgets_are_one_complete_table():
     assert all(set(table) == set(MEANING) for table in BUDGETS.values())
     assert budgets_for("fp32", parse_changes(["psnr=40", "drift=0.5"])) == {**BUDGETS["fp32"], "psnr": 40, "drift": 0.5}
-    assert budgets_for("fp16", {"psnr": 40.0}) is None
+    assert budgets_for("int8", {"psnr": 40.0}) is None
     for text in ("psnr", "psnr=", "psnr=x", "psnr=inf", "psnr=-1", "speed=1", "=1"):
         with pytest.raises(ExportError, match=f"--budget {text}"):
             parse_changes([text])

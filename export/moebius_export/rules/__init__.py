@@ -49,7 +49,8 @@ def unet_rules(student: Moebius, category_ids: Tensor, lowering: Lowering | None
     lowering = lowering or Lowering()
     config = student.config
     with torch.no_grad():
-        contexts = student.diff_model.encoder_hid_proj(student.embedding_layer(category_ids))
+        embedded = student.embedding_layer(category_ids).split(1)  # branch by branch: see `CollapsedInteractiveLambda`
+        contexts = torch.cat([student.diff_model.encoder_hid_proj(one) for one in embedded])
     tiles = {}
     for level, channels in enumerate(config.block_out_channels):
         side = config.sample_size >> level

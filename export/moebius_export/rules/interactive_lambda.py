@@ -27,8 +27,10 @@ class CollapsedInteractiveLambda(nn.Module):
         scale, shift = batch_norm_affine(source.norm_q)
         self.query = constant(pointwise(source.to_q, scale).t())  # [C, h*k]
         self.query_bias = constant(shift)
-        keys = source.to_k(contexts).transpose(1, 2).softmax(dim=-1)  # [branch, k, m]
-        values = source.norm_v(source.to_v(contexts).transpose(1, 2))  # [branch, v, m]
+        # One branch at a time: a product of both rounds otherwise, and the graph of one could not share its bytes.
+        each = contexts.split(1)
+        keys = torch.cat([source.to_k(one).transpose(1, 2).softmax(dim=-1) for one in each])  # [branch, k, m]
+        values = torch.cat([source.norm_v(source.to_v(one).transpose(1, 2)) for one in each])  # [branch, v, m]
         embedding = source.rel_pos_emb.squeeze(-1).permute(0, 2, 1)  # [n, m, k] -> [n, k, m]
         self.keys = constant(embedding[None] + keys[:, None])  # [branch, n, k, m]
         self.values = constant(values.transpose(1, 2))  # [branch, m, v]

@@ -23,6 +23,20 @@ MEANING = MappingProxyType(
     }
 )
 
+# Typed files, emulated. What has to be found is a value that overflows (not finite, or all of the picture) and a layer
+# whose rounding was not meant; a plan holds its own, tighter budget (`precision.planning.ERROR`) on its trajectories.
+_FP16 = {
+    "relative": 8e-3,
+    "worst": 0.05,
+    "drift": 1e-2,
+    "psnr": 38.0,
+    "ssim": 0.995,
+    "lpips": 1e-2,
+    "saturated": 0.005,
+    "found": 0.999,
+}
+_BF16 = {**_FP16, "relative": 6e-2, "worst": 0.4, "drift": 6e-2, "ssim": 0.99}  # 3 bits less
+
 # Measured with stand-in weights: on the full-size graphs, and (second figure) on the small preset's whose weights had
 # been rounded through float16, the mildest loss of precision that has to be found. A precision gets its budgets when
 # its files are made and measured; until then its checks are not run.
@@ -39,7 +53,9 @@ BUDGETS: Mapping[Precision, Mapping[str, float]] = MappingProxyType(
                 "saturated": 0.005,  # 7e-6 below PyTorch's share; guards against burnt-out pictures, not rounding
                 "found": 0.999,  # 1
             }
-        )
+        ),
+        "fp16": MappingProxyType(_FP16),
+        "bf16": MappingProxyType(_BF16),
     }
 )
 

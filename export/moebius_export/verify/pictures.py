@@ -12,20 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moebius_export.precision.sessions import ChangedBackend
+from moebius_export.scenes import Scene
 from moebius_export.torch_runtime import TorchBackend
 from moebius_export.verify.reference import Reference
 from moebius_export.verify.results import Check, Pictures, Trajectory, at_least, at_most, verdict
+from moebius_export.verify.typed import emulated_sessions
 from moebius_runtime.backends.base import Array, Backend
 from moebius_runtime.backends.ort import OrtBackend
 from moebius_runtime.blend import feather
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import MoebiusError
-from moebius_runtime.manifest import GraphName, Manifest
-from moebius_runtime.masks import BoolArray
+from moebius_runtime.manifest import GraphName, Precision
 from moebius_runtime.metrics import psnr, saturated_share, ssim
 from moebius_runtime.pictures import Picture
-from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
-from moebius_runtime.schedule import initial_noise
+from moebius_runtime.pipeline import InpaintPipeline
 
 OnStep = Callable[[int, int], None]
 
@@ -68,39 +69,6 @@ class Filled:
     refusal: str = ""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """What is filled, and how. `picture` uint8 [S, S, 3] and `mask` bool [S, S] have the network's size."""
-
-    picture: npt.NDArray[np.uint8]
-    mask: BoolArray
-    options: InpaintOptions
-
-
-def seeded_scene(manifest: Manifest, steps: int, seed: int) -> Scene:
-    """A drawn scene of the network's size with an uneven hole in it, and noise of the same seed."""
-    size, geometry = manifest.geometry.image_size, manifest.geometry
-    shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
-    noise = initial_noise(seed, shape, manifest.defaults.noise_offset)
-    rng = np.random.RandomState(seed)
-    y, x = np.mgrid[0:size, 0:size] / size
-    picture = np.zeros((size, size, 3))
-    for band in range(3):
-        for _ in range(6):  # soft colours
-            a, b, phase = rng.uniform(-6, 6, 3)
-            picture[..., band] += rng.uniform(10, 25) * np.cos(a * x + b * y + phase)
-    picture += 128
-    for _ in range(8):  # things with edges
-        centre, radius = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.2)
-        inside = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
-        picture[inside] = rng.uniform(0, 255, 3) + 20 * np.cos(rng.uniform(20, 80) * x[inside])[:, None]
-    picture += rng.normal(0, 4, picture.shape)  # texture
-    angle = np.arctan2(y - 0.55, x - 0.45)
-    edge = 0.24 + 0.05 * np.cos(3 * angle + rng.uniform(0, 6)) + 0.03 * np.cos(7 * angle)
-    mask = np.hypot(x - 0.45, y - 0.55) < edge
-    return Scene(np.clip(picture, 0, 255).astype(np.uint8), mask, InpaintOptions(steps=steps, noise=noise))
-
-
 def fill_with_torch(bundle: Bundle, reference: Reference, scene: Scene, on_step: OnStep) -> Filled:
     """The scene filled by PyTorch."""
     backend = _WatchedTorch(bundle, modules=reference.modules, device="cpu")
@@ -113,6 +81,16 @@ def fill_with_ort(bundle: Bundle, scene: Scene, on_step: OnStep) -> Filled:
     backend = _WatchedOrt(bundle)
     backend.latents = _Latents()
     return _fill(backend, backend.latents, scene, on_step)
+
+
+def fill_emulated(bundle: Bundle, precision: Precision, scene: Scene, on_step: OnStep) -> Filled:
+    """The scene filled by the typed files of a precision, emulated on the CPU."""
+    latents, channels = _Latents(), bundle.manifest.geometry.latent_channels
+
+    def watch(graph: GraphName, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        latents.note(graph, inputs, channels)
+
+    return _fill(ChangedBackend(bundle, emulated_sessions(bundle, precision), watch), latents, scene, on_step)
 
 
 def _fill(backend: Backend, latents: _Latents, scene: Scene, on_step: OnStep) -> Filled:

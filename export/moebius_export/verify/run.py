@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from moebius_export.errors import ExportError
+from moebius_export.scenes import Scene, seeded_scene
 from moebius_export.verify import stated
 from moebius_export.verify.bisect import bisect
 from moebius_export.verify.budgets import budgets_for
@@ -16,17 +17,17 @@ from moebius_export.verify.graphs import compare, failure_hint, parity_checks
 from moebius_export.verify.pictures import (
     Filled,
     OnStep,
-    Scene,
+    fill_emulated,
     fill_with_ort,
     fill_with_torch,
     picture_checks,
-    seeded_scene,
     trajectory_checks,
 )
 from moebius_export.verify.placement import placement_checks
 from moebius_export.verify.reference import Inputs, Reference, Say, load_reference, seeded_inputs
 from moebius_export.verify.results import Check, Report
 from moebius_export.verify.sessions import profiled_session, session_of_functions
+from moebius_export.verify.typed import TYPED, emulated_session, typed_checks
 from moebius_export.verify.weights import norm_pairs, weight_checks
 from moebius_runtime import kernels
 from moebius_runtime.bundle import Bundle
@@ -144,6 +145,9 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
     module, info = run.reference.modules[graph], run.bundle.graph(graph)
     inputs = seeded_inputs(graph, run.bundle.manifest, run.options.seed)
     path = run.bundle.model_file(graph, precision)
+    if precision in TYPED:
+        _check_typed(run, candidate, budgets, inputs)
+        return
     try:
         with norm_pairs(module) as pairs, profiled_session(path) as profiled:
             compared = compare(profiled.session, module, info, inputs, budgets["worst"])
@@ -179,6 +183,23 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
     checks += found + placed
 
 
+def _check_typed(run: _Run, candidate: stated.Candidate, budgets: Mapping[str, float], inputs: Inputs) -> None:
+    """Output, types and weights of one typed file, whose arithmetic is emulated."""
+    graph, precision = candidate
+    subject, checks = f"{stated.subject(candidate)}, emulated", run.report.checks
+    module, path = run.reference.modules[graph], run.bundle.model_file(graph, precision)
+    try:
+        compared = compare(emulated_session(path), module, run.bundle.graph(graph), inputs, budgets["worst"])
+        checks += parity_checks(subject, compared, budgets)
+        found, placement = typed_checks(stated.subject(candidate), run.bundle, graph, precision)
+    except (BundleError, ExportError) as error:
+        checks.append(Check("parity", subject, "relative error", "fail", detail=str(error)))
+        return
+    checks += found
+    if placement is not None:
+        run.report.placements.append(placement)
+
+
 def _bisected(
     subject: str, path: Path, run: _Run, graph: GraphName, inputs: Inputs, tolerance: float, compiled: bool
 ) -> Check:
@@ -198,10 +219,10 @@ def _check_pictures(
     """Trajectory and picture of each precision, against those of PyTorch, which are made once."""
     theirs: Filled | None = None
     for precision in dict.fromkeys(precision for _, precision in candidates):
-        subject = f"{precision} on ort-cpu"
+        subject = f"{precision}, emulated" if precision in TYPED else f"{precision} on ort-cpu"
         budgets = budgets_for(precision, run.options.budgets)
         damaged = [graph for graph, kind in candidates if kind == precision and (graph, kind) not in sound]
-        if budgets is None or precision != "fp32":
+        if budgets is None or precision not in ("fp32", *TYPED):
             run.report.checks.append(_no_budgets("picture", subject, precision))
             continue
         if damaged:
@@ -210,9 +231,20 @@ def _check_pictures(
                 Check(area, subject, area, "not run", detail=reason) for area in ("trajectory", "picture")
             ]
             continue
+        without = [name for name in run.bundle.manifest.graphs if precision not in run.bundle.graph(name).files]
+        if without:
+            reason = f"{', '.join(without)}: no {precision} file, and a runtime that is asked for {precision} needs all"
+            run.report.checks += [
+                Check(area, subject, area, "not run", detail=reason) for area in ("trajectory", "picture")
+            ]
+            continue
         if theirs is None:
             theirs = fill_with_torch(run.bundle, run.reference, scene, _steps(run.say, "PyTorch"))
-        ours = fill_with_ort(run.bundle, scene, _steps(run.say, subject))
+        on_step = _steps(run.say, subject)
+        if precision in TYPED:
+            ours = fill_emulated(run.bundle, precision, scene, on_step)
+        else:
+            ours = fill_with_ort(run.bundle, scene, on_step)
         found, trajectory = trajectory_checks(subject, timesteps, theirs, ours, budgets["drift"])
         run.report.trajectories.append(trajectory)
         more, shown = picture_checks(subject, scene, theirs, ours, budgets)

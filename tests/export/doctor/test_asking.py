@@ -29,6 +29,7 @@ def test_the_gpu_is_asked_of_the_runtime_s_own_reader(monkeypatch):
 
 def test_bindings_of_both_layouts(monkeypatch):
     monkeypatch.setattr(asking, "_version", lambda name: "12.4.0" if name == "cuda-python" else None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # not installed
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(cudart=SimpleNamespace(__file__="old")))
     assert asking.ask_cuda() == {"version": "12.4.0", "file": "old"}
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=SimpleNamespace(__file__="new")))

@@ -1,0 +1,122 @@
+"""`moebius-export precision`: typed graphs into a bundle, by a plan that is measured or edited."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.table import Table
+
+from moebius_runtime import console
+from moebius_runtime.errors import InputError
+from moebius_runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    from moebius_export.precision.plan import Plan
+    from moebius_export.precision.planning import PlanOptions
+
+
+def precision(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, with its fp32 files.")],
+    to: Annotated[str, typer.Option(help="fp16 or bf16.")] = "fp16",
+    vae: Annotated[
+        str, typer.Option(help="What the VAE computes in: fp32, or fp16 or bf16 where the plan proves it.")
+    ] = "fp32",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with folders images and masks, paired by stem; default: drawn ones.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, max=1000, help="How many pictures to follow.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps of each.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first picture and noise.")] = 1,
+    error: Annotated[
+        float | None,
+        typer.Option(min=0, help="Relative error that computing in less may add to a step; default 3e-3, bf16 2.4e-2."),
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Parts of the U-Net that are tried alone.")] = 32,
+    extra_weights: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of bytes that weights kept in fp32 for their error may add.")
+    ] = 0.01,
+    reapply: Annotated[
+        bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; measure nothing.")
+    ] = False,
+    only: Annotated[
+        bool, typer.Option("--only", help="Leave the files of other precisions out of the bundle afterwards.")
+    ] = False,
+) -> None:
+    """Records ranges on real trajectories, plans which layers keep float32, and writes typed files into the bundle.
+
+    Exit code 1 where `--vae fp16` or `--vae bf16` is not proven.
+    """
+    from moebius_export.precision.kinds import FloatType, LowType
+    from moebius_export.precision.planning import PlanOptions
+
+    for option, value, choices in (("--to", to, get_args(LowType)), ("--vae", vae, get_args(FloatType))):
+        if value not in choices:
+            raise InputError(f"{option} {value}: expected one of {', '.join(choices)}")
+    if reapply and (data is not None or vae != "fp32"):
+        raise InputError("--reapply takes the plans as they are: leave --data and --vae out, or edit the plans")
+    options = PlanOptions(
+        to=to,  # type: ignore[arg-type]
+        vae=vae,  # type: ignore[arg-type]
+        data=data,
+        pictures=pictures,
+        steps=steps,
+        seed=seed,
+        error=error,
+        evaluations=evaluations,
+        extra_weights=extra_weights,
+    )
+    type_bundle(bundle, options, only=only, reapply=reapply)
+
+
+def type_bundle(path: Path, options: PlanOptions, *, only: bool = False, reapply: bool = False) -> Manifest:
+    """Types a bundle's graphs, with progress on the terminal, and prints what came of it.
+
+    Errors as `moebius_export.precision.planning.Planner.run` and `moebius_export.precision.write.write_typed`.
+    """
+    from moebius_export.precision.planning import Planner
+    from moebius_export.precision.write import plans_of, write_typed
+    from moebius_runtime.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    with console.err.status("precision") as status:
+
+        def say(what: str, done: int, total: int) -> None:
+            status.update(console.one_line(f"{what}: {done} of {total}" if total else what))
+
+        plans = plans_of(bundle, options.to) if reapply else Planner(bundle, options, say).run()
+        manifest = write_typed(bundle, plans, only=only, say=say)
+    console.out.print(plan_table(plans.values()))
+    for plan in plans.values():
+        if "budget" in plan.errors and plan.errors["plan"] > plan.errors["budget"]:
+            console.warn(
+                f"{plan.graph}: the plan's error {plan.errors['plan']:.1e} is over its budget "
+                f"{plan.errors['budget']:.1e}; give more --evaluations, or a larger --error"
+            )
+    files = [graph.files[options.to] for graph in manifest.graphs.values()]
+    typed = sum(manifest.files[name].size for name in {name for file in files for name in file.paths})
+    size = sum(file.size for file in manifest.files.values())
+    console.out.print(f"{path}: {size / 1e6:,.0f} MB, of which {options.to} {typed / 1e6:,.0f} MB")
+    return manifest
+
+
+def plan_table(plans: Iterable[Plan]) -> Table:
+    """A row per graph: its errors, its largest magnitude, and what keeps nodes in float32."""
+    columns = ("graph", "nodes low", "fp32", "largest", "blunt", "plan", "fp32 because")
+    table = Table(*columns, box=None, header_style="bold")
+    for plan in plans:
+        kinds = Counter(node.type for node in plan.nodes.values())
+        why = Counter(node.reason.partition(":")[0] for node in plan.nodes.values() if node.type == "fp32")
+        largest = max((node.largest for node in plan.nodes.values() if node.largest is not None), default=None)
+        table.add_row(
+            plan.graph,
+            str(sum(kinds.values()) - kinds["fp32"]),
+            str(kinds["fp32"]),
+            "" if largest is None else f"{largest:,.1f}",
+            *(f"{plan.errors[name]:.1e}" if name in plan.errors else "" for name in ("blunt", "plan")),
+            ", ".join(f"{reason} {count}" for reason, count in why.most_common()),
+        )
+    return table

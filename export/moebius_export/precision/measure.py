@@ -1,0 +1,77 @@
+"""Real trajectories through a bundle: ranges of every value, and inputs of every graph to try plans on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from moebius_export.precision.graph import Opened
+from moebius_export.precision.ranges import Ranges, observed
+from moebius_export.precision.sessions import ChangedBackend, session_of
+from moebius_export.scenes import Scene
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.manifest import GraphName
+from moebius_runtime.pictures import Picture
+from moebius_runtime.pipeline import InpaintPipeline
+
+Say = Callable[[str, int, int], None]
+"""Told (what is being done, steps done, steps in all)."""
+
+
+@dataclass
+class Trajectories:
+    """What was seen: `ranges` of the graphs that were observed, `inputs` of every run of every graph."""
+
+    ranges: dict[GraphName, Ranges] = field(default_factory=dict)
+    inputs: dict[GraphName, list[dict[str, np.ndarray]]] = field(default_factory=dict)
+
+    def samples(self, graph: GraphName, count: int) -> list[dict[str, np.ndarray]]:
+        """Inputs of at most `count` runs, evenly over all that were seen, the last among them."""
+        seen = self.inputs.get(graph, [])
+        places = {round(place) for place in np.linspace(0, len(seen) - 1, num=min(count, len(seen)))}
+        return [seen[place] for place in sorted(places)]
+
+
+def follow(
+    bundle: Bundle, graphs: Mapping[GraphName, Opened], scenes: Sequence[Scene], guided: bool, say: Say
+) -> Trajectories:
+    """Fills the scenes with a bundle in float32, and watches.
+
+    Args:
+        bundle: whose float32 files run.
+        graphs: those to observe value by value; the others run as they are.
+        scenes: what to fill.
+        guided: with the bundle's guidance, or without any, by the graph `unet_conditional` alone.
+        say: told each step.
+
+    Raises:
+        BundleError, OutputError: as `InpaintPipeline.inpaint`.
+        ExportError: a value is not finite in float32.
+    """
+    found = Trajectories({name: Ranges() for name in graphs})
+
+    def watch(graph: GraphName, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        found.inputs.setdefault(graph, []).append({name: array.copy() for name, array in inputs.items()})
+        if graph in graphs:
+            found.ranges[graph].add(outputs)
+
+    sessions = {
+        name: lambda name=name, graph=graph: session_of(observed(graph), bundle.model_file(name).parent)
+        for name, graph in graphs.items()
+    }
+    pipeline = InpaintPipeline(ChangedBackend(bundle, sessions, watch), memory="fast" if len(scenes) > 1 else "low")
+    try:
+        for index, scene in enumerate(scenes, 1):
+            options = scene.options if guided else replace(scene.options, guidance_scale=1.0)
+            what = f"picture {index} of {len(scenes)}" + ("" if guided else ", without guidance")
+            pipeline.inpaint(
+                Picture(scene.picture, "RGB"),
+                scene.mask,
+                options,
+                lambda done, total, what=what: say(what, done, total),  # type: ignore[misc]
+            )
+    finally:
+        pipeline.backend.release()
+    return found

@@ -1,0 +1,145 @@
+"""The precision plan of one graph: which type every node and weight has, and why it is not the lower one.
+
+It lies in the bundle beside the typed file, and may be edited: `moebius-export precision BUNDLE --reapply` makes the
+typed file again as it says. Like every file of a bundle it comes from anywhere, and is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moebius_export.errors import ExportError
+from moebius_export.precision.graph import Opened
+from moebius_export.precision.kinds import FloatType
+from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
+
+MAX_PLAN_BYTES = 4 << 20
+
+_Name = Annotated[str, Field(max_length=300)]
+_Size = Annotated[float, Field(ge=0)]
+
+
+class NodeType(StrictModel):
+    """A node's type. `largest` and `rms` are of its output over all trajectories; `reason` says why it is float32."""
+
+    type: FloatType
+    largest: _Size | None = None
+    rms: _Size | None = None
+    reason: ShortText = ""
+
+
+class WeightType(StrictModel):
+    """How a weight is stored. `rounding` is the relative L2 error of storing it in the lower type."""
+
+    type: FloatType
+    largest: _Size
+    rounding: _Size
+    zeroed: Annotated[int, Field(ge=0)]  # numbers that the lower type makes 0
+    reason: ShortText = ""
+
+
+class Part(StrictModel):
+    """A part of the graph that was tried in the lower type alone.
+
+    `error` is the relative L2 error of the graph's output that it causes; `gmac` and `mbytes` (of outputs, in float32)
+    are what float32 costs there.
+    """
+
+    name: ShortText
+    error: _Size
+    gmac: _Size
+    mbytes: _Size
+    kept: bool
+
+
+class Measured(StrictModel):
+    """What the plan was made from: steps and seeds of the trajectories, and where the pictures came from."""
+
+    pictures: Annotated[int, Field(ge=0, le=10_000)]
+    steps: Annotated[int, Field(ge=0, le=1000)]
+    seed: Annotated[int, Field(ge=0)]
+    data: ShortText = "drawn"
+
+
+class Plan(StrictModel):
+    """The plan. `errors` are relative L2 errors of the graph's output in a run.
+
+    `blunt`: everything in the lower type; `weights`: weights stored as planned, computed in float32; `rules`: the fixed
+    rules alone; `plan`: as planned; `budget`: what that was to be.
+    """
+
+    schema_version: Literal[1] = 1
+    graph: GraphName
+    precision: Literal["fp16", "bf16"]
+    onnx_sha256: Sha256
+    weights_sha256: Sha256 | None
+    measured: Measured
+    limit: Annotated[float, Field(gt=0)]
+    errors: dict[ShortText, _Size] = Field(default_factory=dict)
+    parts: list[Part] = Field(default_factory=list)
+    nodes: dict[_Name, NodeType]
+    weights: dict[_Name, WeightType]
+
+    @property
+    def computes(self) -> dict[str, FloatType]:
+        """Type of each node."""
+        return {name: node.type for name, node in self.nodes.items()}
+
+    @property
+    def stores(self) -> dict[str, FloatType]:
+        """Type of each stored weight."""
+        return {name: weight.type for name, weight in self.weights.items()}
+
+    def check(self, graph: Opened) -> None:
+        """Refuses a plan that names other nodes or weights than the graph has.
+
+        Raises:
+            ExportError: names the first of them.
+        """
+        nodes = {node.name for node in graph.model.graph.node if graph.computes(node)}
+        for what, planned, there in (
+            ("node", set(self.nodes), nodes),
+            ("weight", set(self.weights), set(graph.storable)),
+        ):
+            if strange := planned - there:
+                raise ExportError(f"the plan of {self.graph} names a {what} {min(strange)!r}, which the graph has not")
+            if missing := there - planned:
+                raise ExportError(f"the plan of {self.graph} says nothing of the {what} {min(missing)!r}; add it")
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes a plan, an entry per line, whole or not at all."""
+    content = plan.model_dump(mode="json", exclude_defaults=True) | {"schema_version": plan.schema_version}
+    lines = []
+    for key, value in content.items():
+        if key in ("nodes", "weights"):
+            entries = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            lines.append(f" {json.dumps(key)}: {{\n{entries}\n }}")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    with atomic_write(path) as stream:
+        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from a file.
+
+    Raises:
+        ExportError: the file is missing, too large, no JSON, or has a field that no plan has; the first is named.
+    """
+    try:
+        with open_plain(path) as stream:
+            data = stream.read(MAX_PLAN_BYTES + 1)
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}; expected a plan of `moebius-export precision`") from error
+    if len(data) > MAX_PLAN_BYTES:
+        raise ExportError(f"{path}: over {MAX_PLAN_BYTES >> 20} MiB, so it is no precision plan")
+    try:
+        return Plan.model_validate_json(data)
+    except ValueError as error:
+        raise ExportError(f"{path}: not a precision plan: {first_problem(error)}") from error

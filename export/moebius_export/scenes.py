@@ -1,0 +1,84 @@
+"""Pictures with holes to run a bundle on: drawn from a seed, or read from folders. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from moebius_export.errors import ExportError
+from moebius_runtime import regions
+from moebius_runtime.batch import plan_jobs
+from moebius_runtime.manifest import Manifest
+from moebius_runtime.masks import BoolArray, load_mask
+from moebius_runtime.pictures import load_picture
+from moebius_runtime.pipeline import InpaintOptions
+from moebius_runtime.schedule import initial_noise
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is filled, and how. `picture` uint8 [S, S, 3] and `mask` bool [S, S] have the network's size."""
+
+    picture: npt.NDArray[np.uint8]
+    mask: BoolArray
+    options: InpaintOptions
+
+
+def seeded_scene(manifest: Manifest, steps: int, seed: int) -> Scene:
+    """A drawn scene of the network's size with an uneven hole in it, and noise of the same seed."""
+    size, geometry = manifest.geometry.image_size, manifest.geometry
+    shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
+    noise = initial_noise(seed, shape, manifest.defaults.noise_offset)
+    rng = np.random.RandomState(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    picture = np.zeros((size, size, 3))
+    for band in range(3):
+        for _ in range(6):  # soft colours
+            a, b, phase = rng.uniform(-6, 6, 3)
+            picture[..., band] += rng.uniform(10, 25) * np.cos(a * x + b * y + phase)
+    picture += 128
+    for _ in range(8):  # things with edges
+        centre, radius = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.2)
+        inside = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
+        picture[inside] = rng.uniform(0, 255, 3) + 20 * np.cos(rng.uniform(20, 80) * x[inside])[:, None]
+    picture += rng.normal(0, 4, picture.shape)  # texture
+    angle = np.arctan2(y - 0.55, x - 0.45)
+    edge = 0.24 + 0.05 * np.cos(3 * angle + rng.uniform(0, 6)) + 0.03 * np.cos(7 * angle)
+    mask = np.hypot(x - 0.45, y - 0.55) < edge
+    return Scene(np.clip(picture, 0, 255).astype(np.uint8), mask, InpaintOptions(steps=steps, noise=noise))
+
+
+def scenes_of(manifest: Manifest, steps: int, count: int, seed: int, data: Path | None = None) -> list[Scene]:
+    """Scenes from the seeds `seed`, `seed` + 1, ..., or with `data` the first pictures there and noise of these seeds.
+
+    Args:
+        manifest: of the bundle that will run them.
+        steps: inference steps of each.
+        count: how many.
+        seed: the first.
+        data: a folder with the folders `images` and `masks`, whose files are paired by stem.
+
+    Raises:
+        InputError: a picture without a mask, or one that cannot be read.
+        ExportError: `data` has not these folders.
+    """
+    scenes = [seeded_scene(manifest, steps, seed + index) for index in range(count)]
+    if data is None:
+        return scenes
+    if not ((data / "images").is_dir() and (data / "masks").is_dir()):
+        raise ExportError(f"--data {data}: expected a folder with two folders, images and masks, paired by stem")
+    jobs = plan_jobs(data / "images", data / "masks", data / ".none")[:count]
+    size = manifest.geometry.image_size
+    found = []
+    for job, scene in zip(jobs, scenes, strict=False):
+        picture = load_picture(job.image)
+        mask = load_mask(job.mask, picture.shape)
+        crop = regions.whole_crop(picture.shape, size)
+        part = picture.part(regions.window(crop, picture.shape))
+        rgb = regions.to_network(part.to_rgb(), crop, picture.shape, size)
+        hole = regions.mask_to_network(mask, crop, picture.shape, size)
+        found.append(replace(scene, picture=rgb, mask=hole))
+    return found

@@ -1,0 +1,125 @@
+"""Typed files: their arithmetic emulated, their types against their plan, their weights against the float32 file's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from moebius_export.cost import CostError, macs_by_dtype, node_costs
+from moebius_export.errors import ExportError
+from moebius_export.precision.emulate import emulated
+from moebius_export.precision.graph import Opened, Weights, opened, with_types
+from moebius_export.precision.kinds import ELEMENT, NAME, round_trip
+from moebius_export.precision.plan import read_plan
+from moebius_export.precision.sessions import session_of
+from moebius_export.verify.results import Check, Placement, verdict
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.manifest import GraphName, Precision
+
+TYPED: tuple[Precision, ...] = ("fp16", "bf16")
+"""Precisions whose files ONNX Runtime's CPU cannot compute in, and that are emulated."""
+
+
+def emulated_session(path: Path) -> Any:
+    """A session that computes what a device makes of a typed file; `BundleError`, `ExportError` where it cannot be."""
+    return session_of(emulated(path), path.parent)
+
+
+def emulated_sessions(bundle: Bundle, precision: Precision) -> Mapping[GraphName, Callable[[], Any]]:
+    """What makes the emulated session of each graph that has a file of the precision."""
+
+    def make(name: GraphName) -> Any:
+        return emulated_session(bundle.model_file(name, precision))
+
+    return {name: partial(make, name) for name, info in bundle.manifest.graphs.items() if precision in info.files}
+
+
+def typed_checks(
+    subject: str, bundle: Bundle, graph: GraphName, precision: Precision
+) -> tuple[list[Check], Placement | None]:
+    """What a typed file is, without running it.
+
+    Returns:
+        Checks: every node's inputs agree in type; the types are the plan's; the weights are those of the float32 file,
+        rounded. And which share of the products is typed how.
+    """
+    path = bundle.model_file(graph, precision)
+    model = with_types(onnx.load(str(path), load_external_data=False))
+    file = Opened(model)
+    checks = [verdict("placement", subject, "inputs of one type", _disagreement(file))]
+    planned = bundle.graph(graph).files[precision].plan
+    if planned is None:
+        checks.append(Check("placement", subject, "types of the plan", "not run", detail="the file has no plan"))
+    else:
+        checks.append(verdict("placement", subject, "types of the plan", _unplanned(file, bundle.path / planned)))
+    checks.append(_weights_check(subject, bundle, graph, path, file))
+    try:
+        macs = macs_by_dtype(node_costs(model))
+    except CostError as error:
+        checks.append(Check("placement", subject, "products", "not run", detail=str(error)))
+        return checks, None
+    total = max(1, sum(macs.values()))
+    rows = [("the typed file", kind.lower(), count / 1e9, count / total) for kind, count in sorted(macs.items())]
+    return checks, Placement(subject, rows, 0.0)
+
+
+def _disagreement(file: Opened) -> str | None:
+    """The first node whose inputs do not agree, in words."""
+    for node in file.model.graph.node:
+        if not node.output or not file.is_float(node.output[0]) or node.op_type == "Cast":
+            continue
+        kinds = {file.types[node.input[index]] for index in file.float_inputs(node)} | {file.types[node.output[0]]}
+        if len(kinds) > 1:
+            return f"{node.name} mixes {', '.join(sorted(TensorProto.DataType.Name(kind) for kind in kinds))}"
+    return None
+
+
+def _unplanned(file: Opened, path: Path) -> str | None:
+    """The first node or weight whose type in the file is not the plan's, in words."""
+    try:
+        plan = read_plan(path)
+    except ExportError as error:
+        return str(error)
+    for name, kind in plan.computes.items():
+        node = file.nodes.get(name)
+        if node is None:
+            return f"the plan names {name}, which the file has not"
+        if file.types[node.output[0]] != ELEMENT[kind]:
+            return f"{name} is {_called(file.types[node.output[0]])}, planned was {kind}"
+    for name, kind in plan.stores.items():
+        if name not in file.stored or file.types[name] != ELEMENT[kind]:
+            return f"weight {name} is {_called(file.types.get(name, 0))}, planned was {kind}"
+    return None
+
+
+def _called(kind: int) -> str:
+    return NAME.get(kind, TensorProto.DataType.Name(kind))
+
+
+def _weights_check(subject: str, bundle: Bundle, graph: GraphName, path: Path, file: Opened) -> Check:
+    name = "equal the fp32 file's, rounded"
+    if "fp32" not in bundle.graph(graph).files:
+        words = "the bundle has no fp32 file to compare with: they are judged by the output alone"
+        return Check("weights", subject, name, "note", detail=words)
+    source = bundle.model_file(graph)
+    original, there = Opened(opened(source)), Weights(source.parent)
+    stored = Weights(path.parent)
+    wrong = []
+    for weight, tensor in file.stored.items():
+        if weight not in original.stored:
+            wrong.append(f"{weight} is not in the fp32 file")
+            continue
+        got, expected = stored.array(tensor), there.array(original.stored[weight])
+        kind = NAME.get(tensor.data_type)
+        if kind is not None:
+            expected = round_trip(np.asarray(expected, np.float32), kind)
+        if not np.array_equal(np.asarray(got, expected.dtype), expected):
+            wrong.append(weight)
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return verdict("weights", subject, name, f"{', '.join(wrong[:3])}{more}" if wrong else None)
