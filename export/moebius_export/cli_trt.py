@@ -135,21 +135,22 @@ def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
     )
     with Progress(*columns, console=console.err) as bars:
         show = _shown(bars)
-        bundle = ensure_bundle(path, lambda graph, stage: show_stage(bars, stage, graph))
-        bundle = ensure_precision(
-            bundle, options.precision, options.graphs, lambda graph, stage: show_stage(bars, stage, graph)
-        )
+        prepared: list[TaskID] = []
+
+        def prepare(graph: str, stage: str) -> None:
+            prepared[:] = prepared or [bars.add_task("prepare", total=None, phase="")]
+            bars.update(prepared[0], phase=console.one_line(f"{graph}: {stage}")[:60])
+
+        bundle = ensure_precision(ensure_bundle(path, prepare), options.precision, options.graphs, prepare)
+        for task in prepared:
+            bars.update(task, total=100, completed=100, phase="done")
+            bars.stop_task(task)
         try:
             return build_engines(bundle, options, device, show)
         except ParseError as error:
             for problem in error.problems:
                 console.err.print(console.one_line(problem))
             raise
-
-
-def show_stage(bars: Progress, stage: str, graph: str) -> None:
-    """A line for each stage of what is prepared before the build."""
-    bars.console.print(console.one_line(f"{graph}: {stage}"))
 
 
 def _shown(bars: Progress) -> Callable[[Event], None]:

@@ -39,7 +39,7 @@ def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
 def ensure_precision(
     bundle: Bundle, precision: Precision, graphs: tuple[GraphName, ...], progress: Callable[[str, str], None]
 ) -> Bundle:
-    """The bundle, holding the graphs' files in that precision.
+    """The bundle, holding the graphs' files in that precision; fp16 and bf16 are typed here where they are missing.
 
     Args:
         bundle: as it is.
@@ -49,12 +49,25 @@ def ensure_precision(
 
     Raises:
         BundleError: the bundle has no such graph.
-        ExportError: files of that precision are missing.
+        ExportError: files of that precision are missing, and cannot be made here.
     """
     missing = [graph for graph in graphs if precision not in bundle.graph(graph).files]
-    if missing:
+    if not missing:
+        return bundle
+    what = f"{bundle.path / MANIFEST_NAME}: no {precision} file of {', '.join(missing)}"
+    if precision not in ("fp16", "bf16"):
+        raise ExportError(f"{what}. The bundle holds {', '.join(bundle.graph(missing[0]).files)}: take one of these.")
+    try:
+        from moebius_export.precision.planning import Planner, PlanOptions
+        from moebius_export.precision.write import write_typed
+    except ModuleNotFoundError as error:
         raise ExportError(
-            f"{bundle.path / MANIFEST_NAME}: no {precision} file of {', '.join(missing)}. Write them first: "
+            f"{what}, and none can be made here ({error}). Write them where the exporter is, and copy the bundle here: "
             f"moebius-export precision {bundle.path} --to {precision}"
-        )
-    return bundle
+        ) from error
+
+    def say(stage: str, done: int, total: int) -> None:
+        progress("precision", f"{stage}: {done} of {total}" if total else stage)
+
+    write_typed(bundle, Planner(bundle, PlanOptions(to=precision), say).run(), only=False, say=say)
+    return Bundle.open(bundle.path)
