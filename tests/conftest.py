@@ -32,6 +32,18 @@ def fused_bundle(shared_folder: Path) -> Path:
     return _made_once(shared_folder / "fused-bundle", _export_tiny)
 
 
+@pytest.fixture(scope="session")
+def tensorrt_bundle(shared_folder: Path, fused_bundle: Path) -> Path:
+    """The fused bundle with Local-λ as `--target tensorrt` lowers it. Read only."""
+    return _made_once(shared_folder / "tensorrt-bundle", lambda folder: _lower_for_tensorrt(fused_bundle, folder))
+
+
+@pytest.fixture(scope="session")
+def kept_bundle(shared_folder: Path, tensorrt_bundle: Path) -> Path:
+    """The bundle for TensorRT with fp16 files that keep LocalLambda as a function. Read only."""
+    return _made_once(shared_folder / "kept-bundle", lambda folder: _keep_local_lambda(tensorrt_bundle, folder))
+
+
 @pytest.fixture
 def tiny_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""
@@ -49,6 +61,34 @@ def _export_tiny(folder: Path, **options) -> None:
     from moebius_export.bundle import ExportOptions, export_onnx
 
     export_onnx(folder, ExportOptions(weights="stand-in", vae="stand-in", preset="tiny", **options))
+
+
+def _lower_for_tensorrt(source: Path, folder: Path) -> None:
+    import onnx
+
+    from moebius_export.lowering import shipped
+    from moebius_export.relower import relowered
+    from moebius_runtime.manifest import FileInfo, read_manifest, sha256_file, write_manifest
+
+    shutil.copytree(source, folder)
+    manifest = read_manifest(folder)
+    files = dict(manifest.files)
+    for name in ("unet/model.onnx", "unet/model_conditional.onnx"):
+        model = onnx.load(folder / name, load_external_data=False)
+        (folder / name).write_bytes(relowered(model, shipped()["tensorrt"]).SerializeToString())
+        files[name] = FileInfo(size=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+    write_manifest(manifest.model_copy(update={"files": files}), folder)
+
+
+def _keep_local_lambda(source: Path, folder: Path) -> None:
+    from moebius_export.precision.planning import Planner, PlanOptions
+    from moebius_export.precision.write import write_typed
+    from moebius_runtime.bundle import Bundle
+
+    bundle = Bundle.open(shutil.copytree(source, folder))
+    options = PlanOptions(pictures=1, steps=2, evaluations=6, samples=1, keep=("LocalLambda",))
+    plans = Planner(bundle, options, lambda what, done, total: None).run()
+    write_typed(bundle, plans, only=False, say=lambda what, done, total: None)
 
 
 def _made_once(folder: Path, make) -> Path:

@@ -39,6 +39,10 @@ def precision(
     extra_weights: Annotated[
         float, typer.Option(min=0, max=1, help="Share of bytes that weights kept in fp32 for their error may add.")
     ] = 0.01,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="LocalLambda: its nodes stay functions, for the TensorRT plugin (--target tensorrt, fp16)."),
+    ] = None,
     reapply: Annotated[
         bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; measure nothing.")
     ] = False,
@@ -50,12 +54,17 @@ def precision(
 
     Exit code 1 where `--vae fp16` or `--vae bf16` is not proven.
     """
+    from moebius_export.precision.kept import Keepable
     from moebius_export.precision.kinds import FloatType, LowType
     from moebius_export.precision.planning import PlanOptions
 
     for option, value, choices in (("--to", to, get_args(LowType)), ("--vae", vae, get_args(FloatType))):
         if value not in choices:
             raise InputError(f"{option} {value}: expected one of {', '.join(choices)}")
+    if keep is not None and keep not in get_args(Keepable):
+        raise InputError(f"--keep {keep}: expected {', '.join(get_args(Keepable))}")
+    if reapply and keep is not None:
+        raise InputError("--reapply takes the plans as they are, and they say what is kept: leave --keep out")
     if reapply and (data is not None or vae != "fp32"):
         raise InputError("--reapply takes the plans as they are: leave --data and --vae out, or edit the plans")
     options = PlanOptions(
@@ -68,6 +77,7 @@ def precision(
         error=error,
         evaluations=evaluations,
         extra_weights=extra_weights,
+        keep=(keep,) if keep is not None else (),  # type: ignore[arg-type]
     )
     type_bundle(bundle, options, only=only, reapply=reapply)
 

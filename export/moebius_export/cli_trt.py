@@ -72,6 +72,7 @@ def trt(
     force: Annotated[bool, typer.Option("--force", help="Build also what the forecast says cannot fit.")] = False,
 ) -> None:
     """Builds TensorRT engines of a bundle, with a passport that says where they belong."""
+    from moebius_export.plugins.local_lambda import enabled
     from moebius_export.trt.options import (
         Batches,
         BuildOptions,
@@ -102,6 +103,7 @@ def trt(
             tf32=tf32,
         ),
         force=force,
+        plugins=enabled(),
     )
     from moebius_runtime.devices import current_device
 
@@ -141,7 +143,7 @@ def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
             prepared[:] = prepared or [bars.add_task("prepare", total=None, phase="")]
             bars.update(prepared[0], phase=console.one_line(f"{graph}: {stage}")[:60])
 
-        bundle = ensure_precision(ensure_bundle(path, prepare), options.precision, options.graphs, prepare)
+        bundle = ensure_precision(ensure_bundle(path, prepare), options, prepare)
         for task in prepared:
             bars.update(task, total=100, completed=100, phase="done")
             bars.stop_task(task)

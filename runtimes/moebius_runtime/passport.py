@@ -94,7 +94,8 @@ class Passport(StrictModel):
         """The command that builds such engines again, without the bundle's name."""
         flag = {"fp32": "--fp32", "fp16": "--fp16", "bf16": "--bf16"}.get(self.precision, "--int8")
         where = "" if self.gpu else f" --sm {','.join(map(str, self.sm))}"
-        return f"moebius-export trt BUNDLE {flag} --backend {self.backend}{where}"
+        switch = "MOEBIUS_TRT_PLUGIN=1 " if self.flags.get("plugins") == "on" else ""
+        return f"{switch}moebius-export trt BUNDLE {flag} --backend {self.backend}{where}"
 
 
 def engine_file(graph: GraphName) -> str:

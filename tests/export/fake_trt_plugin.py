@@ -132,6 +132,36 @@ def module(version="10.9.0"):
     return trt, trtp
 
 
+def part_of(tensorrt):
+    """`tensorrt.plugin` of a module of tests/fakes/fake_tensorrt.py; a registration is noted in its `calls`."""
+    _, trtp = module(tensorrt.__version__)
+    kinds = {"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16"}
+    tensorrt.float32, tensorrt.float16, tensorrt.bfloat16 = "FP32", "FP16", "BF16"
+    register = trtp.register
+
+    def noted(plugin_id):
+        tensorrt.calls.append(("plugin.register", (plugin_id,)))
+        return register(plugin_id)
+
+    def compiled(plugin_id, tensors, fields):
+        """The kernels' names of a node. Of its attributes the plugin gets those that it named, typed as there."""
+        parameters = list(inspect.signature(trtp.plugins[plugin_id].describe).parameters.values())
+        names = [parameter.name for parameter in parameters]
+        attributes = {
+            parameter.name: np.array(fields[parameter.name])
+            if parameter.annotation is not int
+            else fields[parameter.name]
+            for parameter in parameters[len(tensors) :]
+        }
+        shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, tensors, strict=False)}
+        (kind,) = {kinds[tensor.dtype.name] for tensor in tensors}
+        return [kernel[0] for kernel in build(trtp, plugin_id, shapes, kind, attributes)[1].values()]
+
+    trtp.register, trtp.compiled = noted, compiled
+    tensorrt.plugin = trtp
+    return trtp
+
+
 def build(trtp, plugin_id, shapes, dtype, attributes):
     """(output, {tactic: (kernel name, PTX, launch, extra)}) of one node. shapes: of its inputs; -1 is the batch."""
     plugin = trtp.plugins[plugin_id]

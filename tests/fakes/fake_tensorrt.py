@@ -10,7 +10,10 @@ Every call is noted in `module.calls` as (name, arguments). What a test may set 
     build_error text that the builder logs before it returns nothing
     build_steps steps of the build's inner phase (20), `step_seconds` the time of each (0)
     on_step     called with (phase, step) before the monitor hears of a step
-Engines are b"FAKE" + JSON: {"onnx": path of the parsed file, "version": ..., "sm": [...], "stripped": ...}.
+    plugin      `tensorrt.plugin`, see tests/export/fake_trt_plugin.py: nodes of what is registered there become layers,
+                and their kernels are compiled when an engine is built
+Engines are b"FAKE" + JSON: {"onnx": path of the parsed file, "version": ..., "sm": [...], "stripped": ...}, and with
+plugins {"plugins": {node: [names of the kernels]}}.
 """
 
 from __future__ import annotations
@@ -158,6 +161,8 @@ class Builder(_Bound):
             "sm": config._targets() or [DEFAULT_SM],
             "stripped": config.get_flag(module.BuilderFlag.STRIP_PLAN),
         }
+        if network._plugins:
+            content["plugins"] = {node: module.plugin.compiled(*rest) for node, *rest in network._plugins}
         return HostMemory(b"FAKE" + json.dumps(content).encode())
 
 
@@ -346,6 +351,7 @@ class Network(_Bound):
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
         self._layers: list[Layer] = []
+        self._plugins: list[tuple[str, str, list[Tensor], dict[str, Any]]] = []
 
     num_inputs = property(lambda self: len(self._inputs))
     num_outputs = property(lambda self: len(self._outputs))
@@ -386,6 +392,13 @@ class ParserError(_Bound):
         return f"In node {self._node} with name: {self._name} and operator: {self._operator}: {self._desc}"
 
 
+def _plugin_id(module: Any, node: Any) -> str | None:
+    """The plugin that takes a node: registered under the namespace that the node names, which must be its domain."""
+    spaces = [attribute.s.decode() for attribute in node.attribute if attribute.name == "plugin_namespace"]
+    name = f"{spaces[0]}::{node.op_type}" if spaces == [node.domain] else None
+    return name if name in getattr(getattr(module, "plugin", None), "plugins", {}) else None
+
+
 class OnnxParser(_Bound):
     _fields = frozenset({"flags"})
 
@@ -400,9 +413,17 @@ class OnnxParser(_Bound):
 
     def parse_from_file(self, path: str) -> bool:
         self._module.calls.append(("parse_from_file", (path,)))
-        self._network._path = str(Path(path).resolve())
+        return self._parse(Path(path).read_bytes(), path)
+
+    def parse(self, model: bytes, path: str | None = None) -> bool:
+        """`path` is where the model's external weights lie, so it is a must for a model that has some."""
+        self._module.calls.append(("parse", (path,)))
+        return self._parse(model, path)
+
+    def _parse(self, content: bytes, path: str | None) -> bool:
+        self._network._path = str(Path(path).resolve()) if path else ""
         try:
-            self._errors = _read(self._module, self._network, path)
+            self._errors = _read(self._module, self._network, content, path)
         except Exception as error:
             self._errors = [ParserError(f"Failed to parse the ONNX model: {error}", -1, "", "")]
         for error in self._errors:
@@ -410,17 +431,19 @@ class OnnxParser(_Bound):
         return not self._errors
 
 
-def _read(module: Any, network: Network, path: str) -> list[ParserError]:
-    """Fills the network from an ONNX file, functions inlined; one error for each operator that nobody knows."""
+def _read(module: Any, network: Network, content: bytes, path: str | None) -> list[ParserError]:
+    """Fills the network from an ONNX model, functions inlined; one error for each operator that nobody knows."""
     import onnx
     from onnx import inliner, shape_inference
 
-    model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    model = inliner.inline_local_functions(onnx.load_model_from_string(content))
+    if path is None and any(tensor.external_data for tensor in model.graph.initializer):
+        return [ParserError("Failed to open the file of external weights", -1, "", "")]
     known = ("", "ai.onnx")
     errors = [
         ParserError(f"Plugin not found for {node.op_type}", index, node.name, node.op_type)
         for index, node in enumerate(model.graph.node)
-        if node.domain not in known
+        if node.domain not in known and _plugin_id(module, node) is None
     ]
     if errors:
         return errors
@@ -445,6 +468,9 @@ def _read(module: Any, network: Network, path: str) -> list[ParserError]:
     types: dict[str, Any] = {"Conv": module.LayerType.CONVOLUTION, "Constant": module.LayerType.CONSTANT}
     lost: Callable[[str], Tensor] = lambda name: tensor(name, (), onnx.TensorProto.FLOAT)  # noqa: E731
     for node in graph.node:
+        if (plugin := _plugin_id(module, node)) is not None:
+            fields = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            network._plugins.append((node.name, plugin, [tensors[name] for name in node.input], fields))
         network._layers.append(
             Layer(
                 node.name,

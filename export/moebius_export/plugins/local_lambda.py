@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from moebius_export.errors import ExportError
 from moebius_export.function_bodies import DOMAIN
-from moebius_export.plugins.ptx import compile_local_lambda, usable_tactics
+from moebius_export.plugins.ptx import check_compiler, compile_local_lambda, usable_tactics
 
 if TYPE_CHECKING:
     import onnx
@@ -45,6 +45,9 @@ def enabled() -> bool:
 def name_plugins(model: onnx.ModelProto) -> int:
     """Sets `plugin_namespace` of every LocalLambda node to its domain, in place; both name the plugin.
 
+    The function's body is taken out of the model. Parsers differ in which they prefer: the first of TensorRT 10 take
+    the body where there is one. Without it a plugin that is not found is an error, not another kernel.
+
     Returns:
         How many nodes there are.
 
@@ -66,11 +69,23 @@ def name_plugins(model: onnx.ModelProto) -> int:
         del node.attribute[:]
         node.attribute.extend([*kept, onnx.helper.make_attribute("plugin_namespace", DOMAIN)])
         count += 1
-    for function in model.functions:  # or the checker refuses an attribute that the function does not declare
-        ours = function.domain == DOMAIN and function.name == "LocalLambda"
-        if ours and "plugin_namespace" not in function.attribute:
-            function.attribute.append("plugin_namespace")
+    others = [one for one in model.functions if (one.domain, one.name) != (DOMAIN, "LocalLambda")]
+    del model.functions[:]
+    model.functions.extend(others)
     return count
+
+
+def check_version(trt: Any) -> None:
+    """Refuses a TensorRT (the module) that is too old for ahead-of-time plugins, by an `ExportError`."""
+    if tuple(int(part) for part in trt.__version__.split(".")[:2]) < _OLDEST:
+        raise _too_old(trt)
+
+
+def _too_old(trt: Any) -> ExportError:
+    return ExportError(
+        f"TensorRT {trt.__version__} has no ahead-of-time plugins; expected {_OLDEST[0]}.{_OLDEST[1]} or newer. "
+        f"Unset {SWITCH} to build with the function's body"
+    )
 
 
 def register(trt: Any, trtp: Any, sm: int) -> None:
@@ -81,14 +96,13 @@ def register(trt: Any, trtp: Any, sm: int) -> None:
         sm: compute capability of the GPU that the engine is for, without its point.
 
     Raises:
-        ExportError: this TensorRT has no ahead-of-time plugins, or the plugin is registered for another architecture.
+        ExportError: this TensorRT has no ahead-of-time plugins; the plugin is registered for another architecture, or
+            cannot be compiled for this one.
     """
-    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
-    if version < _OLDEST or not hasattr(trtp, "aot_impl"):
-        raise ExportError(
-            f"TensorRT {trt.__version__} has no ahead-of-time plugins; expected {_OLDEST[0]}.{_OLDEST[1]} or newer. "
-            f"Unset {SWITCH} to build with the function's body"
-        )
+    check_version(trt)
+    if not hasattr(trtp, "aot_impl"):
+        raise _too_old(trt)
+    check_compiler(sm)
     if trtp in _REGISTERED:
         if _REGISTERED[trtp] != sm:
             raise ExportError(

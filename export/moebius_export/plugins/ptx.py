@@ -37,7 +37,7 @@ def usable_tactics(size: tuple[int, int], heads: int, depth: int, reach: int, ki
     Raises:
         ExportError: Triton is not installed or cannot compile this, or there is none.
     """
-    _check_triton()
+    check_compiler(sm)
     from moebius.triton_kernel import block_choices
 
     numbers = range(1, len(block_choices(heads, depth, _itemsize(kind))) + 1)
@@ -67,7 +67,7 @@ def compile_local_lambda(
     Raises:
         ExportError: Triton is not installed, cannot compile this, or makes a kernel with more arguments.
     """
-    _check_triton()
+    check_compiler(sm)
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -77,10 +77,6 @@ def compile_local_lambda(
     choices = block_choices(heads, depth, _itemsize(kind))
     if not 1 <= tactic <= len(choices):
         raise ExportError(f"tactic {tactic} of LocalLambda: expected 1 to {len(choices)}")
-    if sm not in PTX_VERSIONS:
-        raise ExportError(
-            f"SM {sm}: LocalLambda as a plugin is compiled for {', '.join(map(str, PTX_VERSIONS))}; build without it"
-        )
     blocks = choices[tactic - 1]
     (height, width), what = size, f"LocalLambda {heads}x{depth} of {kind} for SM {sm}"
     constants = {
@@ -150,7 +146,12 @@ def _itemsize(kind: str) -> int:
     return 4 if kind == "fp32" else 2
 
 
-def _check_triton() -> None:
+def check_compiler(sm: int) -> None:
+    """Refuses where nothing can be compiled: `ExportError` without Triton, or for a GPU that is not known here."""
+    if sm not in PTX_VERSIONS:
+        raise ExportError(
+            f"SM {sm}: LocalLambda as a plugin is compiled for {', '.join(map(str, PTX_VERSIONS))}; build without it"
+        )
     try:
         import triton  # noqa: F401
     except ImportError as error:

@@ -102,7 +102,10 @@ class Chooser:
         computing = [node for node in self.graph.model.graph.node if self.graph.computes(node)]
         self.everything = [node.name for node in computing]
         self.open = [node.name for node in computing if node.name not in fixed]
-        self._macs = {cost.name: cost.macs / 1e9 for cost in node_costs(self.graph.model)}
+        self._macs: dict[str, float] = defaultdict(float)
+        for cost in node_costs(self.graph.model):  # those of a function's body are the call's
+            name = cost.name if cost.name in self.graph.nodes else cost.name.rpartition("/")[0]
+            self._macs[name] += cost.macs / 1e9
         self._readers = self._weights_by_node()
 
     def run(self, budget: float, evaluations: int) -> Choice:

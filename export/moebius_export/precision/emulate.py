@@ -27,14 +27,13 @@ def emulated(path: Path) -> onnx.ModelProto:
     Raises:
         ExportError: the file's types contradict each other.
     """
-    model = onnx.load(str(path), load_external_data=False)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    return emulated_model(model)
+    return emulated_model(onnx.load(str(path), load_external_data=False))
 
 
 def emulated_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """As `emulated`, of a model without functions."""
+    """As `emulated`, of a model in memory. Functions are inlined, so that each value of their bodies is rounded."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
     model = with_types(model)
     graph = model.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from moebius_export.errors import ExportError
 from moebius_export.precision.graph import Opened
+from moebius_export.precision.kept import Keepable
 from moebius_export.precision.kinds import FloatType
 from moebius_runtime.files import atomic_write, open_plain
 from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
@@ -70,7 +71,8 @@ class Plan(StrictModel):
     """The plan. `errors` are relative L2 errors of the graph's output in a run.
 
     `blunt`: everything in the lower type; `weights`: weights stored as planned, computed in float32; `rules`: the fixed
-    rules alone; `plan`: as planned; `budget`: what that was to be.
+    rules alone; `plan`: as planned; `budget`: what that was to be. `keep`: functions that stay functions in the file;
+    a node that calls one has one type.
     """
 
     schema_version: Literal[1] = 1
@@ -80,6 +82,7 @@ class Plan(StrictModel):
     weights_sha256: Sha256 | None
     measured: Measured
     limit: Annotated[float, Field(gt=0)]
+    keep: Annotated[tuple[Keepable, ...], Field(max_length=1)] = ()
     errors: dict[ShortText, _Size] = Field(default_factory=dict)
     parts: list[Part] = Field(default_factory=list)
     nodes: dict[_Name, NodeType]

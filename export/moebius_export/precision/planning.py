@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,13 +10,14 @@ from types import MappingProxyType
 from moebius_export.errors import PrecisionError
 from moebius_export.precision.choose import EXTRA_WEIGHTS, Choice, Chooser, module_path, node_kind
 from moebius_export.precision.graph import Opened, Weights, opened
+from moebius_export.precision.kept import Keepable, calls_of, check_kept, folded
 from moebius_export.precision.kinds import FloatType, LowType
 from moebius_export.precision.measure import Say, Trajectories, follow
 from moebius_export.precision.plan import Measured, NodeType, Part, Plan, WeightType
 from moebius_export.precision.ranges import Ranges
 from moebius_export.precision.rules import fixed_reasons, keep_vectors, limit_of, overflowing_weights, weight_types
 from moebius_export.precision.trials import Trials
-from moebius_export.scenes import scenes_of
+from moebius_export.scenes import Scene, scenes_of
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.manifest import GraphName
 
@@ -44,6 +45,7 @@ class PlanOptions:
             type's of `ERROR`. What storing the weights in less costs comes on top.
         evaluations: trials of single parts.
         extra_weights: share of the weights' bytes that those stored in float32 for their error may add.
+        keep: functions that stay functions in the typed files, for a plugin; their nodes have one type each.
     """
 
     to: LowType = "fp16"
@@ -56,6 +58,7 @@ class PlanOptions:
     error: float | None = None
     evaluations: int = 32
     extra_weights: float = EXTRA_WEIGHTS
+    keep: tuple[Keepable, ...] = ()
 
 
 class Planner:
@@ -67,7 +70,8 @@ class Planner:
         self.paths: dict[GraphName, Path] = {}
         for name in bundle.manifest.graphs:
             self.paths[name] = bundle.model_file(name)
-            self.graphs[name] = Opened(opened(self.paths[name]))
+            self.graphs[name] = Opened(opened(self.paths[name], options.keep))
+        check_kept(self.graphs.values(), options.keep, options.to)
 
     def run(self) -> dict[GraphName, Plan]:
         """A plan for every graph.
@@ -79,16 +83,25 @@ class Planner:
         options = self.options
         scenes = scenes_of(self.bundle.manifest, options.steps, options.pictures, options.seed, options.data)
         watched: list[GraphName] = ["unet", *(VAE_GRAPHS if options.vae != "fp32" else ())]
-        seen = follow(self.bundle, {name: self.graphs[name] for name in watched}, scenes, True, self._say)
+        seen = self._follow(watched, scenes, guided=True)
         plans: dict[GraphName, Plan] = {}
         plans["unet"], choice = self._unet(seen)
         if "unet_conditional" in self.graphs:
-            graph = self.graphs["unet_conditional"]
-            alone = follow(self.bundle, {"unet_conditional": graph}, scenes[:1], False, self._say)
+            alone = self._follow(["unet_conditional"], scenes[:1], guided=False)
             plans["unet_conditional"] = self._conditional(alone, choice, plans["unet"].weights)
         for name in VAE_GRAPHS:
             plans[name] = self._vae(name, seen)
         return {name: plans[name] for name in self.bundle.manifest.graphs}
+
+    def _follow(self, watched: list[GraphName], scenes: Sequence[Scene], *, guided: bool) -> Trajectories:
+        """Ranges of these graphs; where functions are kept, of all that their bodies make."""
+        keep = self.options.keep
+        inside = {name: self.graphs[name] for name in watched}
+        kept = [name for name in watched if calls_of(self.graphs[name], keep)]
+        inside |= {name: Opened(opened(self.paths[name])) for name in kept}
+        seen = follow(self.bundle, inside, scenes, guided, self._say)
+        seen.ranges |= {name: folded(seen.ranges[name], self.graphs[name], keep) for name in kept}
+        return seen
 
     def _unet(self, seen: Trajectories) -> tuple[Plan, Choice]:
         name: GraphName = "unet"
@@ -207,6 +220,7 @@ class Planner:
                 data="drawn" if options.data is None else "given pictures",
             ),
             limit=limit_of(kind),
+            keep=tuple(kept for kept in options.keep if calls_of(graph, (kept,))),
             errors={what: min(error, _LARGE) for what, error in choice.errors.items()},
             parts=[
                 Part(

@@ -17,10 +17,10 @@ _MARK = "observed/"
 
 @dataclass
 class Ranges:
-    """Largest absolute value, and root mean square over all runs, of each value that was observed."""
+    """Largest absolute value of each value that was observed, and the sum over all runs of its mean square."""
 
     largest: dict[str, float] = field(default_factory=dict)
-    _squares: dict[str, float] = field(default_factory=dict)
+    squares: dict[str, float] = field(default_factory=dict)
     runs: int = 0
 
     def add(self, outputs: Mapping[str, np.ndarray]) -> None:
@@ -37,11 +37,11 @@ class Ranges:
             if not np.isfinite(found).all():
                 raise ExportError(f"{value} is not finite in float32; these weights or pictures prove nothing")
             self.largest[value] = max(self.largest.get(value, 0.0), abs(float(low)), abs(float(high)))
-            self._squares[value] = self._squares.get(value, 0.0) + float(mean_square)
+            self.squares[value] = self.squares.get(value, 0.0) + float(mean_square)
 
     def rms(self, name: str) -> float:
         """Root mean square over all runs."""
-        return float(np.sqrt(self._squares[name] / self.runs))
+        return float(np.sqrt(self.squares[name] / self.runs))
 
 
 def observed(graph: Opened) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from pathlib import Path
 from moebius_export.errors import ExportError
 from moebius_export.placing import placed_whole
 from moebius_export.precision.graph import Opened, Weights, opened
+from moebius_export.precision.kept import check_kept
 from moebius_export.precision.measure import Say
 from moebius_export.precision.plan import Plan, read_plan, write_plan
 from moebius_export.precision.typed import typed
@@ -68,8 +69,9 @@ def write_typed(bundle: Bundle, plans: Mapping[GraphName, Plan], *, only: bool, 
         OutputError: the bundle cannot be written.
     """
     (precision,) = {plan.precision for plan in plans.values()}
-    graphs = {name: Opened(opened(bundle.model_file(name))) for name in plans}
+    graphs = {name: Opened(opened(bundle.model_file(name), plan.keep)) for name, plan in plans.items()}
     for name, plan in plans.items():
+        check_kept([graphs[name]], plan.keep, plan.precision)
         plan.check(graphs[name])
     with placed_whole(bundle.path) as folder:
         files = _linked(bundle, folder, precision, only)

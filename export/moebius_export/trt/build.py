@@ -20,6 +20,7 @@ from moebius_export.trt.forecast import Forecast, graph_needs
 from moebius_export.trt.library import Library, find_library
 from moebius_export.trt.monitor import Phases
 from moebius_export.trt.options import Batches, BuildOptions, Tuning
+from moebius_export.trt.plugged import switch_on, taken_by_plugins
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, OutputError
 from moebius_runtime.files import atomic_write, check_writable, open_plain, sha256_file
@@ -73,13 +74,15 @@ def build_engines(bundle: Bundle, options: BuildOptions, device: Device | None, 
 
     library = find_library(options.backend, bool(options.sms), note)
     targets = check_options(options, library, device, note)
+    if options.plugins:
+        switch_on(options, library, targets)
     profiles = {graph: _profile(bundle.graph(graph), options.batches, note) for graph in options.graphs}
     paths = {}
     for graph in options.graphs:
         report(Step(graph, "hash", None))
         paths[graph] = bundle.model_file(graph, options.precision)
     cache = _timing_cache(options.tuning, library, note)
-    builder = EngineBuilder(library)
+    builder = EngineBuilder(library, options.plugins)
     here = device.name if device and not options.sms else f"sm{'+'.join(map(str, targets))}"
     out = bundle.path / ENGINES / folder_name(here, library.backend, library.version, options.precision)
     forecast = _forecast(builder, options, paths, profiles, device, report)
@@ -217,11 +220,12 @@ def _forecast(
     report: Report,
 ) -> Forecast:
     """Reads every graph once, so that a graph that is not understood is known before anything is built."""
-    needs = []
+    needs, plugins = [], dict[GraphName, int]()
     for graph, path in paths.items():
         report(Step(graph, "forecast", None))
         largest = {name: [int(size) for size in range_.max] for name, range_ in profiles[graph].items()}
         parsed = builder.parse(path, largest)
+        plugins[graph] = parsed.plugins
         try:
             weights = tensor_bytes(path)
         except ValueError as error:
@@ -229,6 +233,8 @@ def _forecast(
         batch = next(iter(largest.values()))[0]
         needs.append(graph_needs(graph, parsed.network, weights, 2 * batch))  # the U-Net makes two branches of each
         del parsed
+    if options.plugins:
+        report(Note(taken_by_plugins(plugins, options.precision)))
     free, name = (device.free_memory, device.name) if device and not options.sms else (None, None)
     return Forecast(tuple(needs), options.tuning.workspace, free, name)
 
@@ -293,6 +299,7 @@ def _passport(
             "version_compatible": word(tuning.version_compatible),
             "strip_weights": word(tuning.strip_weights),
             "tf32": word(tuning.tf32),
+            "plugins": word(options.plugins),
         },
         engines=engines,
     )

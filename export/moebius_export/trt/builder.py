@@ -17,6 +17,7 @@ from moebius_export.trt.checks import LEVELS
 from moebius_export.trt.library import Library
 from moebius_export.trt.monitor import Messages, Phases, logger_for, monitor_for
 from moebius_export.trt.options import Tuning
+from moebius_export.trt.plugged import named
 from moebius_runtime.errors import RuntimeUnavailableError
 from moebius_runtime.passport import Range
 
@@ -43,21 +44,30 @@ class Cancelled(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Parsed:
-    """A network. The parser is kept beside it: until the engine is built, the network's weights are the parser's."""
+    """A network. The parser is kept beside it: until the engine is built, the network's weights are the parser's.
+
+    `plugins` counts the nodes that are plugins.
+    """
 
     network: Any
     parser: Any
+    plugins: int = 0
 
 
 class EngineBuilder:
     """Parses and builds graphs with one library.
 
+    Args:
+        library: what parses and builds.
+        plugins: nodes that our plugins exist for are named as these, which must be registered before.
+
     Raises:
         RuntimeUnavailableError: the library makes no builder, which for TensorRT means that there is no GPU.
     """
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, plugins: bool = False) -> None:
         self.library = library
+        self._plugins = plugins
         self.messages = Messages()
         self._logger = logger_for(library.module, self.messages)
         try:
@@ -70,7 +80,7 @@ class EngineBuilder:
             ) from error
 
     def parse(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Parsed:
-        """Reads an ONNX file, its functions inlined.
+        """Reads an ONNX file, its functions inlined but for those that are plugins.
 
         Args:
             path: of the file; its weights lie beside it.
@@ -78,12 +88,15 @@ class EngineBuilder:
 
         Raises:
             ParseError: the parser does not take it.
+            ExportError: a node does not have the inputs that its plugin takes.
         """
         module = self.library.module
         typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = self._builder.create_network(0 if typed is None else 1 << int(typed))
         parser = module.OnnxParser(network, self._logger)
-        if not parser.parse_from_file(str(path)):
+        count, content = named(path) if self._plugins else (0, b"")
+        # The path says where the weights of a file in memory lie.
+        if not (parser.parse(content, str(path)) if count else parser.parse_from_file(str(path))):
             problems = [_problem(path, parser.get_error(index)) for index in range(parser.num_errors)]
             version = f"{self.library.backend} {self.library.version}"
             raise ParseError(path, problems or [self.messages.last], version)
@@ -91,7 +104,7 @@ class EngineBuilder:
             tensor = network.get_input(index)
             if shapes and tensor.name in shapes:
                 tensor.shape = tuple(shapes[tensor.name])
-        return Parsed(network, parser)
+        return Parsed(network, parser, count)
 
     def build(
         self,

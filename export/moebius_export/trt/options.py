@@ -68,7 +68,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """One call of `moebius-export trt`. `sms` are compute capabilities such as 86; empty for the GPU that is here."""
+    """One call of `moebius-export trt`. `sms` are compute capabilities such as 86; empty for the GPU that is here.
+
+    `plugins`: nodes that our plugins exist for are theirs, see `moebius_export.trt.plugged`.
+    """
 
     precision: Precision
     backend: EngineBackend | None = None
@@ -77,6 +80,7 @@ class BuildOptions:
     batches: Batches = field(default_factory=Batches)
     tuning: Tuning = field(default_factory=Tuning)
     force: bool = False
+    plugins: bool = False
 
 
 def parse_size(text: str) -> int:

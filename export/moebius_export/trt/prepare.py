@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moebius_export.errors import ExportError
+from moebius_export.trt.options import BuildOptions
 from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import MANIFEST_NAME, GraphName, Precision
+from moebius_runtime.manifest import MANIFEST_NAME
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 
@@ -36,28 +37,27 @@ def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
     return Bundle.open(path)
 
 
-def ensure_precision(
-    bundle: Bundle, precision: Precision, graphs: tuple[GraphName, ...], progress: Callable[[str, str], None]
-) -> Bundle:
-    """The bundle, holding the graphs' files in that precision; fp16 and bf16 are typed here where they are missing.
+def ensure_precision(bundle: Bundle, options: BuildOptions, progress: Callable[[str, str], None]) -> Bundle:
+    """The bundle, holding the graphs' files in the precision; fp16 and bf16 are typed here where they are missing.
 
     Args:
         bundle: as it is.
-        precision: of the engines.
-        graphs: those to build.
+        options: which precision and graphs; with plugins, the nodes that these take stay functions.
         progress: told (graph, stage) where files have to be made.
 
     Raises:
         BundleError: the bundle has no such graph.
         ExportError: files of that precision are missing, and cannot be made here.
     """
-    missing = [graph for graph in graphs if precision not in bundle.graph(graph).files]
+    precision = options.precision
+    missing = [graph for graph in options.graphs if precision not in bundle.graph(graph).files]
     if not missing:
         return bundle
     what = f"{bundle.path / MANIFEST_NAME}: no {precision} file of {', '.join(missing)}"
     if precision not in ("fp16", "bf16"):
         raise ExportError(f"{what}. The bundle holds {', '.join(bundle.graph(missing[0]).files)}: take one of these.")
     try:
+        from moebius_export.precision.kept import Keepable
         from moebius_export.precision.planning import Planner, PlanOptions
         from moebius_export.precision.write import write_typed
     except ModuleNotFoundError as error:
@@ -69,5 +69,6 @@ def ensure_precision(
     def say(stage: str, done: int, total: int) -> None:
         progress("precision", f"{stage}: {done} of {total}" if total else stage)
 
-    write_typed(bundle, Planner(bundle, PlanOptions(to=precision), say).run(), only=False, say=say)
+    keep: tuple[Keepable, ...] = ("LocalLambda",) if options.plugins else ()
+    write_typed(bundle, Planner(bundle, PlanOptions(to=precision, keep=keep), say).run(), only=False, say=say)
     return Bundle.open(bundle.path)

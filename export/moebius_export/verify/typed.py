@@ -108,7 +108,8 @@ def _weights_check(subject: str, bundle: Bundle, graph: GraphName, path: Path, f
         words = "the bundle has no fp32 file to compare with: they are judged by the output alone"
         return Check("weights", subject, name, "note", detail=words)
     source = bundle.model_file(graph)
-    original, there = Opened(opened(source)), Weights(source.parent)
+    kept = [function.name for function in file.model.functions]
+    original, there = Opened(opened(source, kept)), Weights(source.parent)
     stored = Weights(path.parent)
     wrong = []
     for weight, tensor in file.stored.items():

@@ -15,22 +15,33 @@ import pytest
 from moebius_runtime.passport import Device
 
 FAKE = Path(__file__).parents[2] / "fakes" / "fake_tensorrt.py"
+FAKE_PLUGIN = Path(__file__).parents[1] / "fake_trt_plugin.py"
 
 
 @pytest.fixture(scope="session")
 def make_module() -> Callable[..., Any]:
     """make_module("10.3.0") or make_module("1.7.1", rtx=True): see tests/fakes/fake_tensorrt.py."""
-    spec = importlib.util.spec_from_file_location("fake_tensorrt", FAKE)
+    return _loaded(FAKE).make_module
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Any:
+    """tests/export/fake_trt_plugin.py."""
+    return _loaded(FAKE_PLUGIN)
+
+
+def _loaded(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.make_module
+    return module
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch, make_module: Callable[..., Any]) -> Callable[..., Any]:
-    """install("10.3.0"): the only TensorRT here is that version; install() leaves none."""
+def install(monkeypatch: pytest.MonkeyPatch, make_module: Callable[..., Any], plugins: Any) -> Callable[..., Any]:
+    """install("10.3.0"): the only TensorRT here is that version, with its plugins; install() leaves none."""
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
 
@@ -39,6 +50,9 @@ def install(monkeypatch: pytest.MonkeyPatch, make_module: Callable[..., Any]) ->
             return None
         module = make_module(version, rtx)
         monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.delitem(sys.modules, "tensorrt.plugin", raising=False)
+        if not rtx and tuple(int(part) for part in version.split(".")[:2]) >= (10, 6):
+            monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugins.part_of(module))
         return module
 
     return put

@@ -82,6 +82,7 @@ def test_the_flags_reach_the_builder(install, bundle, trt, device):
         "version_compatible": "on",
         "strip_weights": "on",
         "tf32": "on",
+        "plugins": "off",
     }
 
 
