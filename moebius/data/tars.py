@@ -131,7 +131,7 @@ def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, group: _Gro
     if not suffix.endswith(SUFFIXES) and suffix != ".json":
         return
     limit = MAX_LINE if suffix == ".json" else MAX_BYTES
-    if not member.isreg():
+    if not member.isreg() or member.issparse():  # a sparse one is as large as it claims to be
         group.broken = f"its member {suffix} is not a plain file"
     elif member.size > limit:
         group.broken = f"the {member.size} bytes of its member {suffix} are over {limit}"
