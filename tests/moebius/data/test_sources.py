@@ -211,6 +211,7 @@ def test_photographs():
     assert not set(names(train)) & set(names(held_out))
     assert {photograph.file for photograph in PHOTOGRAPHS} == set(names(train)) | set(names(held_out))
     assert len({photograph.sha256 for photograph in PHOTOGRAPHS}) == len(PHOTOGRAPHS) == 11
+    assert {"chelsea.png", "coffee.png"} < set(names(held_out))  # the golden files and the demo show them
     assert len(held_out) == 3
     for source in (train, held_out):
         for entry in source.entries(0, 0):
