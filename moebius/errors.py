@@ -23,3 +23,16 @@ class CheckpointError(ValueError):
     def __init__(self, message: str) -> None:
         """Keep `message`, brought to one line."""
         super().__init__(one_line(message))
+
+
+class DataError(ValueError):
+    """Training data that cannot be used, or settings for it that make no sense.
+
+    The message is one line: received, expected, what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        """Keep `message`, brought to one line."""
+        super().__init__(one_line(message))

@@ -3,7 +3,8 @@
 MAT: Li, Lin, Zhou, Qi, Wang and Jia, "MAT: Mask-Aware Transformer for Large Hole Image Inpainting" (CVPR 2022): brush
 strokes with sharp turns and rectangles, large or small. LaMa: Suvorov et al., "Resolution-robust Large Mask Inpainting
 with Fourier Convolutions" (WACV 2022): polylines or boxes, thick, medium or thin, at most half of the picture. Both are
-drawn here with the settings that their authors publish for 512 pixels; lengths scale with the size. The 40-50 % set
+drawn here with the settings that their authors publish for 512 pixels; lengths scale with the size. LaMa's kind of
+mask also serves in training, so `moebius.data.masks` draws it. The 40-50 % set
 keeps those of MAT's large masks whose hole covers that much.
 """
 
@@ -16,17 +17,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from moebius.data.masks import REFERENCE_SIDE, Mask, Point, Rng, StrokeSettings, brush, stroke_mask
 from moebius_runtime.errors import InputError
 from moebius_runtime.files import atomic_write
 
-Mask = npt.NDArray[np.bool_]
-Rng = np.random.Generator
-Point = tuple[float, float]
-
-_REFERENCE = 512  # pixels that the published settings are for
 _TRIES = 10_000
 
 
@@ -39,22 +35,10 @@ class MatSettings:
     strokes: int
 
 
-@dataclass(frozen=True)
-class LamaSettings:
-    """Bounds at 512 pixels: polylines (number, width, length of a segment) and boxes (number, side, margin)."""
-
-    lines: tuple[int, int]
-    width: int
-    length: int
-    boxes: tuple[int, int] = (0, 0)
-    box_side: tuple[int, int] = (0, 0)
-    margin: int = 0
-
-
 _MAT_LARGE, _MAT_SMALL = MatSettings(5, 3, 9), MatSettings(3, 2, 4)
-_LAMA_THICK = LamaSettings((1, 5), 250, 450, (1, 4), (30, 300), 10)
-_LAMA_MEDIUM = LamaSettings((4, 10), 100, 200, (1, 5), (30, 150), 0)
-_LAMA_THIN = LamaSettings((4, 70), 20, 100)
+_LAMA_THICK = StrokeSettings((1, 5), 250, 450, (1, 4), (30, 300), 10)
+_LAMA_MEDIUM = StrokeSettings((4, 10), 100, 200, (1, 5), (30, 150), 0)
+_LAMA_THIN = StrokeSettings((4, 70), 20, 100)
 
 
 def mat_mask(rng: Rng, size: int, settings: MatSettings) -> Mask:
@@ -85,45 +69,7 @@ def _zigzag(rng: Rng, draw: ImageDraw.ImageDraw, size: int) -> None:
         length = float(np.clip(rng.normal(mean, mean // 2), 0, 2 * mean))
         x, y = points[-1][0] + length * math.cos(angle), points[-1][1] + length * math.sin(angle)
         points.append((float(np.clip(x, 0, size)), float(np.clip(y, 0, size))))
-    _brush(draw, points, round(rng.uniform(12, 48) * size / _REFERENCE))
-
-
-def lama_mask(rng: Rng, size: int, settings: LamaSettings) -> Mask:
-    """One of LaMa's masks: polylines, or, three times in thirteen where the set has them, boxes."""
-    scale = size / _REFERENCE
-    picture = Image.new("1", (size, size))
-    draw = ImageDraw.Draw(picture)
-    if settings.boxes[1] and rng.random() < 0.3 / 1.3:
-        margin = round(settings.margin * scale)
-        low, high = (round(side * scale) for side in settings.box_side)
-        for _ in range(rng.integers(settings.boxes[0], settings.boxes[1] + 1)):
-            width, height = (int(side) for side in rng.integers(low, high + 1, size=2))
-            x = int(rng.integers(margin, size - margin - width + 1))
-            y = int(rng.integers(margin, size - margin - height + 1))
-            draw.rectangle((x, y, x + width - 1, y + height - 1), fill=1)
-        return np.asarray(picture)
-    for index in range(int(rng.integers(settings.lines[0], settings.lines[1] + 2))):
-        point: Point = (float(rng.integers(size)), float(rng.integers(size)))
-        for _ in range(rng.integers(1, 6)):
-            angle = (0.01 + float(rng.integers(4))) * (-1 if index % 2 == 0 else 1)
-            length = (10 + float(rng.integers(settings.length))) * scale
-            end = (
-                float(np.clip(point[0] + length * math.sin(angle), 0, size)),
-                float(np.clip(point[1] + length * math.cos(angle), 0, size)),
-            )
-            thickness = (5 + float(rng.integers(settings.width))) * scale
-            _brush(draw, [point, end], round(thickness) + 1)  # OpenCV's lines, of the original, are that wide
-            point = end
-    return np.asarray(picture)
-
-
-def _brush(draw: ImageDraw.ImageDraw, points: list[Point], width: int) -> None:
-    """A polyline with round ends and joints."""
-    width = max(width, 1)
-    draw.line(points, fill=1, width=width)
-    radius = width / 2
-    for x, y in points:
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
+    brush(draw, points, round(rng.uniform(12, 48) * size / REFERENCE_SIDE))
 
 
 @dataclass(frozen=True)
@@ -138,9 +84,9 @@ class MaskSet:
 SETS = {
     "mat-large": MaskSet(partial(mat_mask, settings=_MAT_LARGE), most=1 - 1e-9),
     "mat-small": MaskSet(partial(mat_mask, settings=_MAT_SMALL), most=1 - 1e-9),
-    "lama-thick": MaskSet(partial(lama_mask, settings=_LAMA_THICK), most=0.5),
-    "lama-medium": MaskSet(partial(lama_mask, settings=_LAMA_MEDIUM), most=0.5),
-    "lama-thin": MaskSet(partial(lama_mask, settings=_LAMA_THIN), most=0.5),
+    "lama-thick": MaskSet(partial(stroke_mask, settings=_LAMA_THICK), most=0.5),
+    "lama-medium": MaskSet(partial(stroke_mask, settings=_LAMA_MEDIUM), most=0.5),
+    "lama-thin": MaskSet(partial(stroke_mask, settings=_LAMA_THIN), most=0.5),
     "ratio-40-50": MaskSet(partial(mat_mask, settings=_MAT_LARGE), least=0.4, most=0.5),
 }
 
