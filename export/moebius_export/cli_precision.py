@@ -15,6 +15,7 @@ from moebius_runtime.errors import InputError
 from moebius_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
+    from moebius_export.precision.entering import ErrorReport
     from moebius_export.precision.plan import Plan
     from moebius_export.precision.planning import PlanOptions
 
@@ -49,6 +50,10 @@ def precision(
     only: Annotated[
         bool, typer.Option("--only", help="Leave the files of other precisions out of the bundle afterwards.")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Compare the typed files with the fp32 files module by module, and write it here as JSON."),
+    ] = None,
 ) -> None:
     """Records ranges on real trajectories, plans which layers keep float32, and writes typed files into the bundle.
 
@@ -57,6 +62,7 @@ def precision(
     from moebius_export.precision.kept import Keepable
     from moebius_export.precision.kinds import FloatType, LowType
     from moebius_export.precision.planning import PlanOptions
+    from moebius_runtime.files import check_writable
 
     for option, value, choices in (("--to", to, get_args(LowType)), ("--vae", vae, get_args(FloatType))):
         if value not in choices:
@@ -65,7 +71,13 @@ def precision(
         raise InputError(f"--keep {keep}: expected {', '.join(get_args(Keepable))}")
     if reapply and keep is not None:
         raise InputError("--reapply takes the plans as they are, and they say what is kept: leave --keep out")
-    if reapply and (data is not None or vae != "fp32"):
+    if report is not None:
+        if only:
+            raise InputError(
+                "--report compares with the fp32 files, which --only leaves out: run it without --only first"
+            )
+        check_writable(report)
+    if reapply and ((data is not None and report is None) or vae != "fp32"):
         raise InputError("--reapply takes the plans as they are: leave --data and --vae out, or edit the plans")
     options = PlanOptions(
         to=to,  # type: ignore[arg-type]
@@ -79,14 +91,18 @@ def precision(
         extra_weights=extra_weights,
         keep=(keep,) if keep is not None else (),  # type: ignore[arg-type]
     )
-    type_bundle(bundle, options, only=only, reapply=reapply)
+    type_bundle(bundle, options, only=only, reapply=reapply, report=report)
 
 
-def type_bundle(path: Path, options: PlanOptions, *, only: bool = False, reapply: bool = False) -> Manifest:
+def type_bundle(
+    path: Path, options: PlanOptions, *, only: bool = False, reapply: bool = False, report: Path | None = None
+) -> Manifest:
     """Types a bundle's graphs, with progress on the terminal, and prints what came of it.
 
+    `report` is where the errors of modules are written, see `moebius_export.precision.entering`; None measures none.
     Errors as `moebius_export.precision.planning.Planner.run` and `moebius_export.precision.write.write_typed`.
     """
+    from moebius_export.precision.entering import measure_errors, write_report
     from moebius_export.precision.planning import Planner
     from moebius_export.precision.write import plans_of, write_typed
     from moebius_runtime.bundle import Bundle
@@ -99,6 +115,7 @@ def type_bundle(path: Path, options: PlanOptions, *, only: bool = False, reapply
 
         plans = plans_of(bundle, options.to) if reapply else Planner(bundle, options, say).run()
         manifest = write_typed(bundle, plans, only=only, say=say)
+        errors = None if report is None else measure_errors(Bundle.open(path), options, say)
     console.out.print(plan_table(plans.values()))
     for plan in plans.values():
         if "budget" in plan.errors and plan.errors["plan"] > plan.errors["budget"]:
@@ -106,6 +123,14 @@ def type_bundle(path: Path, options: PlanOptions, *, only: bool = False, reapply
                 f"{plan.graph}: the plan's error {plan.errors['plan']:.1e} is over its budget "
                 f"{plan.errors['budget']:.1e}; give more --evaluations, or a larger --error"
             )
+        if not reapply and plan.graph == "unet" and plan.measured.pictures < options.pictures:
+            console.warn(
+                f"{options.data} holds {plan.measured.pictures} pictures, fewer than --pictures {options.pictures}"
+            )
+    if report is not None and errors is not None:
+        write_report(errors, report)
+        console.out.print(error_table(errors))
+        console.out.print(f"{report}: every module's error")
     files = [graph.files[options.to] for graph in manifest.graphs.values()]
     typed = sum(manifest.files[name].size for name in {name for file in files for name in file.paths})
     size = sum(file.size for file in manifest.files.values())
@@ -129,4 +154,18 @@ def plan_table(plans: Iterable[Plan]) -> Table:
             *(f"{plan.errors[name]:.1e}" if name in plan.errors else "" for name in ("blunt", "plan")),
             ", ".join(f"{reason} {count}" for reason, count in why.most_common()),
         )
+    return table
+
+
+def error_table(report: ErrorReport, rows: int = 8) -> Table:
+    """The modules that add most error by themselves, in order, and what comes out of each graph at its end."""
+    table = Table("graph", "module", "type", box=None, header_style="bold")
+    for heading in ("own error", "so far"):
+        table.add_column(heading, justify="right")
+    for graph, modules in report.graphs.items():
+        worst = sorted(modules, key=lambda row: -row.own)[:rows]
+        for row in modules:  # in the graph's order
+            if row in worst or row is modules[-1]:
+                end = " (output)" if row is modules[-1] else ""
+                table.add_row(graph, f"{row.module}{end}", row.type, f"{row.own:.1e}", f"{row.error:.1e}")
     return table

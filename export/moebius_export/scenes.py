@@ -11,8 +11,9 @@ import numpy.typing as npt
 from moebius_export.errors import ExportError
 from moebius_runtime import regions
 from moebius_runtime.batch import plan_jobs
+from moebius_runtime.errors import InputError
 from moebius_runtime.manifest import Manifest
-from moebius_runtime.masks import BoolArray, load_mask
+from moebius_runtime.masks import BoolArray, mask_from_picture
 from moebius_runtime.pictures import load_picture
 from moebius_runtime.pipeline import InpaintOptions
 from moebius_runtime.schedule import initial_noise
@@ -57,12 +58,13 @@ def scenes_of(manifest: Manifest, steps: int, count: int, seed: int, data: Path 
     Args:
         manifest: of the bundle that will run them.
         steps: inference steps of each.
-        count: how many.
+        count: how many; fewer where `data` holds fewer.
         seed: the first.
         data: a folder with the folders `images` and `masks`, whose files are paired by stem.
 
     Raises:
-        InputError: a picture without a mask, or one that cannot be read.
+        InputError: a picture without a mask, one that cannot be read, a mask of another size than its picture, or one
+            that marks nothing or everything.
         ExportError: `data` has not these folders.
     """
     scenes = [seeded_scene(manifest, steps, seed + index) for index in range(count)]
@@ -75,10 +77,14 @@ def scenes_of(manifest: Manifest, steps: int, count: int, seed: int, data: Path 
     found = []
     for job, scene in zip(jobs, scenes, strict=False):
         picture = load_picture(job.image)
-        mask = load_mask(job.mask, picture.shape)
-        crop = regions.whole_crop(picture.shape, size)
+        mask = mask_from_picture(load_picture(job.mask), picture.shape, name=str(job.mask), hints=False)
+        crop = regions.whole_crop(picture.shape, size, f"{job.image}: use a picture that is less long")
         part = picture.part(regions.window(crop, picture.shape))
         rgb = regions.to_network(part.to_rgb(), crop, picture.shape, size)
         hole = regions.mask_to_network(mask, crop, picture.shape, size)
+        if hole.all():
+            raise InputError(
+                f"{job.mask} marks every pixel once it has the network's {size}x{size}; mark less of the picture."
+            )
         found.append(replace(scene, picture=rgb, mask=hole))
     return found

@@ -36,6 +36,7 @@ def mask_from_picture(
     dilate: int = 0,
     resize: bool = False,
     name: str = "the mask",
+    hints: bool = True,
 ) -> BoolArray:
     """White fills: grey of 0.5 and more is True; then `invert`, then growth by `dilate` pixels.
 
@@ -50,6 +51,7 @@ def mask_from_picture(
         dilate: pixels to grow by in each direction, diagonally too.
         resize: bring a mask of another size to `size`, by nearest neighbour.
         name: what error messages call it.
+        hints: error messages name the options of `moebius-inpaint` that help.
 
     Raises:
         InputError: another size without `resize`, a transparent mask of unclear meaning, or a mask that marks
@@ -60,7 +62,7 @@ def mask_from_picture(
     if picture.shape != size and not resize:
         raise InputError(
             f"{name} is {picture.shape[1]}x{picture.shape[0]} pixels and the picture {size[1]}x{size[0]}; "
-            "they must agree. Use --resize-mask to fit the mask to the picture."
+            f"they must agree.{' Use --resize-mask to fit the mask to the picture.' if hints else ''}"
         )
     grey = _grey(picture)
     mask = grey >= _HALF
@@ -77,11 +79,12 @@ def mask_from_picture(
     if dilate:
         mask = _dilated(mask, dilate)
     if not mask.any():
-        raise InputError(f"{name} marks no pixel; white marks what to fill. Use --invert-mask if black does.")
+        advice = " Use --invert-mask if black does." if hints else ""
+        raise InputError(f"{name} marks no pixel; white marks what to fill.{advice}")
     if mask.all():
+        advice = " Use --invert-mask if black does, or a smaller --mask-dilate." if hints else ""
         raise InputError(
-            f"{name} marks every pixel, which leaves nothing to fill from; white marks what to fill. Use "
-            "--invert-mask if black does, or a smaller --mask-dilate."
+            f"{name} marks every pixel, which leaves nothing to fill from; white marks what to fill.{advice}"
         )
     return mask
 

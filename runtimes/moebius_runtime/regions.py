@@ -84,8 +84,10 @@ def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
     return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
-def whole_crop(shape: tuple[int, int], size: int = 512) -> Crop:
+def whole_crop(shape: tuple[int, int], size: int = 512, advice: str = "Use --fit crop") -> Crop:
     """The square around a whole picture of `shape` (height, width), which lies in its middle.
+
+    `advice` says in an error what to do.
 
     Raises:
         InputError: the picture would be reduced to less than one latent cell across.
@@ -93,7 +95,7 @@ def whole_crop(shape: tuple[int, int], size: int = 512) -> Crop:
     height, width = shape
     side = max(height, width)
     crop = Crop(-((side - width) // 2), -((side - height) // 2), side)
-    _check(crop, shape, size, "Use --fit crop")
+    _check(crop, shape, size, advice)
     return crop
 
 

@@ -141,6 +141,44 @@ def test_on_the_cpu_fp16_is_not_chosen(toy_copy, edit_manifest):
     assert create_backend(bundle, "ort-cpu", precision="fp16").precision("unet") == "fp16"
 
 
+@pytest.mark.parametrize(
+    ("runtime", "there", "words"),
+    [
+        (
+            "ort-cpu",
+            "fp16",
+            r"'ort-cpu' runs fp32, and the U-Net has only fp16: run it with --runtime ort-cuda, or build",
+        ),
+        ("ort-cpu", "fp16", r"`moebius-export trt` and run it with --runtime tensorrt or tensorrt-rtx, or export it"),
+        ("ort-cpu", "fp16", r"--precision fp16 runs its file on ort-cpu all the same, in float32$"),
+        ("ort-cpu", "bf16", r"'ort-cpu' runs fp32, and the U-Net has only bf16: build engines .* with fp32 too$"),
+        ("ort-cuda", "bf16", r"'ort-cuda' runs fp16 or fp32, and the U-Net has only bf16: build engines"),
+        ("auto", "bf16", r"nothing here can run .*ort-cpu was not taken: .*'ort-cpu' runs fp32"),
+    ],
+)
+def test_a_bundle_without_what_onnxruntime_runs(toy_copy, installed, edit_manifest, runtime, there, words):
+    def only(content):
+        for graph in content["graphs"].values():
+            graph["files"] = {there: graph["files"]["fp32"]}
+
+    edit_manifest(toy_copy.path, only)
+    installed()
+    with pytest.raises((BundleError, RuntimeUnavailableError), match=words) as caught:
+        create_backend(Bundle.open(toy_copy.path), runtime)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bf16_file_is_not_given_to_onnxruntime(toy_copy, edit_manifest):
+    def add(content):
+        content["graphs"]["unet"]["files"]["bf16"] = content["graphs"]["unet"]["files"]["fp32"]
+
+    edit_manifest(toy_copy.path, add)
+    backend = create_backend(Bundle.open(toy_copy.path), "ort-cpu", precision="bf16")
+    with pytest.raises(BundleError, match=r"reads no bf16 file of opset 20; build engines with `moebius-export trt`"):
+        backend.load("unet")
+
+
 def test_the_probe_is_what_it_says():
     onnx = pytest.importorskip("onnx")
     model = onnx.load_from_string(ort_gpu.PROBE)

@@ -9,7 +9,7 @@ fits the budget; the plan is then tried as a whole, and more is kept if the sum 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import hypot, sqrt
@@ -32,20 +32,30 @@ Say = Callable[[str], None]
 
 @dataclass(eq=False)  # a part is itself alone, whatever it holds
 class PartTrial:
-    """A part: its nodes and the weights that they read, the error it causes alone, and what float32 costs there."""
+    """A part: its nodes and the weights that they read, the error it causes alone, and what float32 costs there.
+
+    `itself` tells what is left of a module whose submodules became parts of their own: the module's own nodes.
+    """
 
     path: str
     kind: str
+    itself: bool = False
     nodes: list[str] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
+    operators: Counter[str] = field(default_factory=Counter)
     gmac: float = 0.0
     mbytes: float = 0.0
     error: float = 0.0
 
     @property
     def name(self) -> str:
-        """As a plan calls it."""
-        return f"{self.path} {self.kind}"
+        """As a plan calls it: no other part that is ever tried has the same."""
+        return f"{self.path} {'itself ' if self.itself else ''}{self.kind}"
+
+    @property
+    def holds(self) -> str:
+        """Its nodes by operator, the most frequent first."""
+        return ", ".join(f"{operator} {count}" for operator, count in self.operators.most_common())
 
     @property
     def cost(self) -> float:
@@ -195,7 +205,7 @@ class Chooser:
         found: dict[tuple[str, str], PartTrial] = {}
         for name in names:
             path = module_path(name)
-            self._add(found, name, ".".join(path.split(".")[: _top_depth(path)]))
+            self._add(found, name, path, _top_depth(path))
         return list(found.values())
 
     def _cut(self, part: PartTrial) -> list[PartTrial]:
@@ -204,16 +214,18 @@ class Chooser:
         for depth in range(len(part.path.split(".")) + 1, deepest + 1):
             found: dict[tuple[str, str], PartTrial] = {}
             for name in part.nodes:
-                self._add(found, name, ".".join(module_path(name).split(".")[:depth]))
+                self._add(found, name, module_path(name), depth)
             if len(found) > 1:
                 return list(found.values())
         return [part]
 
-    def _add(self, found: dict[tuple[str, str], PartTrial], name: str, path: str) -> None:
-        node = self.graph.nodes[name]
-        key = (path, node_kind(node.op_type))
-        part = found.setdefault(key, PartTrial(*key))
+    def _add(self, found: dict[tuple[str, str], PartTrial], name: str, path: str, depth: int) -> None:
+        """Adds a node to the part of its module at that depth; a module that ends before it is there by itself."""
+        node, modules = self.graph.nodes[name], path.split(".")
+        key = (".".join(modules[:depth]), node_kind(node.op_type))
+        part = found.setdefault(key, PartTrial(*key, itself=len(modules) < depth))
         part.nodes.append(name)
+        part.operators[node.op_type] += 1
         part.weights += [weight for weight in self._readers[name] if weight not in part.weights]
         part.gmac += self._macs.get(name, 0.0)
         part.mbytes += self.graph.sizes.get(node.output[0], 0) * 2 / 1e6

@@ -47,11 +47,13 @@ class WeightType(StrictModel):
 class Part(StrictModel):
     """A part of the graph that was tried in the lower type alone.
 
-    `error` is the relative L2 error of the graph's output that it causes; `gmac` and `mbytes` (of outputs, in float32)
-    are what float32 costs there.
+    `name` is a module and which of its nodes: its `products`, or the `rest`; `itself` says that its submodules are
+    parts of their own. `holds` counts its nodes by operator. `error` is the relative L2 error of the graph's output
+    that it causes; `gmac` and `mbytes` (of outputs, in float32) are what float32 costs there.
     """
 
     name: ShortText
+    holds: ShortText = ""
     error: _Size
     gmac: _Size
     mbytes: _Size

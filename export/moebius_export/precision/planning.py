@@ -68,6 +68,7 @@ class Planner:
         self.bundle, self.options, self._say = bundle, options, say
         self.graphs: dict[GraphName, Opened] = {}
         self.paths: dict[GraphName, Path] = {}
+        self._pictures = 0
         for name in bundle.manifest.graphs:
             self.paths[name] = bundle.model_file(name)
             self.graphs[name] = Opened(opened(self.paths[name], options.keep))
@@ -82,6 +83,7 @@ class Planner:
         """
         options = self.options
         scenes = scenes_of(self.bundle.manifest, options.steps, options.pictures, options.seed, options.data)
+        self._pictures = len(scenes)
         watched: list[GraphName] = ["unet", *(VAE_GRAPHS if options.vae != "fp32" else ())]
         seen = self._follow(watched, scenes, guided=True)
         plans: dict[GraphName, Plan] = {}
@@ -214,7 +216,7 @@ class Planner:
             onnx_sha256=files[file.model].sha256,
             weights_sha256=files[file.weights].sha256 if file.weights else None,
             measured=Measured(
-                pictures=options.pictures,
+                pictures=self._pictures,
                 steps=options.steps,
                 seed=options.seed,
                 data="drawn" if options.data is None else "given pictures",
@@ -225,6 +227,7 @@ class Planner:
             parts=[
                 Part(
                     name=part.name,
+                    holds=part.holds,
                     error=min(part.error, _LARGE),
                     gmac=part.gmac,
                     mbytes=part.mbytes,

@@ -57,9 +57,14 @@ def _overflow(graph: Opened, node: onnx.NodeProto, kind: LowType, ranges: Ranges
     return ""
 
 
+def is_statistic(node: onnx.NodeProto) -> bool:
+    """Whether a node is part of a norm's statistics: sums over many positions, and what is made of them."""
+    return node.op_type in _STATISTICS or _GROUP_NORM in node.name
+
+
 def _by_nature(graph: Opened, node: onnx.NodeProto, kind: LowType) -> str:
     layer = layer_of(node.name)
-    if node.op_type in _STATISTICS or _GROUP_NORM in node.name:
+    if is_statistic(node):
         return "norm statistics"
     if node.op_type == "Softmax":
         shape = _shape(graph, node.input[0])

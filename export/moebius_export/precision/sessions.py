@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ class ChangedBackend(Backend):
         self, bundle: Bundle, sessions: Mapping[GraphName, Callable[[], Any]], watch: Watch | None = None
     ) -> None:
         super().__init__(bundle)
-        self._others = OrtBackend(bundle)
         self._sessions, self._watch = sessions, watch
+
+    @cached_property
+    def _others(self) -> OrtBackend:
+        """What runs the graphs that are not changed; a bundle without float32 files may have none of these."""
+        return OrtBackend(self.bundle)
 
     def verify(self, graph: GraphName) -> None:
         """Checks the bundle's own file only where that is what runs."""
@@ -88,5 +93,7 @@ class ChangedBackend(Backend):
             self._others.release(graph)
 
     def describe(self) -> dict[str, str]:
-        """What `ort-cpu` says, and which graphs are others than the bundle's."""
-        return self._others.describe() | {"changed": ", ".join(self._sessions)}
+        """What `ort-cpu` says where it runs any graph, and which graphs are others than the bundle's."""
+        others = set(self.bundle.manifest.graphs) - set(self._sessions)
+        said = self._others.describe() if others else {"runtime": self.name}
+        return said | {"changed": ", ".join(self._sessions)}

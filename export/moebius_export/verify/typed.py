@@ -17,6 +17,7 @@ from moebius_export.precision.emulate import emulated
 from moebius_export.precision.graph import Opened, Weights, opened, with_types
 from moebius_export.precision.kinds import ELEMENT, NAME, round_trip
 from moebius_export.precision.plan import read_plan
+from moebius_export.precision.rules import is_statistic
 from moebius_export.precision.sessions import session_of
 from moebius_export.verify.results import Check, Placement, verdict
 from moebius_runtime.bundle import Bundle
@@ -46,13 +47,14 @@ def typed_checks(
     """What a typed file is, without running it.
 
     Returns:
-        Checks: every node's inputs agree in type; the types are the plan's; the weights are those of the float32 file,
-        rounded. And which share of the products is typed how.
+        Checks: every node's inputs agree in type; the statistics of norms are float32; the types are the plan's; the
+        weights are those of the float32 file, rounded. And which share of the products is typed how.
     """
     path = bundle.model_file(graph, precision)
     model = with_types(onnx.load(str(path), load_external_data=False))
     file = Opened(model)
     checks = [verdict("placement", subject, "inputs of one type", _disagreement(file))]
+    checks.append(verdict("placement", subject, "norm statistics in fp32", _low_statistic(file)))
     planned = bundle.graph(graph).files[precision].plan
     if planned is None:
         checks.append(Check("placement", subject, "types of the plan", "not run", detail="the file has no plan"))
@@ -78,6 +80,23 @@ def _disagreement(file: Opened) -> str | None:
         if len(kinds) > 1:
             return f"{node.name} mixes {', '.join(sorted(TensorProto.DataType.Name(kind) for kind in kinds))}"
     return None
+
+
+def _low_statistic(file: Opened) -> str | None:
+    """The first node of a norm's statistics that is not float32, in words.
+
+    The emulation cannot judge it: it rounds what such a node gives, while a device may round every sum inside.
+    """
+    low = [
+        node
+        for node in file.model.graph.node
+        if file.computes(node) and is_statistic(node) and file.types[node.output[0]] != TensorProto.FLOAT
+    ]
+    if not low:
+        return None
+    more = f" and {len(low) - 1} more" if len(low) > 1 else ""
+    kind = _called(file.types[low[0].output[0]])
+    return f"{low[0].name}{more} in {kind}, whose sums are not emulated: set the type to fp32 in the plan and --reapply"
 
 
 def _unplanned(file: Opened, path: Path) -> str | None:

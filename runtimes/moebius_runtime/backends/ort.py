@@ -27,6 +27,10 @@ _DISTRIBUTIONS = (
     "onnxruntime-rocm",
 )
 
+UNREAD: tuple[Precision, ...] = ("bf16",)
+"""Precisions whose files no version of ONNX Runtime reads: ONNX has no bf16 convolution before opset 22."""
+
+_ENGINES = "build engines with `moebius-export trt` and run it with --runtime tensorrt or tensorrt-rtx"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -134,6 +138,8 @@ class OrtBackend(Backend):
                 f"{bundle.path}: the U-Net has no {precision} file, only {', '.join(bundle.graph('unet').files)}. "
                 f"Export it with `--precision {precision}`."
             )
+        if precision is None and not set(self.preferred) & set(bundle.graph("unet").files):
+            raise BundleError(_not_run(bundle, self.name, self.preferred))
         self._precision = precision
 
     def precision(self, graph: GraphName) -> Precision:
@@ -155,6 +161,11 @@ class OrtBackend(Backend):
     def _session(self, graph: GraphName) -> Any:
         """A session over a graph's file, with the providers asked for and the tensors that the manifest states."""
         path = self.bundle.model_file(graph, self.precision(graph))
+        if self.precision(graph) in UNREAD:
+            raise BundleError(
+                f"{path}: ONNX Runtime reads no {self.precision(graph)} file of opset 20; {_ENGINES}, or name another "
+                "--precision"
+            )
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # nothing below fatal: errors come back as exceptions
         self._prepare(options, graph, path)
@@ -238,6 +249,17 @@ class OrtBackend(Backend):
     def _providers(self, handle: Any) -> list[str]:
         providers: list[str] = handle.get_providers()
         return providers
+
+
+def _not_run(bundle: Bundle, runtime: str, preferred: tuple[Precision, ...]) -> str:
+    """Why a bundle without a file that the runtime prefers is not run, and what runs it."""
+    there = list(bundle.graph("unet").files)
+    on_gpu = "run it with --runtime ort-cuda, or " if "fp16" in there and runtime == "ort-cpu" else ""
+    slow = f", --precision fp16 runs its file on {runtime} all the same, in float32" if "fp16" in there else ""
+    return (
+        f"{bundle.path}: runtime {runtime!r} runs {' or '.join(preferred)}, and the U-Net has only {', '.join(there)}: "
+        f"{on_gpu}{_ENGINES}, or export it with fp32 too{slow}"
+    )
 
 
 def _listed(tensors: Mapping[str, str]) -> str:

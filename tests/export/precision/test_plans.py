@@ -1,12 +1,14 @@
 """Plans: measured, written, edited, refused; and a layer that overflows."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 from typer.testing import CliRunner
 
 from moebius_export.cli import app
@@ -20,8 +22,13 @@ from moebius_export.precision.ranges import Ranges, observed
 from moebius_export.precision.sessions import session_of
 from moebius_export.precision.trials import Trials
 from moebius_export.precision.write import plans_of, write_typed
+from moebius_export.scenes import seeded_scene
 from moebius_export.verify import VerifyOptions, verify
+from moebius_export.verify.pictures import fill_emulated
+from moebius_export.verify.typed import typed_checks
 from moebius_runtime.bundle import Bundle
+from moebius_runtime.cli import app as inpaint
+from moebius_runtime.errors import BundleError
 from moebius_runtime.manifest import read_manifest
 
 QUICK = PlanOptions(pictures=1, steps=2, evaluations=10, samples=1, error=2.5e-3)
@@ -82,6 +89,33 @@ def test_the_plan_is_better_than_everything_low(planned):
     assert any(part.kept for part in plan.parts)
 
 
+def test_every_part_has_a_name_of_its_own_and_says_what_it_holds(planned):
+    plan = read_plan(planned / "unet/precision_fp16.json")
+    assert len({part.name for part in plan.parts}) == len(plan.parts) > 4
+    held = [int(entry.split()[1]) for part in plan.parts for entry in part.holds.split(", ")]
+    tried = [node for node in plan.nodes.values() if node.type == "fp16" or node.reason.startswith("error")]
+    assert sum(held) == len(tried)  # each node is in one part
+    kept = {part.name for part in plan.parts if part.kept}
+    assert {node.reason.split(" costs")[0] for node in tried if node.reason} == {f"error: {name}" for name in kept}
+
+
+def test_what_is_left_of_a_cut_module_has_another_name_than_the_whole(tmp_path):
+    value = helper.make_tensor_value_info
+    names = ["m/Neg", "m.a/Neg", "m.a.deep/Neg", "m.b/Neg"]
+    ends = ["x", *names[:-1], "y"]
+    nodes = [helper.make_node("Neg", [a], [b], name=n) for n, a, b in zip(names, ends[:-1], ends[1:], strict=True)]
+    graph = helper.make_graph(nodes, "g", [value("x", 1, [4])], [value("y", 1, [4])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    x = np.array([0.1, 0.2, 0.3, 0.7], np.float32)  # not exact in fp16
+    said = []
+    trials = Trials(Opened(opened(tmp_path / "m.onnx")), tmp_path, [{"x": x}])
+    choice = Chooser(trials, "fp16", {}, {}, say=said.append).run(budget=1e-9, evaluations=8)
+    assert [part.name for part in choice.parts] == ["m itself rest", "m.a itself rest", "m.a.deep rest", "m.b rest"]
+    assert [part.holds for part in choice.parts] == ["Neg 1"] * 4
+    alone = [text for text in said if text.endswith(" alone")]
+    assert len(set(alone)) == len(alone)  # no name was tried for two contents
+
+
 def test_verify_holds_and_only_leaves_the_rest_out(planned, tmp_path):
     folder = shutil.copytree(planned, tmp_path / "bundle")
     report = verify(folder, VerifyOptions(steps=2, precisions=("fp16",)))
@@ -93,6 +127,57 @@ def test_verify_holds_and_only_leaves_the_rest_out(planned, tmp_path):
     assert {precision for graph in manifest.graphs.values() for precision in graph.files} == {"fp16"}
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert there == {"manifest.json", *manifest.files}
+
+    bundle = Bundle.open(folder)
+    for name in manifest.graphs:  # the weights are then judged by the output alone, which still can be made
+        found = {check.name: check for check in typed_checks(name, bundle, name, "fp16")[0]}
+        assert found.pop("equal the fp32 file's, rounded").status == "note"
+        assert {check.status for check in found.values()} == {"pass"}
+    filled = fill_emulated(bundle, "fp16", seeded_scene(manifest, 2, 1), lambda done, total: None)
+    assert filled.picture is not None
+    picture, mask = Image.linear_gradient("L"), Image.new("L", (256, 256))
+    mask.paste(255, (90, 90, 150, 150))
+    paths = [str(tmp_path / name) for name in ("a.png", "m.png", "o.png")]
+    picture.convert("RGB").save(paths[0])
+    mask.save(paths[1])
+    arguments = [paths[0], "--mask", paths[1], "--out", paths[2], "--bundle", str(folder), "--runtime", "ort-cpu"]
+    result = CliRunner().invoke(inpaint, arguments)
+    assert isinstance(result.exception, BundleError)
+    words = (
+        r"runtime 'ort-cpu' runs fp32, and the U-Net has only fp16: run it with --runtime ort-cuda, or build engines"
+    )
+    assert re.search(words, str(result.exception))
+    assert result.exception.exit_code == 2
+
+
+def test_a_norm_whose_statistics_are_forced_low_fails(copy):
+    bundle = Bundle.open(copy)
+    plans = plans_of(bundle, "fp16")
+    nodes = dict(plans["unet"].nodes)
+    statistics = [name for name, node in nodes.items() if node.reason == "norm statistics"]
+    assert len(statistics) > 20
+    for name in statistics:
+        nodes[name] = nodes[name].model_copy(update={"type": "fp16", "reason": ""})
+    write_typed(bundle, plans | {"unet": plans["unet"].model_copy(update={"nodes": nodes})}, only=False, say=silent)
+    report = verify(copy, VerifyOptions(steps=2, precisions=("fp16",)))
+    assert report.exit_code == 1
+    failed = {(c.subject, c.name): c.detail for c in report.checks if c.status == "fail"}
+    assert f"and {len(statistics) - 1} more in fp16" in failed["unet fp16", "norm statistics in fp32"]
+    assert ("unet fp16", "types of the plan") not in failed  # the plan says the same
+
+
+def test_the_report_of_modules_is_written(copy, tmp_path):
+    arguments = ["precision", str(copy), "--reapply", "--steps", "2", "--report", str(tmp_path / "report.json")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "every module's error" in result.output
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert set(found["graphs"]) == {"unet", "vae_encoder", "vae_decoder"}
+    assert found["measured"]["seed"] not in range(QUICK.seed, QUICK.seed + QUICK.pictures)
+    rows = found["graphs"]["unet"]
+    assert {row["type"] for row in rows} == {"fp16", "fp32"}
+    assert max(row["own"] for row in rows) < 8e-3
+    assert 1e-4 < rows[-1]["error"] < 8e-3
 
 
 def test_a_weight_that_is_not_the_fp32_files_is_found(copy):
@@ -185,13 +270,19 @@ def test_the_vae_is_refused_where_its_error_is_too_large(fused_bundle_copy, monk
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--to", "int8"], ["--vae", "fp8"], ["--reapply", "--vae", "fp16"], ["--data", "/nowhere"]]
+    "arguments",
+    [["--to", "int8"], ["--vae", "fp8"], ["--reapply", "--vae", "fp16"], ["--data", "/nowhere"], ["--report", "/no/r"]],
 )
 def test_wrong_options(fused_bundle, arguments, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
     result = CliRunner().invoke(app, ["precision", str(fused_bundle), *arguments])
     assert result.exit_code != 0
-    assert arguments[0] in str(result.exception)
+    assert arguments[0] in str(result.exception) or arguments[1] in str(result.exception)
+
+
+def test_a_report_needs_the_fp32_files(planned, tmp_path):
+    result = CliRunner().invoke(app, ["precision", str(planned), "--only", "--report", str(tmp_path / "r.json")])
+    assert "--report compares with the fp32 files, which --only leaves out" in str(result.exception)
 
 
 def test_ranges_are_those_of_numpy(tmp_path):
