@@ -14,6 +14,7 @@ Letters in shapes: B batch, T tokens, h heads, d key width and e value width of 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal, get_args
@@ -78,7 +79,7 @@ def gla_chunked(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, chunk: int = 
         raise ValueError(f"chunk {chunk}: expected a power of two, such as {CHUNK}")
     dtype, tokens, result = _sum_dtype(q, k, v, log_gate), q.shape[1], v.dtype
     chunk = min(chunk, 1 << (tokens - 1).bit_length())
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device):
         q, k, v, log_gate = (_in_chunks(x.to(dtype), chunk) for x in (q, k, v, log_gate))  # [B, h, N, c, d or e]
         q = q * q.shape[-1] ** -0.5
         read, until, after = _within_chunks(q, k, v, log_gate)
@@ -255,6 +256,13 @@ def _in_chunks(x: Tensor, chunk: int) -> Tensor:
     """[B, T, h, d] -> [B, h, N, c, d], with zeros behind the last token: they neither fade a state nor add to it."""
     x = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % chunk))
     return x.unflatten(2, (-1, chunk))
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Products inside keep their dtypes. The meta device, where networks are counted, has no autocast to turn off."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _sum_dtype(*tensors: Tensor) -> torch.dtype:

@@ -89,6 +89,23 @@ def test_features_that_distillation_compares_have_one_shape(tiny):
     assert of_student[1].shape == of_teacher[4].shape == (2, 32, 8, 8)
 
 
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_shapes_are_had_on_the_meta_device(name):
+    """Without memory or arithmetic: to count, and to check a set-up before weights are fetched."""
+    sizes = preset(name)
+    side, channels = sizes.student.sample_size, sizes.teacher.block_out_channels
+    with torch.device("meta"):
+        teacher = Teacher(sizes.teacher)
+        sample, timesteps = torch.empty(1, 9, side, side), torch.zeros(1, dtype=torch.long)
+        noise, features = teacher.forward_features(sample, timesteps, teacher.conditional_ids[None])
+    assert noise.shape == (1, 4, side, side)
+    top = len(channels) - 1
+    down = [(channels[level], side >> min(level + 1, top)) for level in range(top + 1)]
+    up = [(channels[level], side >> max(level - 1, 0)) for level in reversed(range(top + 1))]
+    expected = [*down, down[-1], *up]
+    assert [tuple(x.shape) for x in features] == [(1, width, size, size) for width, size in expected]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("block_out_channels", (320, 330)), ("block_out_channels", (320,)), ("num_heads", 7), ("num_categories", 7)],
