@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moebius.config import PRESETS, Preset, StudentConfig, VaeConfig, preset
+    from moebius.config import PRESETS, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
     from moebius.student import Moebius
+    from moebius.teacher import Teacher
     from moebius.vae import VaeDecoder, VaeEncoder, build_vae
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Moebius",
     "Preset",
     "StudentConfig",
+    "Teacher",
+    "TeacherConfig",
     "VaeConfig",
     "VaeDecoder",
     "VaeEncoder",
@@ -26,8 +29,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "moebius.config": ("PRESETS", "Preset", "StudentConfig", "VaeConfig", "preset"),
+    "moebius.config": ("PRESETS", "Preset", "StudentConfig", "TeacherConfig", "VaeConfig", "preset"),
     "moebius.student": ("Moebius",),
+    "moebius.teacher": ("Teacher",),
     "moebius.vae": ("VaeDecoder", "VaeEncoder", "build_vae"),
 }
 

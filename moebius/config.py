@@ -1,4 +1,4 @@
-"""Sizes of the student network: the released one, and small ones for tests and for the demonstration."""
+"""Sizes of the networks: the released ones, and small ones for tests and for the demonstration."""
 
 from __future__ import annotations
 
@@ -53,6 +53,62 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """Everything that fixes the teacher's state dict. The defaults are the released network, PixelHacker.
+
+    Every level but the last has transformers, the middle of the network too. Categories are as the student's.
+    """
+
+    in_channels: int = 9
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    num_heads: int = 8
+    gate_rank: int = 16
+    norm_num_groups: int = 32
+    num_categories: int = 20
+    embedding_dim: int = 3072
+    cross_attention_dim: int = 768
+
+    def __post_init__(self) -> None:
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups or channels % (2 * self.num_heads):
+                raise ValueError(
+                    f"{channels} channels with {self.num_heads} heads and {self.norm_num_groups} norm groups: channels "
+                    "must be a multiple of the groups and of twice the heads"
+                )
+        if len(self.block_out_channels) < 2:
+            raise ValueError(
+                f"{len(self.block_out_channels)} levels; the last has no transformers, expected two or more"
+            )
+        if self.num_categories % 2:
+            raise ValueError(f"{self.num_categories} latent categories cannot be split into two branches")
+
+    @property
+    def tokens(self) -> int:
+        """Latent-category tokens per branch (10 in the released network)."""
+        return self.num_categories // 2
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The constructor arguments of `diffusers.UNet2DConditionModel`."""
+        crossing = len(self.block_out_channels) - 1
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "down_block_types": ("CrossAttnDownBlock2D",) * crossing + ("DownBlock2D",),
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * crossing,
+            "block_out_channels": self.block_out_channels,
+            "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_num_groups,
+            "cross_attention_dim": self.cross_attention_dim,
+            "encoder_hid_dim": self.embedding_dim,
+            "encoder_hid_dim_type": "text_proj",
+            "attention_head_dim": self.num_heads,  # diffusers reads it as the number of heads
+        }
+
+
+@dataclass(frozen=True)
 class VaeConfig:
     """The sizes of diffusers' `AutoencoderKL` that matter here. The defaults are the released autoencoder."""
 
@@ -88,19 +144,21 @@ class VaeConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A student and the autoencoder that it works with."""
+    """A student, the autoencoder that it works with and the teacher that it is distilled from."""
 
     student: StudentConfig
     vae: VaeConfig
+    teacher: TeacherConfig
 
 
 PRESETS = MappingProxyType(
     {
-        "full": Preset(StudentConfig(), VaeConfig()),
+        "full": Preset(StudentConfig(), VaeConfig(), TeacherConfig()),
         # The released topology at a fifth of the width: what `make demo` exports.
         "small": Preset(
             StudentConfig(block_out_channels=(64, 128, 256), embedding_dim=256, cross_attention_dim=128),
             VaeConfig(block_out_channels=(32, 64, 96, 96)),
+            TeacherConfig(block_out_channels=(64, 128, 256, 256), embedding_dim=256, cross_attention_dim=128),
         ),
         # Odd enough to catch a mixed-up axis, small enough for a test: 16x16 latents, 128x128 pictures.
         "tiny": Preset(
@@ -117,6 +175,16 @@ PRESETS = MappingProxyType(
                 cross_attention_dim=20,
             ),
             VaeConfig(block_out_channels=(8, 16, 24, 24), layers_per_block=1, norm_num_groups=4, sample_size=128),
+            TeacherConfig(
+                block_out_channels=(16, 32, 32),
+                layers_per_block=1,
+                num_heads=4,
+                gate_rank=3,
+                norm_num_groups=8,
+                num_categories=12,
+                embedding_dim=24,
+                cross_attention_dim=20,
+            ),
         ),
     }
 )

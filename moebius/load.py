@@ -9,16 +9,18 @@ import torch
 from torch import nn
 
 from moebius.checkpoint import Checkpoint, load_checkpoint, load_config
-from moebius.config import StudentConfig, VaeConfig
+from moebius.config import StudentConfig, TeacherConfig, VaeConfig
 from moebius.errors import CheckpointError
 from moebius.stand_in import TensorSpec
 from moebius.student import Moebius
+from moebius.teacher import Teacher
 from moebius.vae import build_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 DEFAULT_WEIGHTS = "hub:hustvl/Moebius/ft_places2"
+DEFAULT_TEACHER = "hub:hustvl/PixelHacker/ft_places2"
 DEFAULT_VAE = "hub:hustvl/PixelHacker/vae"
 
 
@@ -38,6 +40,19 @@ def load_student(
     with torch.device("meta"):
         model = Moebius(config)
     return model.eval(), _fill(model, source, progress)
+
+
+def load_teacher(
+    source: str, config: TeacherConfig, progress: Callable[[str], None] | None = None
+) -> tuple[Teacher, Checkpoint]:
+    """The teacher with the weights of `source` (see `moebius.checkpoint`), in eval mode.
+
+    Raises:
+        CheckpointError: the source cannot be had, or does not hold exactly this network.
+    """
+    with torch.device("meta"):
+        teacher = Teacher(config)
+    return teacher.eval(), _fill(teacher, source, progress)
 
 
 def load_vae(
