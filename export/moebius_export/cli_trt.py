@@ -138,9 +138,14 @@ def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
     with Progress(*columns, console=console.err) as bars:
         show = _shown(bars)
         prepared: list[TaskID] = []
+        said: set[str] = set()
 
         def prepare(graph: str, stage: str) -> None:
             prepared[:] = prepared or [bars.add_task("prepare", total=None, phase="")]
+            line = f"{graph}: {stage.partition(':')[0]}"
+            if line not in said:  # a line for each kind of work, the bar for each piece of it
+                said.add(line)
+                bars.console.print(console.one_line(line))
             bars.update(prepared[0], phase=console.one_line(f"{graph}: {stage}")[:60])
 
         bundle = ensure_precision(ensure_bundle(path, prepare), options, prepare)

@@ -143,7 +143,6 @@ REFUSED = [
     ("10.3.0", False, True, ["--fp16", "--fp32"], "--fp16 --fp32: expected one of"),
     ("10.3.0", False, True, [], "no precision: expected one of --fp16, --bf16 or --fp32"),
     ("8.6.1", False, True, ["--fp32"], "has no strongly typed networks; 10.0 or later is needed"),
-    ("10.3.0", False, True, ["--fp16"], "moebius-export precision"),
     (None, False, True, ["--fp32"], "no TensorRT is installed: neither `tensorrt` nor `tensorrt_rtx`"),
 ]
 
