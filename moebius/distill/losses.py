@@ -113,6 +113,8 @@ def distillation_losses(
 ) -> dict[LossName, Tensor]:
     """The losses that are on, each a scalar without its multiplier, float32 at least; the others are not computed.
 
+    Call it outside of autocast, as the released code does: the perceptual network would run in half precision, too.
+
     Args:
         options: which losses, and the taps of `coarse`.
         student: with its graph.
@@ -144,7 +146,7 @@ def distillation_losses(
         noisy = _wide(batch.latents)
         reached = predict_clean(noisy, noise, batch.timesteps, bars)
         wanted_clean = predict_clean(noisy, _wide(batch.noise), batch.timesteps, bars)
-        losses["perceptual"] = perceptual(reached, wanted_clean).mean()
+        losses["perceptual"] = _wide(perceptual(reached, wanted_clean)).mean()
     return losses
 
 

@@ -63,7 +63,7 @@ class ELatentLpips(nn.Module):
         checkpoint = load_checkpoint(str(weights), tensor_specs(self.network))
         self.network.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
         if augment is not None:
-            self.network.augment = package.AdaAugment(**package.ada_augpipe[augment]).train()
+            self.network.augment = package.AdaAugment(**package.ada_augpipe[augment])
         self.requires_grad_(False)
         self.network.eval()
 

@@ -200,7 +200,11 @@ def test_bfloat16_autocast_stays_in_the_neighbourhood(scene_of, exponent):
     settings = BalanceOptions(exponent=exponent)
     exact = balanced(scene, settings=settings)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = scene.losses()
+        student = scene.predict()
+        inside = scene.losses(student=student)["perceptual"]
+    assert student.noise.dtype == torch.bfloat16
+    assert inside.dtype == torch.float32
+    losses = scene.losses(student=student)
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     found = balanced(scene, losses=losses, settings=settings)
     for name, weight in exact.weights.items():
