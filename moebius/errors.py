@@ -12,11 +12,8 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
-class CheckpointError(ValueError):
-    """A weights source, checkpoint or preset is not what is expected.
-
-    The message is one line: received, expected, what to do.
-    """
+class UserError(ValueError):
+    """Base of the errors here. The message is one line: received, expected, what to do."""
 
     exit_code = 2
 
@@ -25,14 +22,13 @@ class CheckpointError(ValueError):
         super().__init__(one_line(message))
 
 
-class DataError(ValueError):
-    """Training data that cannot be used, or settings for it that make no sense.
+class CheckpointError(UserError):
+    """A weights source, checkpoint or preset is not what is expected."""
 
-    The message is one line: received, expected, what to do.
-    """
 
-    exit_code = 2
+class TrainingError(UserError):
+    """A training option, or what it asks for, cannot be had; or a loss does not reach the weights that it should."""
 
-    def __init__(self, message: str) -> None:
-        """Keep `message`, brought to one line."""
-        super().__init__(one_line(message))
+
+class DataError(UserError):
+    """Training data that cannot be used, or settings for it that make no sense."""

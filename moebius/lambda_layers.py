@@ -77,8 +77,9 @@ class LocalLambda(nn.Module):
         query = _tokens(self.norm_q, self.to_q(image))  # [B, n, h*k]
         values = _tokens(self.norm_v, self.to_v(image))  # [B, n, v]
         assert self.pos_conv.bias is not None
-        summary = lambda_summary(self.to_k(image).flatten(2), values) + self.pos_conv.bias[:, None]  # λc [B, k, v]
-        window = self.pos_conv.weight[:, 0, 0]  # [k, r, r]
+        keys, values = _for_products(self.to_k(image).flatten(2), values)
+        summary = lambda_summary(keys, values) + self.pos_conv.bias[:, None]  # λc [B, k, v]
+        query, summary, window = _for_products(query, summary, self.pos_conv.weight[:, 0, 0])  # window [k, r, r]
         if self.form == "triton":
             return local_lambda_triton(query, values, summary, window, size)
         return local_lambda(query, values, summary, window, size, eager_tile(*size))
@@ -123,7 +124,16 @@ class InteractiveLambda(nn.Module):
         weights = self.to_k(context).softmax(dim=1)  # [B, m, k]
         values = self.norm_v(self.to_v(context).transpose(1, 2)).transpose(1, 2)  # [B, m, v]
         keys = self.rel_pos_emb.squeeze(-1) + weights[:, None]  # [B, n, m, k], E' with its last two axes swapped
+        query, keys, values = _for_products(query, keys, values)
         return interactive_lambda(query[:, None], keys.transpose(2, 3), values)[:, 0]
+
+
+def _for_products(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In autocast's type, where autocast is on: it casts what torch's products take, but not what our operators do."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 def _tokens(norm: nn.Module, image: Tensor) -> Tensor:

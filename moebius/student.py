@@ -6,8 +6,8 @@ Module names are those of the released checkpoints, so that their state dicts lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -262,7 +262,7 @@ class DiffusionModel(nn.Module):
             return module(*inputs)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _statistics_kept(module)
+            return nullcontext(), _StatisticsKept(module)
 
         run: Callable[..., Tensor] = checkpoint
         return run(module, *inputs, use_reentrant=False, context_fn=contexts)
@@ -277,21 +277,25 @@ def _levels(blocks: nn.ModuleList) -> list[Level]:
     return [block for block in blocks if isinstance(block, Level)]
 
 
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+class _StatisticsKept(AbstractContextManager[None]):
     """Keeps batch norms from counting a batch a second time while a checkpointed block is recomputed.
 
     The running statistics must still be passed to the kernel, or it would save other tensors than the first time; a
-    momentum of 0 leaves them as they are.
+    momentum of 0 leaves them as they are. Entered anew for every backward pass through the block: balancing takes
+    gradients several times.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, count in kept:
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._kept: list[tuple[float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self._kept = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, count) in zip(self._norms, self._kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 

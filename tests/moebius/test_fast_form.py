@@ -139,3 +139,24 @@ def test_the_form_as_written_is_the_default_and_comes_back():
 @pytest.mark.parametrize(("size", "tile"), [((64, 64), (4, 4)), ((9, 10), (3, 2)), ((7, 5), (1, 1))])
 def test_the_eager_tile_divides(size, tile):
     assert eager_tile(*size) == tile
+
+
+@pytest.mark.parametrize("layer", ["local", "interactive"])
+def test_autocast_runs_the_fast_form_as_it_runs_the_written_one(layer):
+    """bfloat16 products in both; within 3 % of float32, and gradients in the parameters' own type."""
+    torch.manual_seed(0)
+    if layer == "local":
+        module, inputs = LocalLambda(32, 4, 5), (torch.randn(2, 48, 32), (6, 8))
+    else:
+        module, inputs = InteractiveLambda(32, 4, 48, 3, 20), (torch.randn(2, 48, 32), torch.randn(2, 3, 20), (6, 8))
+    perturbed(module)
+    exact = module(*inputs)
+    for form in ("reference", "fast"):
+        set_lambda_form(module, form)
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = module(*inputs)
+        assert output.dtype == torch.bfloat16
+        assert (output - exact).norm() < 0.03 * exact.norm(), form
+        output.float().square().sum().backward()
+        assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())

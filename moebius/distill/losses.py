@@ -1,0 +1,180 @@
+"""The four losses of the distillation, all on latents (paper, section 3.3).
+
+| name         | paper        | compares                                                                           |
+| ------------ | ------------ | ---------------------------------------------------------------------------------- |
+| `coarse`     | L_C_KD       | features at 16x16: student's after its last down level, teacher's after its first up |
+| `task`       | L_task       | the student's noise and the noise that was added                                    |
+| `fine`       | L_F_KD       | the student's noise and the teacher's                                               |
+| `perceptual` | L_perceptual | the clean latents that the student's noise and the true noise lead to in one step   |
+
+Squared norms are means over all elements, as in the released code: the paper's sums differ by a constant per loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moebius.distill.timesteps import Noised, predict_clean
+from moebius.errors import TrainingError
+
+LossName = Literal["coarse", "task", "fine", "perceptual"]
+NAMES: tuple[LossName, ...] = ("coarse", "task", "fine", "perceptual")
+OUTPUT_NAMES: tuple[LossName, ...] = ("task", "fine", "perceptual")
+"""The losses on the network's output. The first of them that is on is what the others are balanced to."""
+
+
+class Distance(Protocol):
+    """A perceptual distance on latents, such as `moebius.distill.perceptual.ELatentLpips`."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances of x and y, both [B, 4, h, w] scaled latents, in any shape: their mean is the loss."""
+
+
+class Prediction(NamedTuple):
+    """What `forward_features` of a network answers: noise [B, 4, S, S] and feature maps [B, C, H, W] in order."""
+
+    noise: Tensor
+    features: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A pair of feature maps, by their index in `Prediction.features`, and the weight of their MSE."""
+
+    student: int
+    teacher: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """A multiplier per loss, 0 to switch it off (paper, table 5), and the taps of `coarse`.
+
+    The defaults are the paper's: all ones, student feature 2 against teacher feature 5. `RELEASED_LOSSES` has the
+    multipliers of the released command. The last tap's student feature is the one at which losses are balanced.
+
+    Raises:
+        TrainingError: a multiplier is negative or not finite, all are 0, or `coarse` has no tap.
+    """
+
+    coarse: float = 1.0
+    task: float = 1.0
+    fine: float = 1.0
+    perceptual: float = 1.0
+    taps: tuple[Tap, ...] = (Tap(2, 5),)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a sum of losses."""
+        for name, value in (*((name, self.multiplier(name)) for name in NAMES), *self._tap_weights()):
+            if not (math.isfinite(value) and value >= 0):
+                raise TrainingError(f"the multiplier of {name} is {value}; expected 0 (off) or a number above 0")
+        if not self.active:
+            raise TrainingError(f"all losses are off; give one of {', '.join(NAMES)} a multiplier above 0")
+        if self.coarse and not any(tap.weight for tap in self.taps):
+            raise TrainingError("the coarse loss is on and compares no features; give it a tap, or multiplier 0")
+
+    def _tap_weights(self) -> list[tuple[str, float]]:
+        return [(f"tap {tap.student}:{tap.teacher}", tap.weight) for tap in self.taps]
+
+    def multiplier(self, name: LossName) -> float:
+        """The multiplier of one loss."""
+        return {"coarse": self.coarse, "task": self.task, "fine": self.fine, "perceptual": self.perceptual}[name]
+
+    @property
+    def active(self) -> tuple[LossName, ...]:
+        """The losses that are on, in the order of `NAMES`."""
+        return tuple(name for name in NAMES if self.multiplier(name))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss that is on compares with the teacher."""
+        return bool(self.coarse or self.fine)
+
+
+RELEASED_LOSSES = LossOptions(coarse=0.01, task=0.5, fine=0.01, perceptual=0.5)
+"""The multipliers of the released command. Its balance differs too: `moebius.distill.balance.RELEASED_BALANCE`."""
+
+
+def distillation_losses(
+    options: LossOptions,
+    student: Prediction,
+    batch: Noised,
+    bars: Tensor,
+    *,
+    teacher: Prediction | None = None,
+    perceptual: Distance | None = None,
+) -> dict[LossName, Tensor]:
+    """The losses that are on, each a scalar without its multiplier, float32 at least; the others are not computed.
+
+    Call it outside of autocast, as the released code does: the perceptual network would run in half precision, too.
+
+    Args:
+        options: which losses, and the taps of `coarse`.
+        student: with its graph.
+        batch: what the student saw: noisy latents, the noise in them, timesteps.
+        bars: `moebius.distill.timesteps.alphas_cumprod()`.
+        teacher: its answer to the same input; no gradient goes into it.
+        perceptual: the distance of the `perceptual` loss. Must let gradients through to its first argument.
+
+    Raises:
+        TrainingError: a loss is on and what it compares with is missing, or shapes or tap indices do not fit.
+    """
+    noise = _wide(student.noise)
+    losses: dict[LossName, Tensor] = {}
+    if options.needs_teacher and teacher is None:
+        wanted = " and ".join(name for name in ("coarse", "fine") if name in options.active)
+        raise TrainingError(f"{wanted} compare with a teacher and there is none; give one, or multiplier 0")
+    if options.coarse and teacher is not None:
+        losses["coarse"] = _coarse(options.taps, student.features, teacher.features)
+    if options.task:
+        losses["task"] = _mse(noise, batch.noise, "the noise")
+    if options.fine and teacher is not None:
+        losses["fine"] = _mse(noise, teacher.noise.detach(), "the teacher's noise")
+    if options.perceptual:
+        if perceptual is None:
+            raise TrainingError(
+                "the perceptual loss is on and there is no distance for it; give E-LatentLPIPS' weights file, or "
+                "multiplier 0 to train without it"
+            )
+        noisy = _wide(batch.latents)
+        reached = predict_clean(noisy, noise, batch.timesteps, bars)
+        wanted_clean = predict_clean(noisy, _wide(batch.noise), batch.timesteps, bars)
+        losses["perceptual"] = _wide(perceptual(reached, wanted_clean)).mean()
+    return losses
+
+
+def _coarse(taps: Sequence[Tap], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    terms = []
+    for tap in taps:
+        ours = _wide(_feature(student, tap.student, "student"))
+        theirs = _feature(teacher, tap.teacher, "teacher").detach()
+        terms.append(tap.weight * _mse(ours, theirs, f"teacher feature {tap.teacher}"))
+    return torch.stack(terms).sum()
+
+
+def _feature(features: Sequence[Tensor], index: int, whose: str) -> Tensor:
+    if not 0 <= index < len(features):
+        raise TrainingError(f"there is no {whose} feature {index}; the {whose} has 0 to {len(features) - 1}")
+    return features[index]
+
+
+def _mse(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
+    """The mean squared difference. Shapes must be equal: broadcasting would hide a wrong tap."""
+    if ours.shape != theirs.shape:
+        raise TrainingError(
+            f"{name} has shape {list(theirs.shape)} and the student's {list(ours.shape)}; expected equal shapes, "
+            "choose taps of the same resolution and width"
+        )
+    return F.mse_loss(ours, theirs.to(ours.dtype))
+
+
+def _wide(value: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32: squares of small differences do not fit them."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))

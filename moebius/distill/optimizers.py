@@ -1,0 +1,213 @@
+"""Muon for matrices and kernels with AdamW for the rest, the learning rate over a run, and averaged weights.
+
+Muon (Jordan et al. 2024) replaces a matrix' momentum by the nearest orthogonal matrix, by five Newton-Schulz steps.
+With the update scaled by 0.2 sqrt(max(rows, columns)) its entries have AdamW's size, so that both share one learning
+rate (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2). `torch.optim.Muon` does both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from moebius.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The recipe's optimizer. `weight_decay` is the paper's 0.1; `adamw_weight_decay` is for vectors: gains, biases.
+
+    The paper gives one figure for weight decay and does not say whether gains and biases have it, too. Decay pulls the
+    gain of a norm to 0, not to where it does nothing; 0 is our choice.
+
+    Raises:
+        TrainingError: a number out of range.
+    """
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    ns_steps: int = 5
+    adamw_weight_decay: float = 0.0
+    adamw_betas: tuple[float, float] = (0.9, 0.95)
+    adamw_eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Refuse what the optimizers would refuse later, and NaN, which they would not."""
+        for name in ("learning_rate", "weight_decay", "adamw_weight_decay", "adamw_eps"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise TrainingError(f"{name} is {value}; expected 0 or a number above it")
+        for name, value in (("momentum", self.momentum), *(("an AdamW beta", beta) for beta in self.adamw_betas)):
+            if not 0 <= value < 1:
+                raise TrainingError(f"{name} is {value}; expected 0 or more, and below 1")
+        if not 1 <= self.ns_steps < 100:
+            raise TrainingError(f"ns_steps is {self.ns_steps}; expected 1 to 99 (default 5)")
+
+
+def split_parameters(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(rank 2 and more: for Muon, the rest: for AdamW) of those that need a gradient, in their order."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimizer of two: `torch.optim.Muon` on tensors of rank 2 and more, `torch.optim.AdamW` on the rest.
+
+    Muon takes matrices only, so a kernel [out, in, ...] is handed to it as the matrix [out, in * ...]: a view of the
+    same memory, made anew at each step, with the gradient in the same form. Groups, state, hooks, `zero_grad`,
+    schedulers and gradient scalers see the network's own parameters. Of the two groups the first is Muon's.
+
+    A momentum is kept as its matrix, which is how it stands in `state_dict`.
+
+    Args:
+        parameters: a network's, contiguous. Those that need no gradient are left out.
+        options: the recipe.
+
+    Raises:
+        TrainingError: nothing to train, or a parameter whose memory is not in order (`channels_last`).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], options: OptimizerOptions | None = None) -> None:
+        options = options or OptimizerOptions()
+        matrices, vectors = split_parameters(parameters)
+        if not matrices and not vectors:
+            raise TrainingError("no parameter needs a gradient; there is nothing to train")
+        for parameter in matrices:
+            if not parameter.is_contiguous():
+                raise TrainingError(
+                    f"a parameter of shape {list(parameter.shape)} is not contiguous, so it has no view as a matrix; "
+                    "make the optimizer for a network in the default memory format"
+                )
+        self._frozen_groups = False
+        muon: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "weight_decay": options.weight_decay,
+            "momentum": options.momentum,
+            "ns_steps": options.ns_steps,
+        }
+        adamw: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "weight_decay": options.adamw_weight_decay,
+            "betas": options.adamw_betas,
+            "eps": options.adamw_eps,
+        }
+        super().__init__([{"params": matrices, **muon}, {"params": vectors, **adamw}], {})
+        self._frozen_groups = True
+        self._views = [nn.Parameter(_matrix(parameter.detach())) for parameter in matrices]
+        # An optimizer cannot be made of nothing; a network without matrices or vectors is a test's, but a legal one.
+        self._muon = torch.optim.Muon(self._views, adjust_lr_fn="match_rms_adamw", **muon) if matrices else None
+        self._adamw = torch.optim.AdamW(vectors, **adamw) if vectors else None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only for the base class: the two groups are made once.
+
+        Raises:
+            TrainingError: called afterwards.
+        """
+        if self._frozen_groups:
+            raise TrainingError("MuonAdamW takes no further parameter groups; make it with all parameters at once")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on all parameters that have a gradient. `closure` recomputes the loss, which is then returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        matrices, vectors = self.param_groups
+        if self._muon is not None:
+            self._step_muon(self._muon, matrices)
+        if self._adamw is not None:
+            _take_options(self._adamw.param_groups[0], vectors)
+            self._adamw.state = self.state  # both have the same parameters as keys
+            self._adamw.step()
+        return loss
+
+    def _step_muon(self, muon: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+        _take_options(muon.param_groups[0], group)
+        pairs = list(zip(group["params"], self._views, strict=True))
+        for parameter, view in pairs:
+            view.data = _matrix(parameter.data)  # a network may have been moved to another device since
+            view.grad = None if parameter.grad is None else parameter.grad.reshape(view.shape)
+            if parameter in self.state:
+                muon.state[view] = self.state[parameter]
+        muon.step()
+        for parameter, view in pairs:
+            view.grad = None
+            if view in muon.state:
+                self.state[parameter] = muon.state[view]
+
+
+def _matrix(kernel: Tensor) -> Tensor:
+    """[out, in, ...] -> [out, in * ...], the same memory."""
+    return kernel.view(kernel.shape[0], -1)
+
+
+def _take_options(into: dict[str, Any], group: dict[str, Any]) -> None:
+    into.update({name: value for name, value in group.items() if name in into and name != "params"})
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The learning rate over a run: linear warm-up, then constant, times `decay` at each milestone (in steps).
+
+    The defaults are the paper's: x 0.1 at 111,000 and at 129,000 of 138,000 steps. It names no warm-up.
+
+    Raises:
+        TrainingError: a negative warm-up, milestones that do not rise, or a decay that is not above 0.
+    """
+
+    warm_up: int = 0
+    milestones: Sequence[int] = field(default=(111_000, 129_000))
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no schedule."""
+        if self.warm_up < 0:
+            raise TrainingError(f"the warm-up is {self.warm_up} steps; expected 0 or more")
+        steps = [0, *self.milestones]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise TrainingError(f"the milestones are {list(self.milestones)}; expected rising numbers of steps above 0")
+        if not (math.isfinite(self.decay) and self.decay > 0):
+            raise TrainingError(f"the decay is {self.decay}; expected a number above 0 (the paper's is 0.1)")
+
+    def factor(self, step: int) -> float:
+        """What multiplies the learning rate at `step`, counted from 0. Warm-up over n steps begins with 1 / n."""
+        rising = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        return rising * self.decay ** sum(step >= milestone for milestone in self.milestones)
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: ScheduleOptions) -> LambdaLR:
+    """The scheduler of all groups; call its `step` once after each of the optimizer's. Its state dict is the step."""
+    return LambdaLR(optimizer, lambda step: options.factor(step))
+
+
+def averaged(network: nn.Module, decay: float = 0.9999, *, device: torch.device | None = None) -> AveragedModel:
+    """A copy of the network whose weights follow it: average = decay * average + (1 - decay) * weights (EMA).
+
+    Call `update_parameters(network)` after each step. While the n-th update's (1 + n) / (10 + n) is below `decay`, that
+    takes its place, so that a young average is not the initial weights (as the released code has it). Buffers, such as
+    batch norms' statistics, are averages already and are copied. `.module` is the averaged network; `state_dict` holds
+    the count, too.
+
+    Raises:
+        TrainingError: a decay outside 0 to 1.
+    """
+    if not 0 <= decay <= 1:
+        raise TrainingError(f"the averaging decay is {decay}; expected 0 to 1 (the released recipe's is 0.9999)")
+
+    def update(average: Any, current: Any, count: Any) -> None:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(average, current, 1 - now)
+
+    ema = AveragedModel(network, device=device, multi_avg_fn=update)
+    return ema.requires_grad_(False)

@@ -1,0 +1,132 @@
+"""The forward process in training: timesteps and noise drawn from a seeded generator, noise added and taken off.
+
+The formulas are those of the inference runtime's schedule, which this package may not import; the tests compare both.
+A generator draws on its own device; results are moved to the device that is asked for, so a CPU generator gives the
+same batch whatever the training runs on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from moebius.errors import TrainingError
+
+TimestepSampling = Literal["uniform", "lognorm"]
+
+
+class Noised(NamedTuple):
+    """A batch after the forward process: noisy latents and noise [B, C, h, w], timesteps int64 [B]."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+
+def alphas_cumprod(count: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """Products of (1 - beta), float32 [count] on the CPU; betas with evenly spaced square roots ("scaled_linear").
+
+    Rombach et al. 2022. Made on the CPU, where torch sums the products in float64: other devices round otherwise.
+
+    Raises:
+        TrainingError: fewer than 2 timesteps, or betas outside 0 < start <= end < 1.
+    """
+    if count < 2 or not 0 < beta_start <= beta_end < 1:
+        raise TrainingError(
+            f"a schedule of {count} steps with betas {beta_start} to {beta_end}; expected at least 2 steps and "
+            "0 < start <= end < 1. Moebius was trained with 1000 steps, 0.00085 and 0.012"
+        )
+    roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), count, dtype=torch.float32, device="cpu")
+    return torch.cumprod(1 - roots.square(), dim=0)
+
+
+def sample_timesteps(
+    batch: int,
+    generator: torch.Generator,
+    *,
+    sampling: TimestepSampling = "lognorm",
+    count: int = 1000,
+    mean: float = 0.0,
+    std: float = 1.0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Timesteps from 0 to `count` - 1, int64 [batch].
+
+    "uniform": every timestep alike. "lognorm": floor(count * sigmoid(x)), x ~ N(mean, std²), so the middle of the
+    process is seen most often and P(t < k) = Φ((logit(k / count) - mean) / std). This is the distribution that Esser
+    et al. 2024, "Scaling Rectified Flow Transformers", section 3.1, call logit-normal and their tables "lognorm".
+    Moebius' released command has the flag `lognorm_t`; what the flag does was not published with it, and this reading
+    is ours. With mean 0 the distribution is symmetric: it does not matter which end is called noise.
+
+    Raises:
+        TrainingError: an unknown sampling, or std not above 0.
+    """
+    if sampling == "uniform":
+        drawn = torch.randint(count, (batch,), generator=generator, device=generator.device)
+    elif sampling == "lognorm":
+        if not std > 0:
+            raise TrainingError(f"the timesteps' std is {std}; expected a number above 0 (default 1)")
+        normal = torch.randn(batch, generator=generator, device=generator.device, dtype=torch.float64)
+        share = torch.sigmoid(normal * std + mean)
+        drawn = (share * count).long().clamp_(max=count - 1)  # sigmoid rounds to 1 from 37 on
+    else:
+        raise TrainingError(f"timestep sampling is {sampling!r}; expected 'uniform' or 'lognorm'")
+    return drawn.to(device or generator.device)
+
+
+def sample_noise(
+    shape: tuple[int, int, int, int],
+    generator: torch.Generator,
+    *,
+    offset: float = 0.0357,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """N(0, 1) noise, plus `offset` * N(0, 1) per sample and channel: float32 of `shape` [B, C, h, w].
+
+    The offset is drawn after the noise and lets the network learn to move a picture's mean (Guttenberg 2023).
+
+    Raises:
+        TrainingError: a negative offset.
+    """
+    if not offset >= 0:
+        raise TrainingError(f"the noise offset is {offset}; expected 0 or more (the released recipe's is 0.0357)")
+    noise = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    if offset:
+        noise += offset * torch.randn((*shape[:2], 1, 1), generator=generator, device=generator.device)
+    return noise.to(device or generator.device)
+
+
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -> Tensor:
+    """sqrt(a) * latents + sqrt(1 - a) * noise, a = bars[t] (Ho et al. 2020, equation 4).
+
+    Args:
+        latents: clean, scaled latents [B, C, h, w].
+        noise: of the same shape.
+        timesteps: int64 [B].
+        bars: `alphas_cumprod()`.
+
+    Returns:
+        [B, C, h, w], float32 at least.
+    """
+    signal, spread = _factors(timesteps, bars, latents)
+    return signal * latents + spread * noise
+
+
+def predict_clean(noisy: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -> Tensor:
+    """The one-step estimate (noisy - sqrt(1 - a) * noise) / sqrt(a) of the clean latents: `add_noise` turned round.
+
+    Ho et al. 2020, equation 15. Shapes and types as in `add_noise`; `noise` is the true noise or a prediction of it.
+    An error in the noise comes out multiplied by sqrt((1 - a) / a): by 14.6 at the last timestep.
+    """
+    signal, spread = _factors(timesteps, bars, noisy)
+    return (noisy - spread * noise) / signal
+
+
+def _factors(timesteps: Tensor, bars: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(a) and sqrt(1 - a), each [B, 1, 1, 1]: in float64 up to the one rounding, to float32 at least."""
+    chosen = bars.to(timesteps.device)[timesteps].double()[:, None, None, None]
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return tuple(value.to(device=like.device, dtype=dtype) for value in (chosen.sqrt(), (1 - chosen).sqrt()))  # type: ignore[return-value]
