@@ -16,7 +16,7 @@ from moebius_export.precision import planning
 from moebius_export.trt.builder import BuildError, Cancelled, EngineBuilder, ParseError
 from moebius_export.trt.library import Library
 from moebius_export.trt.monitor import Phases
-from moebius_export.trt.options import Tuning
+from moebius_export.trt.options import BuildOptions, Tuning
 from moebius_export.trt.prepare import ensure_precision
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.manifest import read_manifest
@@ -48,7 +48,7 @@ def test_the_bundle_builds_for_three_generations(bundle, trt):
 def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
     """`--fp16` is all that it takes; the passport names the typed files and their plans."""
     short = replace(planning.PlanOptions(), pictures=1, steps=2, evaluations=4)
-    monkeypatch.setattr(planning, "PlanOptions", lambda to: replace(short, to=to))
+    monkeypatch.setattr(planning, "PlanOptions", lambda **options: replace(short, **options))
     code, _, err = trt(bundle, "--fp16", "--backend", "tensorrt-rtx", "--sm", "89")
     assert code == 0, err
     [folder] = (bundle / ENGINES).iterdir()
@@ -61,14 +61,14 @@ def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
 
 
 def test_other_precisions_are_not_made_up(bundle):
-    with pytest.raises(ExportError, match=r"no int8 file of unet. The bundle holds fp32"):
-        ensure_precision(Bundle.open(bundle), "int8", ("unet",), lambda graph, stage: None)
+    with pytest.raises(ExportError, match=r"no int8 file of unet, vae_encoder, vae_decoder\. The bundle holds fp32"):
+        ensure_precision(Bundle.open(bundle), BuildOptions("int8"), lambda graph, stage: None)
 
 
 def test_where_nothing_can_be_typed_the_command_is_named(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "moebius_export.precision.planning", None)
     with pytest.raises(ExportError, match=r"moebius-export precision .* --to fp16"):
-        ensure_precision(Bundle.open(bundle), "fp16", ("unet",), lambda graph, stage: None)
+        ensure_precision(Bundle.open(bundle), BuildOptions("fp16"), lambda graph, stage: None)
 
 
 def convolution(tmp_path, batch="batch"):
