@@ -150,7 +150,8 @@ def test_an_export_with_a_lowering_is_what_lowering_its_file_again_gives(unet, t
     assert present_lowering(exported) == OTHER == present_lowering(again)
     assert attributes(exported) == attributes(again)
     assert total_macs(node_costs(exported)) == total_macs(node_costs(again))
-    assert np.array_equal(output(exported_path, exported), output(path, again))
+    # Two exports, maybe by two processes: PyTorch sums the constants in another order on other threads (1.3e-6 seen).
+    assert distance(output(exported_path, exported), output(path, again)) < 1e-5
 
 
 # ---- a model lowered again ----------------------------------------------------------------------------------------
