@@ -124,7 +124,7 @@ def trt(
 
 def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
     """Builds with a bar for each graph; notes and the forecast are printed as they come."""
-    from moebius_export.trt.build import build_engines
+    from moebius_export.trt.build import build_engines, ready
     from moebius_export.trt.builder import ParseError
     from moebius_export.trt.prepare import ensure_bundle, ensure_precision
 
@@ -137,6 +137,7 @@ def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
     )
     with Progress(*columns, console=console.err) as bars:
         show = _shown(bars)
+        found = ready(options, device, show)
         prepared: list[TaskID] = []
         said: set[str] = set()
 
@@ -153,7 +154,7 @@ def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
             bars.update(task, total=100, completed=100, phase="done")
             bars.stop_task(task)
         try:
-            return build_engines(bundle, options, device, show)
+            return build_engines(bundle, options, device, show, found)
         except ParseError as error:
             for problem in error.problems:
                 console.err.print(console.one_line(problem))

@@ -48,7 +48,38 @@ class Result:
     passport: Passport
 
 
-def build_engines(bundle: Bundle, options: BuildOptions, device: Device | None, report: Report) -> Result:
+@dataclass(frozen=True)
+class Ready:
+    """The library that will build, and the compute capabilities that it will build for."""
+
+    library: Library
+    targets: tuple[int, ...]
+
+
+def ready(options: BuildOptions, device: Device | None, report: Report) -> Ready:
+    """What can be found out before there is a bundle, so that no export or plan is made for a build that is refused.
+
+    Arguments as of `build_engines`.
+
+    Raises:
+        InputError: options that make no sense here.
+        ExportError: plugins that cannot be had.
+        RuntimeUnavailableError: no TensorRT, or no GPU for it.
+    """
+
+    def note(text: str) -> None:
+        report(Note(text))
+
+    library = find_library(options.backend, bool(options.sms), note)
+    targets = check_options(options, library, device, note)
+    if options.plugins:
+        switch_on(options, library, targets)
+    return Ready(library, targets)
+
+
+def build_engines(
+    bundle: Bundle, options: BuildOptions, device: Device | None, report: Report, found: Ready | None = None
+) -> Result:
     """Builds the engines of a bundle that holds the files of the precision.
 
     The folder `engines/DEVICE-BACKENDVERSION-PRECISION` is exchanged when all of them are built; a build that fails,
@@ -59,6 +90,7 @@ def build_engines(bundle: Bundle, options: BuildOptions, device: Device | None, 
         options: what to build.
         device: the GPU of this machine, None where there is none.
         report: told of notes, the forecast, progress and each engine.
+        found: what `ready` gave for these options; None asks it.
 
     Raises:
         InputError: options that make no sense here.
@@ -72,10 +104,8 @@ def build_engines(bundle: Bundle, options: BuildOptions, device: Device | None, 
     def note(text: str) -> None:
         report(Note(text))
 
-    library = find_library(options.backend, bool(options.sms), note)
-    targets = check_options(options, library, device, note)
-    if options.plugins:
-        switch_on(options, library, targets)
+    found = found or ready(options, device, report)
+    library, targets = found.library, found.targets
     profiles = {graph: _profile(bundle.graph(graph), options.batches, note) for graph in options.graphs}
     paths = {}
     for graph in options.graphs:

@@ -452,6 +452,16 @@ def test_without_a_bundle_one_is_exported_for_tensorrt(install, trt, tmp_path, m
     assert (tmp_path / "moebius-bundle" / ENGINES / "orin-tensorrt10.3.0-fp32" / "unet.plan").is_file()
 
 
+@pytest.mark.parametrize("arguments", [["--fp32"], ["--fp16"]], ids=str)
+def test_nothing_is_exported_for_a_build_that_is_refused(arguments, install, trt, tmp_path, monkeypatch, device):
+    install()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = trt(*arguments, device=device)
+    assert code == 2
+    assert "no TensorRT is installed" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 BARE = """
 import sys
 for name in ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"):
