@@ -130,7 +130,7 @@ class _Tiles:
         """The sum over places, [p, k, j] -> [k, r, r]."""
         flat = kernels.transpose(0, 1).reshape(self.depth, -1)  # [k, p*j]
         taps = flat.new_zeros(self.depth, self.reach**2 + 1).index_add(1, self.taps, flat)
-        return taps[:, :-1].reshape(self.depth, self.reach, self.reach)  # [k, r*r] -> [k, r, r]
+        return taps[:, :-1].contiguous().view(self.depth, self.reach, self.reach)  # [k, r*r] -> [k, r, r]
 
     def margins(self, values: Tensor) -> Tensor:
         """[B, n, v] -> [B*(H+r-1)*(W+r-1), v], zero outside the picture."""

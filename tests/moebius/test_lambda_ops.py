@@ -11,6 +11,7 @@ from moebius.lambda_ops import (
     lambda_summary,
     lambda_summary_reference,
     local_lambda,
+    local_lambda_backward,
     local_lambda_reference,
 )
 
@@ -91,8 +92,18 @@ def test_local_lambda_is_the_layers():
             local_lambda,
             lambda: (numbers(2, 16, 8), numbers(2, 16, 4), numbers(2, 4, 4), numbers(4, 3, 3), [4, 4], [2, 4]),
         ),
+        (
+            local_lambda_backward,
+            lambda: [
+                value.detach() if isinstance(value, torch.Tensor) else value
+                for value in (
+                    *(numbers(2, 16, 8), numbers(2, 16, 8), numbers(2, 16, 4), numbers(2, 4, 4), numbers(4, 3, 3)),
+                    *([4, 4], [2, 4]),
+                )
+            ],
+        ),
     ],
-    ids=["summary", "interactive", "local"],
+    ids=["summary", "interactive", "local", "local backward"],
 )
 def test_opcheck(operator, arguments):
     """Schema, shape function, autograd registration and tracing, by torch's own checker."""
