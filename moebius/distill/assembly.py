@@ -1,0 +1,162 @@
+"""From settings to networks, data and task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+
+from moebius.config import Preset
+from moebius.data.datasets import Batch, SampleStream, batches
+from moebius.data.opening import open_source
+from moebius.data.sources import IndexedSource, JoinedSource, Source
+from moebius.distill.losses import LossOptions
+from moebius.distill.perceptual import ELatentLpips
+from moebius.distill.settings import DataSettings, PerceptualSettings, Settings
+from moebius.distill.tasks import DiffusionTask, Encoder, Latents, Task, VaeTask, encoding, halves
+from moebius.errors import TrainingError
+from moebius.load import load_student, load_teacher, load_vae
+from moebius.student import Moebius
+from moebius.teacher import Teacher
+from moebius.vae import VaeDecoder, build_vae
+
+Say = Callable[[str], None]
+_ONLY_TASK = LossOptions(coarse=0.0, fine=0.0, perceptual=0.0)
+
+
+class Stream(Protocol):
+    """Batches of one process, with a position that can be saved."""
+
+    def __iter__(self) -> Iterator[Batch | Latents]:
+        """Batches without end."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch that was given."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position."""
+
+    def close(self) -> None:
+        """Ends its threads."""
+
+
+class PictureStream:
+    """Batches of pictures: a `SampleStream` in the shape of `Stream`."""
+
+    def __init__(self, stream: SampleStream, batch: int, num_categories: int) -> None:
+        self._stream, self._batch, self._categories = stream, batch, num_categories
+
+    def __iter__(self) -> Iterator[Batch | Latents]:
+        return iter(batches(self._stream, self._batch, self._categories))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Stream`."""
+        return self._stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Stream`."""
+        self._stream.load_state_dict(state)
+
+    def close(self) -> None:
+        """See `Stream`."""
+        self._stream.close()
+
+
+def build_task(settings: Settings, say: Say = lambda text: None) -> Task:
+    """The networks of a run with their weights, and what is done with them.
+
+    Fresh weights are drawn from torch's global generator: seed it first.
+
+    Raises:
+        TrainingError, CheckpointError: weights, or what they are for, cannot be had.
+    """
+    sizes = settings.network.build()
+    if settings.train == "vae":
+        vae = build_vae(sizes.vae) if settings.init is None else load_vae(settings.init, sizes.vae, say)[0]
+        return VaeTask(vae.requires_grad_(True), sizes.vae, settings.vae_losses)
+    encode: Encoder | None = None
+    if settings.data.latents is None:
+        encode = encoding(_vae_halves(settings, sizes, say)[0], sizes.vae)
+    if settings.train == "teacher":
+        teacher = Teacher(sizes.teacher) if settings.init is None else load_teacher(settings.init, sizes.teacher, say)[0]
+        if settings.gradient_checkpointing:
+            teacher.diff_model.enable_gradient_checkpointing()
+        return DiffusionTask(teacher.requires_grad_(True), _ONLY_TASK, settings, encode=encode)
+    student = Moebius(sizes.student) if settings.init is None else load_student(settings.init, sizes.student, say)[0]
+    student.set_lambda_form(settings.lambda_form)
+    student.diff_model.gradient_checkpointing = settings.gradient_checkpointing
+    frozen = None
+    if settings.teacher is not None and settings.losses.needs_teacher:
+        frozen = load_teacher(settings.teacher, sizes.teacher, say)[0].requires_grad_(False)
+    return DiffusionTask(
+        student.requires_grad_(True),
+        settings.losses,
+        settings,
+        teacher=frozen,
+        encode=encode,
+        perceptual=_perceptual(settings.perceptual) if settings.losses.perceptual else None,
+    )
+
+
+def decoder(settings: Settings, say: Say = lambda text: None) -> VaeDecoder:
+    """The decoder of the run's VAE, for sample pictures."""
+    return _vae_halves(settings, settings.network.build(), say)[1]
+
+
+def _vae_halves(settings: Settings, sizes: Preset, say: Say) -> tuple[Any, VaeDecoder]:
+    assert settings.vae is not None, "settings without a VAE where one is needed are refused"
+    return halves(load_vae(settings.vae, sizes.vae, say)[0])
+
+
+def _perceptual(settings: PerceptualSettings | None) -> ELatentLpips:
+    assert settings is not None, "settings without the weights' file are refused"
+    return ELatentLpips(
+        settings.weights, encoder=settings.encoder, augment=settings.augment, normalize=settings.normalize
+    )
+
+
+def build_stream(settings: Settings, rank: int = 0, world: int = 1, on_skip: Any = None) -> Stream:
+    """The samples of one process.
+
+    Raises:
+        DataError: the data cannot be had.
+    """
+    data, sizes = settings.data, settings.network.build()
+    categories = sizes.teacher.num_categories if settings.train == "teacher" else sizes.student.num_categories
+    if data.latents is not None:
+        raise TrainingError("latents: not yet")
+    size = data.size or sizes.student.sample_size * sizes.vae.downscale
+    if size % sizes.vae.downscale:
+        raise TrainingError(f"samples of {size} pixels; expected a multiple of {sizes.vae.downscale}, as the VAE halves")
+    stream = SampleStream(
+        joined(data, size),
+        size,
+        masks=data.masks,
+        crops=data.crops,
+        seed=settings.seed,
+        rank=rank,
+        world=world,
+        broken=data.broken,
+        threads=data.threads,
+        on_skip=on_skip,
+    )
+    return PictureStream(stream, settings.batch, categories)
+
+
+def joined(data: DataSettings, size: int) -> Source:
+    """The sources of pictures as one."""
+    parts = [(open_source(part.source, data.scene_size or size), part.times) for part in data.pictures]
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    indexed: list[tuple[IndexedSource, int]] = []
+    for (source, times), part in zip(parts, data.pictures, strict=True):
+        if not isinstance(source, IndexedSource):
+            raise TrainingError(f"{part.source}: tars are read in order and cannot be joined with others; give them alone")
+        indexed.append((source, times))
+    return JoinedSource(indexed)
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    """Where a network's parameters are."""
+    return next(network.parameters()).device

@@ -1,0 +1,267 @@
+"""What one batch teaches: the loss of each kind of training, and the modules that it needs.
+
+A task owns the network that is trained (`network`), wrapped as `module` so that distributed wrappers see one `forward`,
+and whatever stays as it is: teacher, VAE, perceptual distance. Randomness is drawn for the global batch, the same in
+every process, and each takes its own rows: sample i of the global batch is row i // world of process i % world.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moebius.config import VaeConfig
+from moebius.data.datasets import Batch
+from moebius.distill.balance import balance, coarse_parameter, fine_parameter
+from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
+from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
+from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps
+from moebius.student import Moebius
+from moebius.teacher import Teacher
+from moebius.vae import VaeDecoder, VaeEncoder
+
+
+class Latents(NamedTuple):
+    """Samples as the networks see them.
+
+    `latents` and `masked` float32 [B, 4, S, S], scaled; `mask` float32 [B, 1, S, S]; `categories` int64 [B, m].
+    """
+
+    latents: Tensor
+    masked: Tensor
+    mask: Tensor
+    categories: Tensor
+
+
+class Outcome(NamedTuple):
+    """The loss to go backward from, and detached scalars for the log."""
+
+    total: Tensor
+    values: dict[str, Tensor]
+
+
+@dataclass
+class Surroundings:
+    """What a task must know of the machine and of the other processes."""
+
+    device: torch.device
+    generator: torch.Generator
+    rank: int = 0
+    world: int = 1
+    autocast: Callable[[], AbstractContextManager[None]] = torch.no_grad  # replaced by the trainer
+    scale: Callable[[], float] = lambda: 1.0
+    reduce: Callable[[Tensor], Tensor] | None = None
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """This process' rows of what was drawn for the global batch, on its device."""
+        return drawn[self.rank :: self.world].to(self.device)
+
+
+class Task(ABC):
+    """A kind of training. `module` is called through whatever wraps it; the rest of the state is the task's own."""
+
+    network: nn.Module
+    module: nn.Module
+
+    @abstractmethod
+    def outcome(self, module: nn.Module, batch: Batch | Latents, around: Surroundings) -> Outcome:
+        """The loss of a batch; `module` is `self.module`, wrapped."""
+
+    def to(self, device: torch.device) -> None:
+        """Moves what is not trained; the trainer moves the rest."""
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Whether each loss reaches every parameter; distributed training must know."""
+        return True
+
+
+class _Predictor(nn.Module):
+    """A network's `forward_features` as `forward`."""
+
+    def __init__(self, network: Moebius | Teacher) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: Tensor, timesteps: Tensor, input_ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        noise, features = self.network.forward_features(sample, timesteps, input_ids)
+        return noise, tuple(features)
+
+
+class Encoder(Protocol):
+    """Pictures to samples of latents."""
+
+    def __call__(self, batch: Batch) -> Latents:
+        """Encodes a batch."""
+
+
+def encoding(encoder: VaeEncoder, config: VaeConfig) -> Encoder:
+    """How pictures become samples (`moebius_runtime`'s pipeline does the same): the mode of the posterior, the mask by
+    the top-left pixel of each block."""
+
+    @torch.no_grad()
+    def encode(batch: Batch) -> Latents:
+        device = next(encoder.parameters()).device
+        image, mask = batch.image.to(device), batch.mask.to(device)
+        both = encoder(torch.cat([image, image * (1 - mask)]))  # [2B, 4, S, S]
+        latents, masked = both.chunk(2)
+        step = config.downscale
+        return Latents(latents, masked, mask[:, :, ::step, ::step], batch.categories.to(device))
+
+    return encode
+
+
+class DiffusionTask(Task):
+    """Student or teacher on noisy latents; the student with a teacher beside it, or on the true noise alone."""
+
+    def __init__(
+        self,
+        network: Moebius | Teacher,
+        losses: LossOptions,
+        settings: Settings,
+        *,
+        teacher: Teacher | None = None,
+        encode: Encoder | None = None,
+        perceptual: Distance | None = None,
+    ) -> None:
+        self.network, self.module = network, _Predictor(network)
+        self._losses, self._balance = losses, settings.balance
+        self._timesteps: TimestepSettings = settings.timesteps
+        self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
+        self._bars = alphas_cumprod()
+        if isinstance(network, Moebius):
+            self._fine = fine_parameter(network)
+            tap = losses.taps[-1].student if losses.coarse else 0
+            self._coarse = coarse_parameter(network, tap)
+
+    def to(self, device: torch.device) -> None:
+        """See `Task.to`."""
+        for module in (self._teacher, self._perceptual):
+            if isinstance(module, nn.Module):
+                module.to(device)
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """The coarse loss alone leaves the upper half without a gradient."""
+        return self._losses.active != ("coarse",)
+
+    def samples(self, batch: Batch | Latents) -> Latents:
+        """The batch as latents."""
+        if isinstance(batch, Latents):
+            return batch
+        assert self._encode is not None, "settings without a VAE and with pictures are refused"
+        return self._encode(batch)
+
+    def outcome(self, module: nn.Module, batch: Batch | Latents, around: Surroundings) -> Outcome:
+        """The losses that are on, balanced."""
+        sample = Latents(*(value.to(around.device) for value in self.samples(batch)))
+        count = sample.latents.shape[0]
+        drawn, shape = self._timesteps, (count * around.world, *sample.latents.shape[1:])
+        timesteps = around.own(
+            sample_timesteps(
+                shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std
+            )
+        )
+        noise = around.own(sample_noise(shape, around.generator, offset=drawn.noise_offset))
+        noisy = Noised(add_noise(sample.latents, noise, timesteps, self._bars), noise, timesteps)
+        seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
+        predicted = Prediction(*module(seen, timesteps, sample.categories))
+        wanted = None
+        if self._teacher is not None and self._losses.needs_teacher:
+            with torch.no_grad(), around.autocast():
+                wanted = Prediction(*self._teacher.forward_features(seen, timesteps, sample.categories))
+        values = distillation_losses(
+            self._losses, predicted, noisy, self._bars, teacher=wanted, perceptual=self._perceptual
+        )
+        shown = {f"loss/{name}": value.detach() for name, value in values.items()}
+        if len(values) == 1:
+            (name, value), = values.items()
+            return Outcome(self._losses.multiplier(name) * value, shown)
+        balanced = balance(
+            values,
+            self._losses,
+            self._balance,
+            fine=self._fine,
+            coarse=self._coarse,
+            scale=around.scale(),
+            reduce=around.reduce,
+        )
+        shown |= {f"weight/{name}": value for name, value in balanced.weights.items()}
+        shown |= {f"norm/{name}": value for name, value in balanced.norms.items()}
+        return Outcome(balanced.total, shown)
+
+
+class _Autoencoder(nn.Module):
+    """Posterior and picture of a sample of it, given the noise of the sample."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.vae.encode(image).latent_dist  # type: ignore[operator]
+        sample = posterior.mean + posterior.std * noise
+        return self.vae.decode(sample).sample, posterior.mean, posterior.logvar  # type: ignore[operator]
+
+
+class VaeTask(Task):
+    """The autoencoder on pictures: absolute differences of pixels and of edges, and a light pull to N(0, 1)."""
+
+    def __init__(self, vae: nn.Module, config: VaeConfig, losses: VaeLosses) -> None:
+        self.network, self.module = vae, _Autoencoder(vae)
+        self._config, self._losses = config, losses
+
+    def outcome(self, module: nn.Module, batch: Batch | Latents, around: Surroundings) -> Outcome:
+        """Reconstruction losses; a share of the pictures has its hole emptied, in input and target alike."""
+        assert isinstance(batch, Batch), "settings that train a VAE on latents are refused"
+        count, options = batch.image.shape[0] * around.world, self._losses
+        image = batch.image.to(around.device)
+        emptied = around.own(torch.rand(count, generator=around.generator)) < options.masked
+        hole = batch.mask.to(around.device) * emptied[:, None, None, None]
+        image = image * (1 - hole)
+        side = image.shape[-1] // self._config.downscale
+        shape = (count, self._config.latent_channels, side, side)
+        noise = around.own(torch.randn(shape, generator=around.generator))
+        decoded, mean, logvar = module(image, noise)
+        decoded, mean, logvar = decoded.float(), mean.float(), logvar.float()
+        values = {
+            "pixels": (decoded - image).abs().mean(),
+            "edges": edge_loss(decoded, image),
+            "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
+        }
+        total = options.pixels * values["pixels"] + options.edges * values["edges"] + options.kl * values["kl"]
+        shown = {f"loss/{name}": value.detach() for name, value in values.items()}
+        return Outcome(total, shown | {"latents/std": mean.detach().std()})
+
+
+def edge_loss(image: Tensor, wanted: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute error of differences between neighbours, at full size, half, quarter, ...: blur costs here.
+
+    Both [B, C, H, W], sides divisible by 2^(scales - 1).
+    """
+    difference, terms = image - wanted, []
+    for scale in range(scales):
+        if scale:
+            difference = F.avg_pool2d(difference, 2)
+        terms += [difference.diff(dim=axis).abs().mean() for axis in (2, 3)]
+    return torch.stack(terms).mean()
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Batch norms use and keep their running statistics; gains and shifts still train. Call after each `train()`."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def halves(vae: nn.Module) -> tuple[VaeEncoder, VaeDecoder]:
+    """Encoder and decoder of an autoencoder, without gradients."""
+    vae.requires_grad_(False).eval()
+    return VaeEncoder(vae), VaeDecoder(vae)  # type: ignore[arg-type]

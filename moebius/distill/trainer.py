@@ -1,0 +1,265 @@
+"""The training loop. Distribution, precision and gradient accumulation are `accelerate`'s."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from moebius.distill import checkpoints
+from moebius.distill.assembly import Stream, build_stream, build_task
+from moebius.distill.checkpoints import RankState, RunState
+from moebius.distill.finishing import write_weights
+from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule
+from moebius.distill.settings import Settings
+from moebius.distill.tasks import Surroundings, Task, freeze_statistics
+from moebius.errors import TrainingError
+
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class Diverged(TrainingError):
+    """A loss or a gradient became NaN or infinite. The last checkpoint is as it was."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the loop says after a step: the number of steps done, and the means over all processes."""
+
+    step: int
+    values: dict[str, float]
+
+
+class Trainer:
+    """One run, from its settings to its weights.
+
+    Args:
+        settings: checked.
+        say: told of each stage, in words.
+        on_step: told of each step.
+        on_samples: given step, task and averaged network when sample pictures are due.
+        stop: asked after each step; True ends the run with a checkpoint.
+
+    Raises:
+        TrainingError, CheckpointError, DataError: what the settings name cannot be had.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        on_step: Callable[[Report], None] = lambda report: None,
+        on_samples: Callable[[int, Task, nn.Module], None] | None = None,
+        on_skip: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.settings, self._say, self._on_step, self._on_samples = settings, say, on_step, on_samples
+        self._accelerator = Accelerator(
+            mixed_precision=_PRECISIONS[settings.precision],
+            gradient_accumulation_steps=settings.accumulate,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_partial(settings))],
+        )
+        self._rank, self._world = self._accelerator.process_index, self._accelerator.num_processes
+        torch.manual_seed(settings.seed)
+        self.task = build_task(settings, say)
+        self.stream: Stream = build_stream(settings, self._rank, self._world, on_skip)
+        module = self.task.module
+        if settings.batch_norm == "sync":
+            if self._accelerator.device.type == "cpu":
+                raise TrainingError("batch_norm: sync needs CUDA; on CPUs write `frozen` or `train`")
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        self.average: AveragedModel | None = None
+        if settings.ema is not None:
+            self.average = averaged(self.task.network, settings.ema.decay, device=self._accelerator.device)
+        self.optimizer = MuonAdamW(module.parameters(), settings.optimizer)
+        self._schedule = learning_rate_schedule(self.optimizer, settings.schedule)
+        self._module, self._prepared = self._accelerator.prepare(module, self.optimizer)
+        self.task.to(self._accelerator.device)
+        self._around = Surroundings(
+            self._accelerator.device,
+            torch.Generator().manual_seed(settings.seed),
+            self._rank,
+            self._world,
+            self._accelerator.autocast,
+            lambda: float(self._accelerator.scaler.get_scale()) if self._accelerator.scaler else 1.0,
+            self._mean if self._world > 1 else None,
+        )
+        self.step = 0
+        self._saved: Path | None = None
+
+    def resume(self) -> int:
+        """Goes on from the newest checkpoint of `settings.out`, if there is one; returns the steps done.
+
+        Raises:
+            TrainingError: it is of other settings, or damaged.
+        """
+        folder = checkpoints.latest(self.settings.out)
+        if folder is None:
+            return 0
+        shared, own = checkpoints.read(folder, self._rank)
+        self._check_identity(shared.numbers["settings"], folder)
+        checkpoints.load_optimizer(
+            self.task.module, self.optimizer, shared.optimizer, shared.numbers["optimizer_groups"]
+        )
+        self.task.network.load_state_dict(shared.network, strict=True)
+        if self.average is not None and shared.average is not None:
+            self.average.load_state_dict(shared.average, strict=True)
+        self._schedule.load_state_dict(shared.numbers["schedule"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(shared.numbers["scaler"])
+        self.stream.load_state_dict(own.position)
+        self._around.generator.set_state(own.generators["draws"])
+        torch.set_rng_state(own.generators["torch"])
+        if torch.cuda.is_available() and "cuda" in own.generators:
+            torch.cuda.set_rng_state(own.generators["cuda"])
+        self.step, self._saved = int(shared.numbers["step"]), folder
+        self._say(f"going on from step {self.step} ({folder})")
+        return self.step
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Path | None:
+        """Trains to the end, keeping checkpoints, and writes the weights; returns their folder.
+
+        `stop` is asked after each step; True ends the run with a checkpoint, without the weights: None.
+
+        Raises:
+            Diverged: a loss or gradient is NaN or infinite.
+        """
+        settings, main = self.settings, self._accelerator.is_main_process
+        self._module.train()
+        if settings.batch_norm == "frozen":
+            freeze_statistics(self.task.module)
+        batches = iter(self.stream)
+        try:
+            while self.step < settings.steps:
+                report = self._one_step(batches)
+                self._on_step(report)
+                last = self.step == settings.steps or stop()
+                if last or self.step % settings.save_every == 0:
+                    self._save()
+                shown = settings.samples
+                if main and shown and self._on_samples and (last or self.step % shown.every == 0):
+                    self._on_samples(self.step, self.task, self.weights)
+                if last and self.step < settings.steps:
+                    return None
+        finally:
+            self.stream.close()
+        if main:
+            write_weights(settings, self.task, self.weights, self.step)
+        self._accelerator.wait_for_everyone()
+        return settings.out
+
+    @property
+    def weights(self) -> nn.Module:
+        """The network that is kept in the end: the averaged one, if averaging is on."""
+        return self.task.network if self.average is None else self.average.module
+
+    def end(self) -> None:
+        """Leaves the group of processes."""
+        self._accelerator.end_training()
+
+    def _one_step(self, batches: Iterator[Any]) -> Report:
+        sums: dict[str, Tensor] = {}
+        for _ in range(self.settings.accumulate):
+            with self._accelerator.accumulate(self._module):
+                outcome = self.task.outcome(self._module, next(batches), self._around)
+                values = {"loss": outcome.total.detach(), **outcome.values}
+                for name, value in self._means(values).items():
+                    sums[name] = sums.get(name, 0) + value / self.settings.accumulate
+                self._check_finite("loss", sums["loss"])
+                self._accelerator.backward(outcome.total)
+                if self._accelerator.sync_gradients:
+                    limit = math.inf if self.settings.clip is None else self.settings.clip
+                    norm = self._accelerator.clip_grad_norm_(self._module.parameters(), limit)
+                    if self._accelerator.scaler is None:  # a scaler skips the step and tries a smaller factor
+                        self._check_finite("gradient's norm", norm)
+                    sums["gradient_norm"] = norm.detach()
+                sums["learning_rate"] = torch.tensor(self._schedule.get_last_lr()[0])
+                self._prepared.step()
+                self._prepared.zero_grad()
+        if not self._accelerator.optimizer_step_was_skipped:
+            self._schedule.step()
+            if self.average is not None:
+                self.average.update_parameters(self.task.network)
+        self.step += 1
+        return Report(self.step, {name: float(value) for name, value in sums.items()})
+
+    def _means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._world == 1:
+            return values
+        stacked = self._mean(torch.stack([value.float() for value in values.values()]))
+        return dict(zip(values, stacked, strict=True))
+
+    def _mean(self, value: Tensor) -> Tensor:
+        reduced: Tensor = self._accelerator.reduce(value.clone(), reduction="mean")  # type: ignore[assignment]
+        return reduced
+
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        if not bool(torch.isfinite(value)):
+            kept = f"the last good state is {self._saved}" if self._saved else "no checkpoint was written yet"
+            raise Diverged(
+                f"the {name} is {float(value)} at step {self.step + 1}; {kept}. Lower the learning rate, warm up "
+                "longer, or train in fp32"
+            )
+
+    def _save(self) -> None:
+        own = RankState({"draws": self._around.generator.get_state(), "torch": torch.get_rng_state()})
+        if torch.cuda.is_available():
+            own.generators["cuda"] = torch.cuda.get_rng_state()
+        own.position = self.stream.state_dict()
+        part = [str(checkpoints.begin(self.settings.out))] if self._accelerator.is_main_process else [""]
+        if self._world > 1:
+            torch.distributed.broadcast_object_list(part)
+        checkpoints.write_rank(Path(part[0]), self._rank, own)
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            tensors, groups = checkpoints.optimizer_state(self.task.module, self.optimizer)
+            numbers = {
+                "step": self.step,
+                "settings": self.settings.identity(),
+                "world": self._world,
+                "optimizer_groups": groups,
+                "schedule": _plain(self._schedule.state_dict()),
+                "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else None,
+            }
+            state = RunState(numbers, _apart(self.task.network), tensors, None)
+            if self.average is not None:
+                state.average = _apart(self.average)
+            self._saved = checkpoints.finish(Path(part[0]), self.settings.out, self.step, state, self.settings.keep)
+        self._accelerator.wait_for_everyone()
+
+    def _check_identity(self, found: dict[str, Any], folder: Path) -> None:
+        ours = self.settings.identity()
+        changed = [name for name in ours if ours[name] != found.get(name)]
+        if changed:
+            raise TrainingError(
+                f"{folder} is of a run with other settings ({', '.join(changed)}); a run that goes on keeps them. "
+                "Restore them, or choose another `out`"
+            )
+
+
+def _partial(settings: Settings) -> bool:
+    """Whether a step leaves parameters without a gradient, which distributed training has to be told."""
+    return settings.train == "student" and settings.losses.active == ("coarse",)
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without its functions, which the settings give again."""
+    return {name: value for name, value in state.items() if name != "lr_lambdas"} | {"lr_lambdas": [None, None]}
+
+
+def _apart(network: nn.Module) -> dict[str, Tensor]:
+    """A state dict in which no two tensors share memory, as safetensors asks."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
