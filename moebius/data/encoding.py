@@ -192,7 +192,7 @@ def _shard(
     shapes, pictures = wanted.shapes(number), wanted.pictures(number)
     parts: dict[str, list[Tensor]] = {name: [] for name in shapes}
     for first in range(0, pictures, options.batch):
-        samples = []
+        samples: list[Sample] = []
         for _ in range(min(options.batch, pictures - first)):
             sample = next(stream, None)
             if sample is None:

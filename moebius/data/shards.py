@@ -27,7 +27,7 @@ from moebius_runtime.files import atomic_write, open_plain, sha256_file
 from moebius_runtime.manifest import Sha256, StrictModel, first_problem
 
 INDEX, PROGRESS = "index.json", "progress.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MAX_SHARDS = 100_000
 _MAX_INDEX_BYTES = 64 << 20
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
