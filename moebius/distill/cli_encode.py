@@ -51,6 +51,8 @@ def encode_command(
     """
     if dtype not in ("float16", "float32"):
         raise DataError(f"--dtype {dtype}: expected float16 or float32")
+    import torch
+
     from moebius.config import preset as sizes_of
     from moebius.data.encoding import Autoencoder, EncodeOptions, encode_samples
     from moebius.data.shards import Dtype
@@ -67,6 +69,8 @@ def encode_command(
         if weights.stand_in:
             console.warn("the VAE's weights are random stand-ins: these latents are good for tests only")
         encoder = VaeEncoder(network.requires_grad_(False)).to(place)
+        # A third less time on a CPU. torch's stubs do not know the argument.
+        encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         columns = (
             TextColumn("pictures"),
             MofNCompleteColumn(),
