@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml $(KERNELS)
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (PyTorch is the large part; some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[ort,export,trt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[ort,export,train,trt-rtx,dev]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## Exports a small network and fills the hole of a photograph, on the CPU.

@@ -9,12 +9,13 @@ import torch
 
 from moebius.config import Preset
 from moebius.data.datasets import Batch, SampleStream, batches
+from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.data.opening import open_source
 from moebius.data.sources import IndexedSource, JoinedSource, Source
 from moebius.distill.losses import LossOptions
 from moebius.distill.perceptual import ELatentLpips
 from moebius.distill.settings import DataSettings, PerceptualSettings, Settings
-from moebius.distill.tasks import DiffusionTask, Encoder, Latents, Task, VaeTask, encoding, halves
+from moebius.distill.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
 from moebius.errors import TrainingError
 from moebius.load import load_student, load_teacher, load_vae
 from moebius.student import Moebius
@@ -28,7 +29,7 @@ _ONLY_TASK = LossOptions(coarse=0.0, fine=0.0, perceptual=0.0)
 class Stream(Protocol):
     """Batches of one process, with a position that can be saved."""
 
-    def __iter__(self) -> Iterator[Batch | Latents]:
+    def __iter__(self) -> Iterator[Batch | LatentBatch]:
         """Batches without end."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class PictureStream:
     def __init__(self, stream: SampleStream, batch: int, num_categories: int) -> None:
         self._stream, self._batch, self._categories = stream, batch, num_categories
 
-    def __iter__(self) -> Iterator[Batch | Latents]:
+    def __iter__(self) -> Iterator[Batch | LatentBatch]:
         return iter(batches(self._stream, self._batch, self._categories))
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,7 +128,9 @@ def build_stream(settings: Settings, rank: int = 0, world: int = 1, on_skip: Any
     data, sizes = settings.data, settings.network.build()
     categories = sizes.teacher.num_categories if settings.train == "teacher" else sizes.student.num_categories
     if data.latents is not None:
-        raise TrainingError("latents: not yet")
+        encoded = EncodedStream(data.latents, batch=settings.batch, seed=settings.seed, rank=rank, world=world)
+        _check_latents(encoded, settings, sizes, categories)
+        return encoded
     size = data.size or sizes.student.sample_size * sizes.vae.downscale
     if size % sizes.vae.downscale:
         raise TrainingError(
@@ -146,6 +149,22 @@ def build_stream(settings: Settings, rank: int = 0, world: int = 1, on_skip: Any
         on_skip=on_skip,
     )
     return PictureStream(stream, settings.batch, categories)
+
+
+def _check_latents(stream: EncodedStream, settings: Settings, sizes: Preset, categories: int) -> None:
+    """Refuses latents that the network cannot take. A teacher takes any size."""
+    made = stream.index.encoding
+    wanted = sizes.student.sample_size
+    if settings.train == "student" and made.latent_size != wanted:
+        raise TrainingError(
+            f"{settings.data.latents} holds latents of {made.latent_size}x{made.latent_size}; the student takes "
+            f"{wanted}x{wanted}, so encode pictures of {wanted * made.downscale} pixels"
+        )
+    if made.num_categories != categories:
+        raise TrainingError(
+            f"{settings.data.latents} was encoded for {made.num_categories} categories and the network has "
+            f"{categories}; encode again with the network's --preset"
+        )
 
 
 def joined(data: DataSettings, size: int) -> Source:

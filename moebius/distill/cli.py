@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from moebius.distill.cli_encode import encode_command
 from moebius.errors import TrainingError, UserError
 from moebius_runtime import console
 
@@ -66,6 +67,9 @@ def train_command(
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+app.command(name="encode")(encode_command)
 
 
 def _train(settings: Settings, resume: bool, make: type[Trainer]) -> None:

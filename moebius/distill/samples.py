@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moebius.data.datasets import Batch
-from moebius.distill.tasks import DiffusionTask, Latents, Task, VaeTask
+from moebius.data.encoded import LatentBatch
+from moebius.distill.tasks import DiffusionTask, Task, VaeTask
 from moebius.student import Moebius
 from moebius.teacher import Teacher
 from moebius.vae import VaeDecoder
@@ -20,7 +21,7 @@ Picture = npt.NDArray[np.uint8]
 
 @torch.no_grad()
 def fill_latents(
-    network: Moebius | Teacher, batch: Latents, *, steps: int, guidance_scale: float, generator: torch.Generator
+    network: Moebius | Teacher, batch: LatentBatch, *, steps: int, guidance_scale: float, generator: torch.Generator
 ) -> Tensor:
     """Fills the holes by DDIM (Song et al. 2020), from noise, with guidance between the two category branches.
 
@@ -59,7 +60,7 @@ def fill_latents(
 def sheet(
     task: Task,
     network: nn.Module,
-    batch: Batch | Latents,
+    batch: Batch | LatentBatch,
     decoder: VaeDecoder | None,
     *,
     steps: int,
@@ -90,7 +91,7 @@ def sheet(
 def _filled(
     task: DiffusionTask,
     network: nn.Module,
-    batch: Batch | Latents,
+    batch: Batch | LatentBatch,
     decoder: VaeDecoder | None,
     steps: int,
     guidance_scale: float,
@@ -99,7 +100,7 @@ def _filled(
     assert decoder is not None
     assert isinstance(network, Moebius | Teacher)
     device = _device(network)
-    samples = Latents(*(value.to(device) for value in task.samples(batch)))
+    samples = LatentBatch(*(value.to(device) for value in task.samples(batch)))
     generator = torch.Generator().manual_seed(seed)
     filled = fill_latents(network, samples, steps=steps, guidance_scale=guidance_scale, generator=generator)
     decoder = decoder.to(device)

@@ -90,7 +90,8 @@ class NetworkSettings(_Part):
 def _changed(config: _Config, values: dict[str, Any]) -> _Config:
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
-        return replace(config, **given)
+        changed: _Config = replace(config, **given)  # type: ignore[arg-type]  # its `__post_init__` and the sizes say
+        return changed
     except (TypeError, ValueError) as error:
         raise TrainingError(f"the sizes {values} do not fit {type(config).__name__}: {error}") from error
 
@@ -255,8 +256,18 @@ class Settings(_Part):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run may not change: all but where, how long and how often to log, save and show."""
-        free = {"out", "steps", "log_every", "save_every", "keep", "samples", "tensorboard", "weights_dtype"}
+        """What a resumed run may not change: all but where, how long, how the learning rate falls, and what is shown."""
+        free = {
+            "out",
+            "steps",
+            "schedule",
+            "log_every",
+            "save_every",
+            "keep",
+            "samples",
+            "tensorboard",
+            "weights_dtype",
+        }
         return json.loads(self.model_dump_json(exclude=free))
 
 

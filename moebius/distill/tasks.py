@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from moebius.config import VaeConfig
 from moebius.data.datasets import Batch
+from moebius.data.encoded import LatentBatch
 from moebius.distill.balance import balance, coarse_parameter, fine_parameter
 from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
@@ -26,18 +27,6 @@ from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_
 from moebius.student import Moebius
 from moebius.teacher import Teacher
 from moebius.vae import VaeDecoder, VaeEncoder
-
-
-class Latents(NamedTuple):
-    """Samples as the networks see them.
-
-    `latents` and `masked` float32 [B, 4, S, S], scaled; `mask` float32 [B, 1, S, S]; `categories` int64 [B, m].
-    """
-
-    latents: Tensor
-    masked: Tensor
-    mask: Tensor
-    categories: Tensor
 
 
 class Outcome(NamedTuple):
@@ -71,7 +60,7 @@ class Task(ABC):
     module: nn.Module
 
     @abstractmethod
-    def outcome(self, module: nn.Module, batch: Batch | Latents, around: Surroundings) -> Outcome:
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
         """The loss of a batch; `module` is `self.module`, wrapped."""
 
     frozen: tuple[nn.Module, ...] = ()
@@ -93,7 +82,7 @@ class _Predictor(nn.Module):
 class Encoder(Protocol):
     """Pictures to samples of latents."""
 
-    def __call__(self, batch: Batch) -> Latents:
+    def __call__(self, batch: Batch) -> LatentBatch:
         """Encodes a batch."""
 
 
@@ -102,13 +91,13 @@ def encoding(encoder: VaeEncoder, config: VaeConfig) -> Encoder:
     the top-left pixel of each block."""
 
     @torch.no_grad()
-    def encode(batch: Batch) -> Latents:
+    def encode(batch: Batch) -> LatentBatch:
         device = next(encoder.parameters()).device
         image, mask = batch.image.to(device), batch.mask.to(device)
         both = encoder(torch.cat([image, image * (1 - mask)]))  # [2B, 4, S, S]
         latents, masked = both.chunk(2)
         step = config.downscale
-        return Latents(latents, masked, mask[:, :, ::step, ::step], batch.categories.to(device))
+        return LatentBatch(latents, masked, mask[:, :, ::step, ::step], batch.categories.to(device))
 
     return encode
 
@@ -137,16 +126,16 @@ class DiffusionTask(Task):
             tap = losses.taps[-1].student if losses.coarse else 0
             self._coarse = coarse_parameter(network, tap)
 
-    def samples(self, batch: Batch | Latents) -> Latents:
+    def samples(self, batch: Batch | LatentBatch) -> LatentBatch:
         """The batch as latents."""
-        if isinstance(batch, Latents):
+        if isinstance(batch, LatentBatch):
             return batch
         assert self._encode is not None, "settings without a VAE and with pictures are refused"
         return self._encode(batch)
 
-    def outcome(self, module: nn.Module, batch: Batch | Latents, around: Surroundings) -> Outcome:
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
         """The losses that are on, balanced."""
-        sample = Latents(*(value.to(around.device) for value in self.samples(batch)))
+        sample = LatentBatch(*(value.to(around.device) for value in self.samples(batch)))
         count = sample.latents.shape[0]
         drawn, shape = self._timesteps, (count * around.world, *sample.latents.shape[1:])
         timesteps = around.own(
@@ -201,7 +190,7 @@ class VaeTask(Task):
         self.network, self.module = vae, _Autoencoder(vae)
         self._config, self._losses = config, losses
 
-    def outcome(self, module: nn.Module, batch: Batch | Latents, around: Surroundings) -> Outcome:
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
         """Reconstruction losses; a share of the pictures has its hole emptied, in input and target alike."""
         assert isinstance(batch, Batch), "settings that train a VAE on latents are refused"
         count, options = batch.image.shape[0] * around.world, self._losses
@@ -247,4 +236,4 @@ def freeze_statistics(network: nn.Module) -> None:
 def halves(vae: nn.Module) -> tuple[VaeEncoder, VaeDecoder]:
     """Encoder and decoder of an autoencoder, without gradients."""
     vae.requires_grad_(False).eval()
-    return VaeEncoder(vae), VaeDecoder(vae)  # type: ignore[arg-type]
+    return VaeEncoder(vae), VaeDecoder(vae)

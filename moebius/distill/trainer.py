@@ -209,7 +209,7 @@ class Trainer:
         return dict(zip(values, stacked, strict=True))
 
     def _mean(self, value: Tensor) -> Tensor:
-        reduced: Tensor = self._accelerator.reduce(value.clone(), reduction="mean")  # type: ignore[assignment]
+        reduced: Tensor = self._accelerator.reduce(value.clone(), reduction="mean")
         return reduced
 
     def _check_finite(self, name: str, value: Tensor, step: int) -> None:

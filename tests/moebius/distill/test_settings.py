@@ -30,7 +30,8 @@ def test_the_defaults_are_the_papers():
 
 def test_taps_and_sizes_can_be_written_short():
     settings = parse_settings(
-        STUDENT | {"losses": {"perceptual": 0, "taps": ["1:4:0.5"]}, "network": {"preset": "tiny", "student": {"window": 5}}},
+        STUDENT
+        | {"losses": {"perceptual": 0, "taps": ["1:4:0.5"]}, "network": {"preset": "tiny", "student": {"window": 5}}},
         "here",
     )
     assert settings.losses.taps == (Tap(1, 4, 0.5),)

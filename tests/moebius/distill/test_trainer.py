@@ -240,9 +240,7 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, chang
     the gradient hardly has, so weights agree to a few steps' worth of it.
     """
     _, alone = trained(tmp_path / "one", batch=4, steps=3, save_every=3, **changes)
-    process = command(
-        launcher=LAUNCH, out=str(tmp_path / "two"), batch=2, steps=3, save_every=3, **changes
-    )
+    process = command(launcher=LAUNCH, out=str(tmp_path / "two"), batch=2, steps=3, save_every=3, **changes)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
