@@ -40,6 +40,7 @@ class Sample:
         name: of the entry, for messages.
         epoch: from 0.
         number: of the entry in its epoch, from 0, counted over all processes.
+        own_mask: whether the picture came with its mask; else it was drawn.
     """
 
     image: npt.NDArray[np.uint8]
@@ -48,6 +49,7 @@ class Sample:
     name: str
     epoch: int
     number: int
+    own_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,19 +163,7 @@ class SampleStream:
         Raises:
             DataError: the state is of another source, seed or number of processes, or no state.
         """
-        ours = self.state_dict()
-        if state.keys() != ours.keys():
-            raise DataError(
-                f"a data position of {', '.join(sorted(map(str, state)))}: expected {', '.join(sorted(ours))}"
-            )
-        for key, what in (("seed", "seed"), ("world", "number of processes"), ("source", "set of pictures")):
-            if state[key] != ours[key]:
-                raise DataError(
-                    f"the saved data position has another {what} ({state[key]}, now {ours[key]}); restore it"
-                )
-        values = [state[key] for key in ("epoch", "number", "skipped")]
-        if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
-            raise DataError(f"a data position of epoch, number, skipped = {values}: expected numbers of 0 or more")
+        values = checked_position(state, self.state_dict(), ("epoch", "number", "skipped"))
         self.close()
         self._epoch, self._number, self.skipped = values
 
@@ -201,9 +191,10 @@ class SampleStream:
             image, mask = crop(rng, item.image, item.mask, self.size, self.crops)
         except BrokenPicture as error:
             return _Skipped(one_line(entry.name), str(error), epoch, number)
+        own = mask is not None
         if mask is None:
             mask = training_mask(rng, self.size, self.masks)
-        return Sample(np.asarray(image), mask, item.task, entry.name, epoch, number)
+        return Sample(np.asarray(image), mask, item.task, entry.name, epoch, number, own)
 
     def _threaded(self) -> Iterator[Sample]:
         tickets = self._tickets()
@@ -249,6 +240,23 @@ class SampleStream:
         self.reasons[picture.reason] += 1
         if self._on_skip:
             self._on_skip(picture.name, picture.reason)
+
+
+def checked_position(state: dict[str, Any], ours: dict[str, Any], counts: tuple[str, ...]) -> list[int]:
+    """The numbers named `counts` of a saved position, if it belongs to the stream whose own one is `ours`.
+
+    Raises:
+        DataError: it is of another source, seed or number of processes, or no position.
+    """
+    if state.keys() != ours.keys():
+        raise DataError(f"a data position of {', '.join(sorted(map(str, state)))}: expected {', '.join(sorted(ours))}")
+    for key, what in (("seed", "seed"), ("world", "number of processes"), ("source", "set of pictures")):
+        if state[key] != ours[key]:
+            raise DataError(f"the saved data position has another {what} ({state[key]}, now {ours[key]}); restore it")
+    values = [state[key] for key in counts]
+    if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
+        raise DataError(f"a data position of {', '.join(counts)} = {values}: expected numbers of 0 or more")
+    return values
 
 
 def _none_usable(last: _Skipped) -> DataError:

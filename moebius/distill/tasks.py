@@ -74,13 +74,8 @@ class Task(ABC):
     def outcome(self, module: nn.Module, batch: Batch | Latents, around: Surroundings) -> Outcome:
         """The loss of a batch; `module` is `self.module`, wrapped."""
 
-    def to(self, device: torch.device) -> None:
-        """Moves what is not trained; the trainer moves the rest."""
-
-    @property
-    def uses_all_parameters(self) -> bool:
-        """Whether each loss reaches every parameter; distributed training must know."""
-        return True
+    frozen: tuple[nn.Module, ...] = ()
+    """What is not trained; the trainer moves it to its device."""
 
 
 class _Predictor(nn.Module):
@@ -135,22 +130,12 @@ class DiffusionTask(Task):
         self._losses, self._balance = losses, settings.balance
         self._timesteps: TimestepSettings = settings.timesteps
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
+        self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
         self._bars = alphas_cumprod()
         if isinstance(network, Moebius):
             self._fine = fine_parameter(network)
             tap = losses.taps[-1].student if losses.coarse else 0
             self._coarse = coarse_parameter(network, tap)
-
-    def to(self, device: torch.device) -> None:
-        """See `Task.to`."""
-        for module in (self._teacher, self._perceptual):
-            if isinstance(module, nn.Module):
-                module.to(device)
-
-    @property
-    def uses_all_parameters(self) -> bool:
-        """The coarse loss alone leaves the upper half without a gradient."""
-        return self._losses.active != ("coarse",)
 
     def samples(self, batch: Batch | Latents) -> Latents:
         """The batch as latents."""
@@ -165,9 +150,7 @@ class DiffusionTask(Task):
         count = sample.latents.shape[0]
         drawn, shape = self._timesteps, (count * around.world, *sample.latents.shape[1:])
         timesteps = around.own(
-            sample_timesteps(
-                shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std
-            )
+            sample_timesteps(shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
         )
         noise = around.own(sample_noise(shape, around.generator, offset=drawn.noise_offset))
         noisy = Noised(add_noise(sample.latents, noise, timesteps, self._bars), noise, timesteps)
@@ -182,7 +165,7 @@ class DiffusionTask(Task):
         )
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
         if len(values) == 1:
-            (name, value), = values.items()
+            ((name, value),) = values.items()
             return Outcome(self._losses.multiplier(name) * value, shown)
         balanced = balance(
             values,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,7 +26,7 @@ from moebius.errors import TrainingError
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-class Diverged(TrainingError):
+class DivergedError(TrainingError):
     """A loss or a gradient became NaN or infinite. The last checkpoint is as it was."""
 
     exit_code = 1
@@ -49,9 +46,11 @@ class Trainer:
     Args:
         settings: checked.
         say: told of each stage, in words.
+        on_skip: told name and reason of each picture that is left out.
+
+    Attributes:
         on_step: told of each step.
-        on_samples: given step, task and averaged network when sample pictures are due.
-        stop: asked after each step; True ends the run with a checkpoint.
+        on_samples: given step, task and averaged network when sample pictures are due, in the main process.
 
     Raises:
         TrainingError, CheckpointError, DataError: what the settings name cannot be had.
@@ -62,12 +61,13 @@ class Trainer:
         settings: Settings,
         *,
         say: Callable[[str], None] = lambda text: None,
-        on_step: Callable[[Report], None] = lambda report: None,
-        on_samples: Callable[[int, Task, nn.Module], None] | None = None,
         on_skip: Callable[[str, str], None] | None = None,
     ) -> None:
-        self.settings, self._say, self._on_step, self._on_samples = settings, say, on_step, on_samples
+        self.settings, self._say = settings, say
+        self.on_step: Callable[[Report], None] = lambda report: None
+        self.on_samples: Callable[[int, Task, nn.Module], None] | None = None
         self._accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=_PRECISIONS[settings.precision],
             gradient_accumulation_steps=settings.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_partial(settings))],
@@ -87,7 +87,8 @@ class Trainer:
         self.optimizer = MuonAdamW(module.parameters(), settings.optimizer)
         self._schedule = learning_rate_schedule(self.optimizer, settings.schedule)
         self._module, self._prepared = self._accelerator.prepare(module, self.optimizer)
-        self.task.to(self._accelerator.device)
+        for frozen in self.task.frozen:
+            frozen.to(self._accelerator.device)
         self._around = Surroundings(
             self._accelerator.device,
             torch.Generator().manual_seed(settings.seed),
@@ -135,7 +136,7 @@ class Trainer:
         `stop` is asked after each step; True ends the run with a checkpoint, without the weights: None.
 
         Raises:
-            Diverged: a loss or gradient is NaN or infinite.
+            DivergedError: a loss or gradient is NaN or infinite.
         """
         settings, main = self.settings, self._accelerator.is_main_process
         self._module.train()
@@ -145,13 +146,13 @@ class Trainer:
         try:
             while self.step < settings.steps:
                 report = self._one_step(batches)
-                self._on_step(report)
+                self.on_step(report)
                 last = self.step == settings.steps or stop()
                 if last or self.step % settings.save_every == 0:
                     self._save()
                 shown = settings.samples
-                if main and shown and self._on_samples and (last or self.step % shown.every == 0):
-                    self._on_samples(self.step, self.task, self.weights)
+                if main and shown and self.on_samples and (last or self.step % shown.every == 0):
+                    self.on_samples(self.step, self.task, self.weights)
                 if last and self.step < settings.steps:
                     return None
         finally:
@@ -160,6 +161,11 @@ class Trainer:
             write_weights(settings, self.task, self.weights, self.step)
         self._accelerator.wait_for_everyone()
         return settings.out
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self._accelerator.is_main_process
 
     @property
     def weights(self) -> nn.Module:
@@ -178,13 +184,13 @@ class Trainer:
                 values = {"loss": outcome.total.detach(), **outcome.values}
                 for name, value in self._means(values).items():
                     sums[name] = sums.get(name, 0) + value / self.settings.accumulate
-                self._check_finite("loss", sums["loss"])
+                self._check_finite("loss", sums["loss"], self.step + 1)
                 self._accelerator.backward(outcome.total)
                 if self._accelerator.sync_gradients:
                     limit = math.inf if self.settings.clip is None else self.settings.clip
                     norm = self._accelerator.clip_grad_norm_(self._module.parameters(), limit)
                     if self._accelerator.scaler is None:  # a scaler skips the step and tries a smaller factor
-                        self._check_finite("gradient's norm", norm)
+                        self._check_finite("gradient's norm", norm, self.step + 1)
                     sums["gradient_norm"] = norm.detach()
                 sums["learning_rate"] = torch.tensor(self._schedule.get_last_lr()[0])
                 self._prepared.step()
@@ -206,15 +212,18 @@ class Trainer:
         reduced: Tensor = self._accelerator.reduce(value.clone(), reduction="mean")  # type: ignore[assignment]
         return reduced
 
-    def _check_finite(self, name: str, value: Tensor) -> None:
+    def _check_finite(self, name: str, value: Tensor, step: int) -> None:
         if not bool(torch.isfinite(value)):
             kept = f"the last good state is {self._saved}" if self._saved else "no checkpoint was written yet"
-            raise Diverged(
-                f"the {name} is {float(value)} at step {self.step + 1}; {kept}. Lower the learning rate, warm up "
+            raise DivergedError(
+                f"the {name} is {float(value)} in step {step}; {kept}. Lower the learning rate, warm up "
                 "longer, or train in fp32"
             )
 
     def _save(self) -> None:
+        for name, value in self.task.network.state_dict().items():
+            if value.is_floating_point():
+                self._check_finite(f"sum of {name}", value.sum(), self.step)
         own = RankState({"draws": self._around.generator.get_state(), "torch": torch.get_rng_state()})
         if torch.cuda.is_available():
             own.generators["cuda"] = torch.cuda.get_rng_state()

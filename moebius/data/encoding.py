@@ -1,0 +1,236 @@
+"""Pictures to latents, once: what a VAE makes of a stream of samples, in files that training reads in its place.
+
+Killed at any moment, the same call goes on from the last whole shard and gives the bytes that it would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from moebius.config import VaeConfig
+from moebius.data import shards
+from moebius.data.datasets import Sample, SampleStream, collate
+from moebius.data.masks import Mask, training_mask
+from moebius.data.shards import INDEX, MAX_SHARDS, PROGRESS, Dtype, Encoding, Index, Position, Shard, shard_name
+from moebius.data.sources import digest
+from moebius.errors import DataError
+from moebius.vae import VaeEncoder
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How samples are encoded.
+
+    Attributes:
+        count: pictures to take from the stream.
+        masks_per_picture: holes of each. The first is the sample's; the others are drawn as the stream's. A picture
+            that came with its mask keeps that one in all places.
+        shard_size: pictures of a file.
+        batch: pictures in one pass of the encoder.
+        dtype: of the latents as stored.
+        bf16: the encoder computes in bfloat16 (autocast).
+        num_categories: of the network that will be trained.
+    """
+
+    count: int
+    masks_per_picture: int = 1
+    shard_size: int = 256
+    batch: int = 8
+    dtype: Dtype = "float16"
+    bf16: bool = False
+    num_categories: int = 20
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.masks_per_picture, self.shard_size, self.batch) < 1:
+            raise DataError(
+                f"encoding with count={self.count}, masks_per_picture={self.masks_per_picture}, "
+                f"shard_size={self.shard_size}, batch={self.batch}: expected 1 or more of each"
+            )
+        if self.dtype not in ("float16", "float32"):
+            raise DataError(f"latents in {self.dtype}: expected float16 or float32")
+        if self.count > MAX_SHARDS * self.shard_size:
+            raise DataError(
+                f"{self.count} pictures in shards of {self.shard_size} are over {MAX_SHARDS} files; give larger shards"
+            )
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """An encoder, its sizes, and the SHA-256 of its weights."""
+
+    encoder: VaeEncoder
+    config: VaeConfig
+    sha256: str
+    stand_in: bool = False
+
+
+def encode_samples(
+    stream: SampleStream,
+    vae: Autoencoder,
+    out: str | Path,
+    options: EncodeOptions,
+    on_progress: Callable[[int], None] = lambda pictures: None,
+) -> Index:
+    """Encodes the first samples of a stream to a folder, see `moebius.data.shards`; goes on if it was begun there.
+
+    Args:
+        stream: at its start, of one process. It is left after the last sample that was encoded.
+        vae: on the device that is to compute.
+        out: a folder: new, empty, or one in which the same encoding was begun or done.
+        options: see there.
+        on_progress: told how many pictures are encoded, from those of an earlier run on.
+
+    Raises:
+        DataError: the folder holds something else or another encoding, a file cannot be written, the stream is not at
+            its start or ends early, sizes do not fit, or latents are not finite.
+    """
+    folder = Path(out)
+    wanted = _encoding(stream, vae, options)
+    done = _begin(folder, wanted, stream)
+    stream.load_state_dict(done.position.model_dump())
+    written, before = list(done.shards), len(done.shards) * wanted.shard_size
+    on_progress(min(before, wanted.count))
+    for number in range(len(written), wanted.shards):
+        tensors = _shard(stream, vae, options, wanted, number, on_progress)
+        if fault := shards.value_fault(tensors, wanted.num_categories):
+            advice = "; store float32, or leave bf16 off" if wanted.dtype == "float16" or wanted.bf16 else ""
+            raise DataError(f"encoding gave shard {number} in which {fault}; check the VAE{advice}")
+        data = save(tensors)
+        shards.write_whole(folder / shard_name(number), data)
+        written.append(Shard(size=len(data), sha256=sha256(data).hexdigest()))
+        done = Index(encoding=wanted, shards=written, position=_position(stream))
+        shards.write_index(done, folder, PROGRESS)
+    if not (folder / INDEX).exists():
+        shards.write_index(done, folder)
+    (folder / PROGRESS).unlink(missing_ok=True)
+    return done
+
+
+def _encoding(stream: SampleStream, vae: Autoencoder, options: EncodeOptions) -> Encoding:
+    """What is asked for, as it is written into the index."""
+    position = stream.state_dict()
+    if position["world"] != 1 or (position["epoch"], position["number"]) != (0, 0):
+        raise DataError(f"a stream at {position}: expected one at its start, of one process")
+    step = vae.config.downscale
+    if stream.size % step:
+        raise DataError(f"pictures of {stream.size} pixels: expected a multiple of {step}, as the VAE halves")
+    return Encoding(
+        count=options.count,
+        masks_per_picture=options.masks_per_picture,
+        shard_size=options.shard_size,
+        batch=options.batch,
+        picture_size=stream.size,
+        latent_size=stream.size // step,
+        latent_channels=vae.config.latent_channels,
+        downscale=step,
+        scaling_factor=vae.encoder.scaling_factor,
+        dtype=options.dtype,
+        bf16=options.bf16,
+        num_categories=options.num_categories,
+        vae_sha256=vae.sha256,
+        vae_stand_in=vae.stand_in,
+        source=stream.source.fingerprint(),
+        drawing=digest([repr(sorted(asdict(stream.masks).items())), repr(sorted(asdict(stream.crops).items()))]),
+        seed=stream.seed,
+    )
+
+
+def _begin(folder: Path, wanted: Encoding, stream: SampleStream) -> Index:
+    """What of `wanted` the folder holds already, checked; a new folder gets a progress file of nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise DataError(f"cannot use {folder}: {error.strerror}; choose another folder") from error
+    found = next((name for name in (INDEX, PROGRESS) if name in names), None)
+    if found is None:
+        if others := sorted(name for name in names if not _is_leftover(name)):
+            raise DataError(f"{folder} holds other files ({others[0]}, ...); choose a new or an empty folder")
+        begun = Index(encoding=wanted, shards=[], position=_position(stream))
+        shards.write_index(begun, folder, PROGRESS)
+    else:
+        begun = shards.read_index(folder, found)
+        if other := shards.differences(wanted, begun.encoding):
+            raise DataError(
+                f"{folder} holds an encoding with {'; '.join(other)}; use the same settings, or another folder"
+            )
+        for number in range(len(begun.shards)):
+            shards.check_shard(folder, begun, number)
+    for name in names:
+        if _is_leftover(name):
+            (folder / name).unlink(missing_ok=True)
+    return begun
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a killed run left it: the temporary file of one of ours."""
+    return name.endswith(".part") and name.startswith((".shard-", f".{INDEX}.", f".{PROGRESS}."))
+
+
+def _position(stream: SampleStream) -> Position:
+    return Position.model_validate(stream.state_dict())
+
+
+def _shard(
+    stream: SampleStream,
+    vae: Autoencoder,
+    options: EncodeOptions,
+    wanted: Encoding,
+    number: int,
+    on_progress: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """The tensors of one shard. Passes never span shards: so each holds the same pictures wherever a run began."""
+    shapes, pictures = wanted.shapes(number), wanted.pictures(number)
+    parts: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    for first in range(0, pictures, options.batch):
+        samples: list[Sample] = []
+        for _ in range(min(options.batch, pictures - first)):
+            sample = next(stream, None)
+            if sample is None:
+                at = number * wanted.shard_size + first + len(samples)
+                raise DataError(f"the data ended after {at} pictures; give more, or encode {at} at most")
+            samples.append(sample)
+        for name, part in _encode(samples, stream, vae, options).items():
+            parts[name].append(part.to(shapes[name][1]))
+        on_progress(number * wanted.shard_size + first + len(samples))
+    return {name: torch.cat(held).contiguous() for name, held in parts.items()}  # it may come as channels-last
+
+
+@torch.no_grad()
+def _encode(samples: list[Sample], stream: SampleStream, vae: Autoencoder, options: EncodeOptions) -> dict[str, Tensor]:
+    """One pass for the pictures and one for each of their holes; on the CPU, latents in float32."""
+    batch = collate(samples, options.num_categories)
+    device = next(vae.encoder.parameters()).device
+    computing: AbstractContextManager[object] = nullcontext()
+    if options.bf16:
+        computing = torch.autocast(device.type, torch.bfloat16)
+    image = batch.image.to(device)  # [B, 3, H, H]
+    holes = np.stack([_holes(sample, stream, options.masks_per_picture) for sample in samples])
+    mask = torch.from_numpy(holes)[:, :, None].to(device)  # bool [B, K, 1, H, H]
+    with computing:
+        latents = vae.encoder(image)
+        masked = [vae.encoder(image * ~mask[:, hole]) for hole in range(options.masks_per_picture)]
+    step = vae.config.downscale
+    return {
+        "latents": latents.float().cpu(),
+        "masked_latents": torch.stack(masked, dim=1).float().cpu(),
+        "mask": mask[..., ::step, ::step].cpu(),  # the top-left pixel of each block, as the pipeline does
+        "categories": batch.categories,
+    }
+
+
+def _holes(sample: Sample, stream: SampleStream, count: int) -> list[Mask]:
+    """The sample's hole and, for a picture that came without one, more of the same kind."""
+    if sample.own_mask:
+        return [sample.mask] * count
+    rng = np.random.Generator(np.random.PCG64([stream.seed, sample.epoch, 4, sample.number]))
+    return [sample.mask, *(training_mask(rng, stream.size, stream.masks) for _ in range(count - 1))]

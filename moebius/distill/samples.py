@@ -1,0 +1,114 @@
+"""Pictures of a network in training: truth, what it sees, what it fills in."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from moebius.data.datasets import Batch
+from moebius.distill.tasks import DiffusionTask, Latents, Task, VaeTask
+from moebius.student import Moebius
+from moebius.teacher import Teacher
+from moebius.vae import VaeDecoder
+
+Picture = npt.NDArray[np.uint8]
+
+
+@torch.no_grad()
+def fill_latents(
+    network: Moebius | Teacher, batch: Latents, *, steps: int, guidance_scale: float, generator: torch.Generator
+) -> Tensor:
+    """Fills the holes by DDIM (Song et al. 2020), from noise, with guidance between the two category branches.
+
+    Args:
+        network: in eval mode.
+        batch: `latents` give the shape only.
+        steps: of the sampler, evenly spaced in 1000 timesteps.
+        guidance_scale: 1 evaluates the conditional branch alone.
+        generator: of the starting noise, on the CPU.
+
+    Returns:
+        Scaled latents [B, 4, S, S].
+    """
+    from diffusers import DDIMScheduler  # seconds to import
+
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
+    scheduler.set_timesteps(steps)
+    device = batch.masked.device
+    latents = torch.randn(batch.latents.shape, generator=generator).to(device)
+    count = latents.shape[0]
+    ids = network.conditional_ids[None].expand(count, -1)  # [B, m]
+    against = network.unconditional_ids[None].expand(count, -1)
+    for timestep in scheduler.timesteps:
+        times = timestep.to(device).expand(count)
+        seen = torch.cat([latents, batch.mask, batch.masked], dim=1)  # [B, 9, S, S]
+        noise = network(seen, times, ids)
+        if guidance_scale != 1:
+            other = network(seen, times, against)
+            noise = other + guidance_scale * (noise - other)
+        latents = scheduler.step(noise, int(timestep), latents).prev_sample
+    return latents
+
+
+def sheet(
+    task: Task,
+    network: nn.Module,
+    batch: Batch | Latents,
+    decoder: VaeDecoder | None,
+    *,
+    steps: int,
+    guidance_scale: float,
+    seed: int = 0,
+) -> Picture:
+    """One row a sample, uint8 [rows * height, columns * width, 3].
+
+    Of a VAE: the picture and its reconstruction. Of student or teacher: truth, masked picture, filled picture, all
+    through the VAE, the last with the truth outside of the hole.
+    """
+    training = network.training
+    network.eval()
+    try:
+        if isinstance(task, VaeTask):
+            assert isinstance(batch, Batch)
+            with torch.no_grad():
+                columns = [batch.image, network(batch.image.to(_device(network))).sample.cpu()]
+        else:
+            columns = _filled(cast(DiffusionTask, task), network, batch, decoder, steps, guidance_scale, seed)
+    finally:
+        network.train(training)
+    rows = torch.cat(columns, dim=3)  # [B, 3, H, columns * W]
+    joined = rows.permute(0, 2, 3, 1).flatten(0, 1)  # [B * H, columns * W, 3]
+    return ((joined + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _filled(
+    task: DiffusionTask,
+    network: nn.Module,
+    batch: Batch | Latents,
+    decoder: VaeDecoder | None,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+) -> list[Tensor]:
+    assert decoder is not None
+    assert isinstance(network, Moebius | Teacher)
+    device = _device(network)
+    samples = Latents(*(value.to(device) for value in task.samples(batch)))
+    generator = torch.Generator().manual_seed(seed)
+    filled = fill_latents(network, samples, steps=steps, guidance_scale=guidance_scale, generator=generator)
+    decoder = decoder.to(device)
+    with torch.no_grad():
+        truth, masked, new = (decoder(value).cpu() for value in (samples.latents, samples.masked, filled))
+    mask = samples.mask.cpu()
+    hole = nn.functional.interpolate(mask, size=truth.shape[2:], mode="nearest")
+    return [truth, masked, truth * (1 - hole) + new * hole]
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

@@ -1,0 +1,254 @@
+"""The loop: bit-exact resuming, several processes, NaN, what is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from moebius.distill import checkpoints
+from moebius.distill.settings import parse_settings
+from moebius.distill.trainer import DivergedError, Trainer
+from moebius.errors import TrainingError
+from moebius.load import load_student, load_teacher, load_vae
+
+SCENES = {"pictures": [{"source": "scenes:50"}], "threads": 0}
+
+
+def content(out, **changes):
+    base = {
+        "train": "student",
+        "out": str(out),
+        "steps": 2,
+        "batch": 2,
+        "network": {"preset": "tiny"},
+        "teacher": "stand-in",
+        "vae": "stand-in",
+        "data": SCENES,
+        "losses": {"perceptual": 0},
+        "schedule": {"warm_up": 2, "milestones": [4]},
+        "save_every": 1,
+        "log_every": 1,
+        "tensorboard": False,
+    }
+    return base | changes
+
+
+def trained(out, resume=False, **changes):
+    trainer = Trainer(parse_settings(content(out, **changes), "test"))
+    reports = []
+    trainer.on_step = reports.append
+    if resume:
+        trainer.resume()
+    trainer.run()
+    return trainer, reports
+
+
+def weights(out):
+    return load_file(out / "diffusion_pytorch_model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", ["student", "fine-tuned", "teacher", "vae"])
+def test_each_kind_trains_and_is_read_by_the_loader(tmp_path, kind):
+    changes = {
+        "student": {},
+        "fine-tuned": {
+            "teacher": None,
+            "init": "stand-in:3",
+            "losses": {"perceptual": 0, "coarse": 0, "fine": 0},
+            "batch_norm": "frozen",
+        },
+        "teacher": {"train": "teacher", "teacher": None},
+        "vae": {"train": "vae", "teacher": None, "vae": None},
+    }[kind]
+    trainer, reports = trained(tmp_path, **changes)
+    sizes = trainer.settings.network.build()
+    load = {"teacher": load_teacher, "vae": load_vae}.get(kind, load_student)
+    load(str(tmp_path), getattr(sizes, trainer.settings.train))
+    assert [report.step for report in reports] == [1, 2]
+    assert reports[0].values["learning_rate"] < reports[1].values["learning_rate"]
+    assert all(report.values["gradient_norm"] > 0 for report in reports)
+    if kind == "student":
+        assert {"loss/coarse", "loss/task", "loss/fine", "weight/fine", "weight/out"} <= reports[0].values.keys()
+
+
+def test_training_lowers_the_loss(tmp_path):
+    _, reports = trained(
+        tmp_path,
+        train="vae",
+        teacher=None,
+        vae=None,
+        steps=30,
+        save_every=30,
+        optimizer={"learning_rate": 5e-3},
+        schedule={},
+    )
+    losses = [report.values["loss/pixels"] for report in reports]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_six_steps_are_three_and_three(tmp_path, accumulate):
+    trained(tmp_path / "whole", steps=6, accumulate=accumulate)
+    trained(tmp_path / "parts", steps=3, accumulate=accumulate)
+    trainer, reports = trained(tmp_path / "parts", resume=True, steps=6, accumulate=accumulate)
+    assert [report.step for report in reports] == [4, 5, 6]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert trainer.step == 6
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Starts `moebius-distill`, in a process of its own, on settings."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(*options, launcher=(), **changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(content(**changes)))
+        arguments = [*(launcher or [sys.executable]), "-m", "moebius.distill.cli", str(path), *options]
+        return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+def test_resuming_after_kill_9_gives_the_same_bits(tmp_path, command):
+    """Killed while it trains: what a checkpoint left half done must not count, and nothing may be lost but time."""
+    plain = command(out=str(tmp_path / "whole"), steps=6)
+    assert plain.wait(300) == 0, plain.stdout.read()
+    killed = command(out=str(tmp_path / "killed"), steps=6)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        found = checkpoints.latest(tmp_path / "killed")
+        if found is not None and found.name >= "step-00000003":
+            break
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(60)
+    assert not (tmp_path / "killed" / "config.json").exists(), "it had ended before it was killed"
+    resumed = command("--resume", out=str(tmp_path / "killed"), steps=6)
+    said = resumed.communicate(timeout=300)[0]
+    assert resumed.returncode == 0, said
+    assert "going on from step" in said
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_command_refuses_in_one_line(tmp_path, command):
+    process = command(out=str(tmp_path / "run"), steps=0)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert "Traceback" not in said
+    assert "steps" in said
+    trained(tmp_path / "run")
+    process = command(out=str(tmp_path / "run"))
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert "add --resume" in said
+
+
+def test_other_settings_do_not_go_on(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(TrainingError, match=r"other settings \(seed\)"):
+        trained(tmp_path, resume=True, seed=1)
+
+
+def test_a_checkpoint_that_was_cut_short_is_refused(tmp_path):
+    trained(tmp_path)
+    newest = checkpoints.latest(tmp_path)
+    file = newest / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match="is damaged"):
+        trained(tmp_path, resume=True, steps=3)
+
+
+def test_only_the_last_checkpoints_stay(tmp_path):
+    trained(tmp_path, steps=4, keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize(("every", "words"), [(1, "sum of .* is nan in step 2"), (5, "loss is nan in step 3")])
+def test_nan_stops_and_the_last_good_state_is_kept(tmp_path, every, words):
+    """Found before a checkpoint is written, or in the next step's loss."""
+    trained(tmp_path, steps=1, save_every=1)
+    trainer = Trainer(parse_settings(content(tmp_path, steps=5, save_every=every), "test"))
+    trainer.resume()
+
+    def spoil(report):
+        with torch.no_grad():
+            next(trainer.task.network.parameters()).fill_(float("nan"))
+
+    trainer.on_step = spoil
+    with pytest.raises(DivergedError, match=f"{words}; the last good state is .*step-00000001"):
+        trainer.run()
+    assert checkpoints.latest(tmp_path).name == "step-00000001"
+
+
+def test_stopping_leaves_a_checkpoint(tmp_path):
+    trainer = Trainer(parse_settings(content(tmp_path, steps=5, save_every=100), "test"))
+    assert trainer.run(lambda: trainer.step == 2) is None
+    assert checkpoints.latest(tmp_path).name == "step-00000002"
+
+
+def test_gradient_checkpointing_changes_no_step(tmp_path):
+    trained(tmp_path / "a")
+    trained(tmp_path / "b", gradient_checkpointing=True)
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
+
+
+def test_sample_pictures(tmp_path):
+    from moebius.distill.cli import _Samples
+
+    changes = {"samples": {"every": 1, "count": 2, "steps": 2, "guidance_scale": 2.0}}
+    settings = parse_settings(content(tmp_path, **changes), "test")
+    trainer = Trainer(settings)
+    picture = _Samples(settings)(trainer.task, trainer.weights)
+    assert picture.shape == (2 * 128, 3 * 128, 3)
+    truth, filled = picture[:, :128], picture[:, 256:]
+    assert (truth != filled).any()
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": "teacher", "teacher": None},
+        {"batch_norm": "frozen"},
+        {"batch_norm": "frozen", "accumulate": 2, "gradient_checkpointing": True},
+    ],
+    ids=["teacher", "student", "accumulated"],
+)
+def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, changes):
+    """gloo, two processes of 2 samples against one of 4: losses, balance, gradients, weights.
+
+    Sums in another order: 1e-5 relative on the losses. Muon's orthogonal steps enlarge rounding in directions that
+    the gradient hardly has, so weights agree to a few steps' worth of it.
+    """
+    _, alone = trained(tmp_path / "one", batch=4, steps=3, save_every=3, **changes)
+    process = command(
+        launcher=LAUNCH, out=str(tmp_path / "two"), batch=2, steps=3, save_every=3, **changes
+    )
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    for report, line in zip(alone, lines, strict=True):
+        for name, value in report.values.items():
+            assert line[name] == pytest.approx(value, rel=1e-4), (report.step, name)
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
