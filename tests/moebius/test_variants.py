@@ -150,3 +150,33 @@ def test_a_teachers_weights_are_not_taken_for_a_variants(tmp_path):
     save_file(Teacher(preset("tiny").teacher).state_dict(), file)
     with pytest.raises(MisfitError, match="does not fit a network"):
         load_student(str(file), TINY)
+
+
+@pytest.mark.parametrize("experiment", [1, 6])
+def test_a_training_file_names_the_layers(experiment, tmp_path):
+    """Distilled by all but the perceptual loss, balanced, averaged, written, and read back."""
+    from moebius.distill.settings import parse_settings
+    from moebius.distill.trainer import Trainer
+
+    config = variant(experiment)
+    layers = {name: getattr(config, name) for name in VARIANT_CHOICES}
+    content = {
+        "train": "student",
+        "out": str(tmp_path),
+        "steps": 1,
+        "batch": 2,
+        "network": {"preset": "tiny", "student": layers},
+        "teacher": "stand-in",
+        "vae": "stand-in",
+        "data": {"pictures": [{"source": "scenes:4"}], "threads": 0},
+        "losses": {"perceptual": 0},
+        "tensorboard": False,
+    }
+    trainer = Trainer(parse_settings(content, "test"))
+    reports = []
+    trainer.on_step = reports.append
+    trainer.run()
+    assert {"loss/coarse", "loss/task", "loss/fine", "weight/fine", "weight/out"} <= reports[0].values.keys()
+    load_student(str(tmp_path), config)
+    with pytest.raises(CheckpointError, match="Only the released network's layers can be exported"):
+        load_student(str(tmp_path), TINY)
