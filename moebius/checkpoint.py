@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from moebius import hub
-from moebius.errors import CheckpointError
+from moebius.errors import CheckpointError, MisfitError
 from moebius.pickles import file_kind, read_pickle, unwrap
 from moebius.sources import HubSource, LocatedFile, Progress, StandInSource, listed, locate, parse_source
 from moebius.stand_in import TensorSpec, stand_in_state_dict
@@ -66,8 +66,8 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: not found, cannot be fetched, ambiguous, damaged, carries code, does not fit
-            `expected` (all that does not is named), holds values that are not finite, or the cache cannot be
-            written.
+            `expected` (`MisfitError`; all that does not is named), holds values that are not finite, or the cache
+            cannot be written.
     """
     parsed, say = parse_source(source), progress or (lambda _: None)
     if isinstance(parsed, StandInSource):
@@ -182,9 +182,10 @@ def _fit(
     """`tensors` in the order and dtypes of `expected`, and a note if some were raised to float32."""
     if faults := _faults(tensors, expected):
         lines = [f"{len(names)} {kind} ({listed(names, _LISTED)})" for kind, names in faults.items()]
-        raise CheckpointError(
+        raise MisfitError(
             f"{path} does not fit a network of {len(expected)} tensors: {'; '.join(lines)}. "
-            "Check that the file and the chosen network belong together"
+            "Check that the file and the chosen network belong together",
+            faults.get("unexpected", []),
         )
     raised = sum(tensors[name].dtype != dtype for name, (_, dtype) in expected.items())
     fitted = {name: tensors[name].detach().to(dtype).contiguous() for name, (_, dtype) in expected.items()}

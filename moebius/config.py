@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from moebius.errors import CheckpointError
+
+SelfAttention = Literal["local_lambda", "gla"]
+CrossAttention = Literal["interactive_lambda", "attention"]
+FeedForward = Literal["mix", "geglu"]
+Convolution = Literal["separable", "full"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +21,9 @@ class StudentConfig:
 
     `sample_size` is the side of the square latent in latent pixels; the Interactive-λ embeddings tie the network to it.
     `num_categories` latent categories are split in two halves: conditional ids first, unconditional ids second.
+
+    The last four choose the layers; other values than the defaults give the networks of the paper's table 2, which can
+    be trained but not exported. `window` and `ff_mult` are of Local-λ and Mix-FFN alone.
     """
 
     sample_size: int = 64
@@ -29,9 +38,21 @@ class StudentConfig:
     num_categories: int = 20
     embedding_dim: int = 3072
     cross_attention_dim: int = 768
+    self_attention: SelfAttention = "local_lambda"
+    cross_attention: CrossAttention = "interactive_lambda"
+    feed_forward: FeedForward = "mix"
+    convolution: Convolution = "separable"
 
     def __post_init__(self) -> None:
+        for name, choices in VARIANT_CHOICES.items():
+            if (chosen := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} {chosen!r}: expected {' or '.join(map(repr, choices))}")
         for channels in self.block_out_channels:
+            if self.self_attention == "gla" and channels % (2 * self.num_heads):
+                raise ValueError(
+                    f"{channels} channels with {self.num_heads} heads: GLA's keys are half as wide as its values, so "
+                    "channels must be a multiple of twice the heads"
+                )
             if channels % self.norm_num_groups or channels % self.num_heads or channels * self.ff_mult % 2:
                 raise ValueError(
                     f"{channels} channels with {self.num_heads} heads, {self.norm_num_groups} norm groups and a "
@@ -50,6 +71,23 @@ class StudentConfig:
     def tokens(self) -> int:
         """Latent-category tokens per branch (10 in the released network)."""
         return self.num_categories // 2
+
+    @property
+    def changed_layers(self) -> dict[str, str]:
+        """The layers that are not the released network's, by field: empty, or such as `{"feed_forward": "geglu"}`."""
+        chosen = {name: str(getattr(self, name)) for name in VARIANT_CHOICES}
+        return {name: value for name, value in chosen.items() if value != VARIANT_CHOICES[name][0]}
+
+
+VARIANT_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "self_attention": get_args(SelfAttention),
+        "cross_attention": get_args(CrossAttention),
+        "feed_forward": get_args(FeedForward),
+        "convolution": get_args(Convolution),
+    }
+)
+"""Field of `StudentConfig` that chooses a kind of layer -> its values, the released network's first."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,14 @@ class CheckpointError(UserError):
     """A weights source, checkpoint or preset is not what is expected."""
 
 
+class MisfitError(CheckpointError):
+    """A weights file that is not a state dict of the network: `unexpected` are the tensors that it does not have."""
+
+    def __init__(self, message: str, unexpected: list[str]) -> None:
+        super().__init__(message)
+        self.unexpected = unexpected
+
+
 class TrainingError(UserError):
     """A training option, or what it asks for, cannot be had; or a loss does not reach the weights that it should."""
 

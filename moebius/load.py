@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 
 from moebius.checkpoint import Checkpoint, load_checkpoint, load_config
 from moebius.config import StudentConfig, TeacherConfig, VaeConfig
-from moebius.errors import CheckpointError
+from moebius.errors import CheckpointError, MisfitError
 from moebius.stand_in import TensorSpec
 from moebius.student import Moebius
 from moebius.teacher import Teacher
 from moebius.vae import build_vae
+from moebius.variants import layers_named
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -39,7 +41,32 @@ def load_student(
     """
     with torch.device("meta"):
         model = Moebius(config)
-    return model.eval(), _fill(model, source, progress)
+    try:
+        return model.eval(), _fill(model, source, progress)
+    except MisfitError as error:
+        found = _other_layers(model, error.unexpected)
+        if not found:
+            raise
+        wanted = {name: getattr(config, name) for name in found}
+        raise CheckpointError(
+            f"{source} has other layers than this network: {_listed(found)}, expected {_listed(wanted)}; choose them "
+            "in the student's sizes to train it further. Only the released network's layers can be exported"
+        ) from error
+
+
+def _other_layers(model: Moebius, unexpected: list[str]) -> dict[str, str]:
+    """The fields of the config that would make `unexpected` the tensors that only the file has; empty if none do."""
+    found = layers_named(unexpected)
+    try:
+        with torch.device("meta"):
+            other = Moebius(replace(model.config, **found))  # type: ignore[arg-type]
+    except ValueError:  # these sizes do not go with those layers
+        return {}
+    return found if set(tensor_specs(other)) - set(tensor_specs(model)) == set(unexpected) else {}
+
+
+def _listed(layers: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in layers.items())
 
 
 def load_teacher(

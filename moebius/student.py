@@ -1,6 +1,7 @@
 """The student network: a U-Net of depthwise-separable residual blocks and LλMI transformers (paper, section 3.2).
 
-Module names are those of the released checkpoints, so that their state dicts load with `strict=True`.
+Module names are those of the released checkpoints, so that their state dicts load with `strict=True`. The config may
+choose other layers (`moebius.variants`): then it is one of the networks that the paper compares the released one with.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moebius.config import StudentConfig
+from moebius.config import Convolution, StudentConfig
+from moebius.gla import GatedLinearAttention
 from moebius.lambda_layers import InteractiveLambda, LambdaForm, LocalLambda, set_lambda_form
+from moebius.variants import CrossAttention, GegluFeedForward
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -43,6 +46,13 @@ class SeparableConv(nn.Module):
         return x + y if self.residual else y
 
 
+def _convolution(kind: Convolution, in_channels: int, out_channels: int) -> nn.Module:
+    """The released network's 3x3 convolution, or the teacher's."""
+    if kind == "full":
+        return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return SeparableConv(in_channels, out_channels)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoids of the timestep through two layers, activated as every residual block takes it."""
 
@@ -58,15 +68,17 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two separable convolutions with the timestep added between them."""
+    """Two convolutions, separable in the released network, with the timestep added between them."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int, groups: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, time_dim: int, groups: int, convolution: Convolution = "separable"
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-5)
-        self.conv1 = SeparableConv(in_channels, out_channels)
+        self.conv1 = _convolution(convolution, in_channels, out_channels)
         self.time_emb_proj = nn.Linear(time_dim, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-5)
-        self.conv2 = SeparableConv(out_channels, out_channels)
+        self.conv2 = _convolution(convolution, out_channels, out_channels)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
@@ -108,20 +120,30 @@ class MixFeedForward(nn.Module):
 
 
 class LambdaBlock(nn.Module):
-    """Local-λ, Interactive-λ and Mix-FFN, each on the normalised tokens and added to them."""
+    """Local-λ, Interactive-λ and Mix-FFN, or what the config has for them, each on the normalised tokens and added."""
 
     def __init__(self, dim: int, positions: int, config: StudentConfig) -> None:
         super().__init__()
+        heads, context_dim = config.num_heads, config.cross_attention_dim
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.attn1 = LocalLambda(dim, config.num_heads, config.window)
+        self.attn1 = (
+            GatedLinearAttention(dim, heads)
+            if config.self_attention == "gla"
+            else LocalLambda(dim, heads, config.window)
+        )
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
-        self.attn2 = InteractiveLambda(dim, config.num_heads, positions, config.tokens, config.cross_attention_dim)
+        self.attn2 = (
+            CrossAttention(dim, heads, context_dim)
+            if config.cross_attention == "attention"
+            else InteractiveLambda(dim, heads, positions, config.tokens, context_dim)
+        )
         self.norm3 = nn.LayerNorm(dim, eps=1e-5)
-        self.ff = MixFeedForward(dim, config.ff_mult)
+        self.ff = GegluFeedForward(dim) if config.feed_forward == "geglu" else MixFeedForward(dim, config.ff_mult)
 
     def forward(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [B, n, C] and context [B, m, cross_attention_dim] -> [B, n, C]."""
-        x = x + self.attn1(self.norm1(x), size)
+        y = self.norm1(x)
+        x = x + (self.attn1(y) if isinstance(self.attn1, GatedLinearAttention) else self.attn1(y, size))
         x = x + self.attn2(self.norm2(x), context, size)
         return x + self.ff(self.norm3(x), size)
 
@@ -173,7 +195,7 @@ class Level(nn.Module):
         super().__init__()
         groups = config.norm_num_groups
         self.resnets = nn.ModuleList(
-            ResidualBlock(channels, out_channels, time_dim, groups) for channels in in_channels
+            ResidualBlock(channels, out_channels, time_dim, groups, config.convolution) for channels in in_channels
         )
         self.attentions = nn.ModuleList(LambdaTransformer(out_channels, positions, config) for _ in in_channels)
         if resample is not None:
@@ -197,7 +219,7 @@ class DiffusionModel(nn.Module):
         positions = [(config.sample_size >> level) ** 2 for level in range(levels)]
         self.gradient_checkpointing = False
 
-        self.conv_in = SeparableConv(config.in_channels, first)
+        self.conv_in = _convolution(config.convolution, config.in_channels, first)
         self.time_embedding = TimeEmbedding(first, time_dim)
         self.encoder_hid_proj = nn.Linear(config.embedding_dim, config.cross_attention_dim)
 
@@ -222,7 +244,7 @@ class DiffusionModel(nn.Module):
             self.up_blocks.append(Level(inputs, width, positions[level], config, time_dim, resample))
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first, eps=1e-5)
-        self.conv_out = SeparableConv(first, config.out_channels)
+        self.conv_out = _convolution(config.convolution, first, config.out_channels)
 
     def forward(self, sample: Tensor, timesteps: Tensor, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Noise and features.

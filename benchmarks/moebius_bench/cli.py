@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from moebius.errors import UserError
+from moebius_bench import cli_students
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
@@ -197,6 +199,9 @@ def masks(
     )
 
 
+app.command()(cli_students.students)
+
+
 def _check(variants: Sequence[Variant]) -> None:
     """Refuses before anything is started what could only fail."""
     from moebius_bench.running import bundle_facts
@@ -328,7 +333,7 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point of `moebius-bench`."""
-    console.run(app, (MoebiusError,))
+    console.run(app, (MoebiusError, UserError))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The modules that are exported: the network with everything inside that a device should not have to know."""
+"""The modules that are exported: the network with everything inside that a device should not have to know.
+
+Only a student with the released network's layers goes in; one of `moebius.variants` raises `ExportError`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moebius import Moebius
+from moebius_export.errors import ExportError
 
 
 class GuidedUNet(nn.Module):
@@ -20,6 +24,7 @@ class GuidedUNet(nn.Module):
 
     def __init__(self, student: Moebius) -> None:
         super().__init__()
+        _check_layers(student)
         self.student = student
         ids = torch.stack([student.unconditional_ids, student.conditional_ids])  # [2, m]
         self.register_buffer("category_ids", ids, persistent=False)
@@ -41,6 +46,7 @@ class ConditionalUNet(nn.Module):
 
     def __init__(self, student: Moebius) -> None:
         super().__init__()
+        _check_layers(student)
         self.student = student
         self.register_buffer("category_ids", student.conditional_ids[None], persistent=False)
 
@@ -48,3 +54,12 @@ class ConditionalUNet(nn.Module):
         """Sample float32 [B, 9, S, S] and timestep int64 [1] -> noise [B, 4, S, S]."""
         batch = sample.shape[0]
         return self.student(sample, timestep.expand(batch), self.category_ids.expand(batch, -1))
+
+
+def _check_layers(student: Moebius) -> None:
+    """The rewrites, the layer functions and the runtimes' kernels are made for the released network's layers."""
+    if changed := student.config.changed_layers:
+        raise ExportError(
+            f"a student with {', '.join(f'{name} {value}' for name, value in changed.items())} was given; only the "
+            "released network's layers can be exported, train a student with those"
+        )

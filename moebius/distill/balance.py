@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moebius.distill.losses import OUTPUT_NAMES, LossName, LossOptions
 from moebius.errors import TrainingError
-from moebius.student import Level, Moebius
+from moebius.student import Level, Moebius, SeparableConv
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,9 @@ def balance(
 
 
 def fine_parameter(student: Moebius) -> nn.Parameter:
-    """θ_F: the weight of the network's last convolution, [4, C, 1, 1]."""
-    return student.diff_model.conv_out.get_parameter("conv_pw.weight")
+    """θ_F: the weight of the network's last convolution, [4, C, 1, 1], or [4, C, 3, 3] where convolutions are full."""
+    last = student.diff_model.conv_out
+    return last.get_parameter("conv_pw.weight" if isinstance(last, SeparableConv) else "weight")
 
 
 def coarse_parameter(student: Moebius, feature: int) -> nn.Parameter:

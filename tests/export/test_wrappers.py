@@ -1,12 +1,18 @@
 """What is exported: guidance as the paper has it, in the order that the golden files have."""
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import save_file
 
 from moebius import Moebius, preset
 from moebius.load import load_student
+from moebius_export.errors import ExportError
 from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -53,3 +59,24 @@ def test_a_batch_of_pictures_is_a_batch_of_results():
         together = model(sample, t, torch.tensor([2.5]))
         apart = torch.cat([model(sample[i : i + 1], t, torch.tensor([2.5])) for i in range(3)])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrapper", [GuidedUNet, ConditionalUNet])
+def test_other_layers_than_the_released_ones_are_refused(wrapper):
+    student = Moebius(replace(preset("tiny").student, self_attention="gla", feed_forward="geglu"))
+    with pytest.raises(ExportError, match="self_attention gla, feed_forward geglu was given; only the released"):
+        wrapper(student)
+
+
+def test_the_command_refuses_the_weights_of_other_layers_in_a_line(tmp_path):
+    student = Moebius(replace(preset("tiny").student, convolution="full"))
+    save_file(student.state_dict(), tmp_path / "weights.safetensors")
+    options = ["--preset", "tiny", "--vae", "stand-in", "--weights", str(tmp_path / "weights.safetensors")]
+    command = [sys.executable, "-m", "moebius_export.cli", "onnx", *options, "--out", str(tmp_path / "bundle")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    message = " ".join(done.stderr.split())
+    assert "other layers than this network: convolution full, expected convolution separable" in message
+    assert "Only the released network's layers can be exported" in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "bundle").exists()
