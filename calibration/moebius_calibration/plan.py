@@ -1,0 +1,170 @@
+"""The INT8 plan of one graph: which nodes make their products in bytes, why the others do not, and the numbers for it.
+
+It lies in the bundle beside the file that was written by it. It may be edited and applied again without any data:
+`moebius-export int8 BUNDLE --reapply`. Like every file of a bundle it comes from anywhere, and is checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from moebius_export.errors import ExportError
+from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
+
+Target = Literal["tensorrt", "ort-cpu"]
+NodeChoice = Literal["int8", "float"]
+Observer = Literal["minmax", "minmean", "percentile", "entropy", "mse"]
+
+MAX_PLAN_BYTES = 32 << 20
+MAX_CHANNELS = 1 << 16
+
+_Name = Annotated[str, Field(max_length=300)]
+_Size = Annotated[float, Field(ge=0)]
+_Factors = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=MAX_CHANNELS)]
+_Shifts = Annotated[list[float], Field(min_length=1, max_length=MAX_CHANNELS)]
+_Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Calibration(StrictModel):
+    """What the ranges were measured on: pictures, steps of each, runs of the graph, seed, and who gave the pictures."""
+
+    pictures: Annotated[int, Field(ge=0, le=1_000_000)]
+    steps: Annotated[int, Field(ge=0, le=1000)]
+    runs: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+    data: ShortText = "drawn"
+
+
+class Trial(StrictModel):
+    """A node, or a layer whose nodes go together, that was tried in INT8 alone.
+
+    `error` is the relative L2 error of the graph's output that it causes, `gain` what INT8 saves there, in
+    microseconds of the cost model; not above 0 where INT8 is no faster.
+    """
+
+    name: _Name
+    error: _Size
+    gain: float
+    gmac: _Size
+
+
+class Point(StrictModel):
+    """A set of the search: how many layers are in INT8, the measured error, the gain, and the share of all GMAC."""
+
+    layers: Annotated[int, Field(ge=0)]
+    error: _Size
+    gain: float
+    share: Annotated[float, Field(ge=0, le=1)]
+    psnr: float | None = None  # inside the mask, in dB, over whole pictures; measured for the set that is kept
+
+
+class Int8Plan(StrictModel):
+    """The plan.
+
+    Attributes:
+        target: whose form the file has.
+        graph_sha256, weights_sha256: of the float32 files that the plan belongs to.
+        nodes: every node that could be in INT8, by its name in the float32 graph.
+        reasons: why a node stays in float.
+        ranges: lowest and highest value of activations, by the tensor's name in the float32 graph with its functions
+            inlined (`moebius_export.precision.graph.opened`).
+        smooth: activation -> a factor per channel that its values are divided by, and the weights behind it
+            multiplied with, before the range applies.
+        shifts: node -> what is added to its output per channel, to make up for the mean error of its weights.
+        observer: what made the ranges.
+        calibration: what they were measured on.
+        errors: relative L2 errors of the graph's output: `all` (all candidates), `plan`, `budget`.
+        trials, front: of the search.
+        verdict: in words, where INT8 does not win.
+    """
+
+    schema_version: Literal[1] = 1
+    target: Target
+    graph: GraphName
+    graph_sha256: Sha256
+    weights_sha256: Sha256 | None
+    observer: Observer
+    calibration: Calibration
+    nodes: dict[_Name, NodeChoice]
+    reasons: dict[_Name, ShortText] = Field(default_factory=dict)
+    ranges: dict[_Name, _Range]
+    smooth: dict[_Name, _Factors] = Field(default_factory=dict)
+    shifts: dict[_Name, _Shifts] = Field(default_factory=dict)
+    errors: dict[ShortText, _Size] = Field(default_factory=dict)
+    trials: list[Trial] = Field(default_factory=list)
+    front: list[Point] = Field(default_factory=list)
+    verdict: ShortText = ""
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> Int8Plan:
+        for name, (low, high) in self.ranges.items():
+            if not low <= high:
+                raise ValueError(f"the range of {name!r} is {low} to {high}; expected the lower number first")
+        return self
+
+    @property
+    def chosen(self) -> list[str]:
+        """Nodes in INT8."""
+        return [name for name, choice in self.nodes.items() if choice == "int8"]
+
+    def check(self, candidates: Iterable[str], needed: Iterable[str]) -> None:
+        """Refuses a plan that does not fit its graph.
+
+        Args:
+            candidates: names of the nodes that could be in INT8.
+            needed: names of the activations that the nodes in INT8 need a range of.
+
+        Raises:
+            ExportError: names the first node or range that is unknown or missing.
+        """
+        there = set(candidates)
+        if strange := set(self.nodes) - there:
+            raise ExportError(f"the INT8 plan of {self.graph} names a node {min(strange)!r} that cannot be in INT8")
+        if missing := there - set(self.nodes):
+            raise ExportError(f"the INT8 plan of {self.graph} says nothing of the node {min(missing)!r}; add it")
+        if missing := set(needed) - set(self.ranges):
+            raise ExportError(
+                f"the INT8 plan of {self.graph} has no range of {min(missing)!r}, which a node in INT8 reads; "
+                "add it, or calibrate again"
+            )
+
+
+def write_plan(plan: Int8Plan, path: Path) -> None:
+    """Writes a plan, an entry per line, whole or not at all."""
+    content = plan.model_dump(mode="json", exclude_defaults=True) | {"schema_version": plan.schema_version}
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict) and key not in ("calibration", "errors"):
+            entries = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            lines.append(f" {json.dumps(key)}: {{\n{entries}\n }}")
+        elif isinstance(value, list):
+            lines.append(f" {json.dumps(key)}: [\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    with atomic_write(path) as stream:
+        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def read_plan(path: Path) -> Int8Plan:
+    """A plan from a file.
+
+    Raises:
+        ExportError: the file is missing, too large, no JSON, or has a field that no plan has; the first is named.
+    """
+    try:
+        with open_plain(path) as stream:
+            data = stream.read(MAX_PLAN_BYTES + 1)
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}; expected a plan of `moebius-export int8`") from error
+    if len(data) > MAX_PLAN_BYTES:
+        raise ExportError(f"{path}: over {MAX_PLAN_BYTES >> 20} MiB, so it is no INT8 plan")
+    try:
+        return Int8Plan.model_validate_json(data)
+    except ValueError as error:
+        raise ExportError(f"{path}: not an INT8 plan: {first_problem(error)}") from error
