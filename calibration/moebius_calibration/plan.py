@@ -78,6 +78,7 @@ class Int8Plan(StrictModel):
             multiplied with, before the range applies.
         shifts: node -> what is added to its output per channel, to make up for the mean error of its weights.
         observer: what made the ranges.
+        weights_only: the nodes' weights are bytes, their activations stay float; `ranges` is empty.
         calibration: what they were measured on.
         errors: relative L2 errors of the graph's output: `all` (all candidates), `plan`, `budget`.
         trials, front: of the search.
@@ -90,6 +91,7 @@ class Int8Plan(StrictModel):
     graph_sha256: Sha256
     weights_sha256: Sha256 | None
     observer: Observer
+    weights_only: bool = False
     calibration: Calibration
     nodes: dict[_Name, NodeChoice]
     reasons: dict[_Name, ShortText] = Field(default_factory=dict)

@@ -1,0 +1,213 @@
+"""INT8 simulated in float32: one session in which each product is quantised or not, by a switch.
+
+Activations and weights pass through bytes and back (`QuantizeLinear`, `DequantizeLinear`), the product itself is made
+in float32, which holds sums of bytes exactly enough. So a search tries any set of layers without loading the graph
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from moebius_calibration.bytes_of import activation_scale
+from moebius_calibration.products import Operand, Product, shapes_of
+from moebius_calibration.scheme import Scheme
+from moebius_export.precision.graph import Opened
+from moebius_export.precision.sessions import session_of
+
+Array = np.ndarray
+
+FLAGS = "int8_flags"
+"""Input bool [products]: which are quantised."""
+
+
+class Switched:
+    """A session with a switch for each product.
+
+    Args:
+        graph: opened float32 graph.
+        folder: of its weights file.
+        products: those with a switch.
+        scheme: the numbers; ranges of all that the products read.
+        weights: the numbers of the products' weights, by the name of the value.
+        weights_only: leave activations as they are.
+    """
+
+    def __init__(
+        self,
+        graph: Opened,
+        folder: Path,
+        products: Mapping[str, Product],
+        scheme: Scheme,
+        weights: Mapping[str, Array],
+        weights_only: bool = False,
+    ) -> None:
+        self.names = list(products)
+        self._on: frozenset[str] = frozenset()
+        model = switched(graph, products, scheme, weights, weights_only=weights_only)
+        self._session = session_of(model, folder)
+
+    def set(self, nodes: Collection[str]) -> Switched:
+        """The same session with these products in INT8 from now on."""
+        self._on = frozenset(nodes)
+        return self
+
+    def get_outputs(self) -> Any:
+        """As a session's."""
+        return self._session.get_outputs()
+
+    def run(self, names: Sequence[str] | None, inputs: Mapping[str, Array]) -> list[Array]:
+        """As a session's: the outputs, with the products of `set` in INT8."""
+        flags = np.array([name in self._on for name in self.names], np.bool_)
+        found: list[Array] = self._session.run(names, {**inputs, FLAGS: flags})
+        return found
+
+
+def switched(
+    graph: Opened,
+    products: Mapping[str, Product],
+    scheme: Scheme,
+    weights: Mapping[str, Array],
+    *,
+    weights_only: bool = False,
+) -> onnx.ModelProto:
+    """The float32 graph with the input `FLAGS`; see `Switched`."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.value_info[:]
+    before = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [len(products)]))
+    writer = _Writer(model, shapes_of(graph.model), scheme)
+    flags = {name: index for index, name in enumerate(products)}
+    residuals = {}
+    for name, product in products.items():
+        if product.residual is not None and scheme.symmetric and not weights_only:
+            residuals[product.residual[0]] = (name, product.residual[1], product.residual[2])
+    for node in before:
+        if node.name in residuals:
+            owner, index, _ = residuals[node.name]
+            flag = writer.flag(flags[owner])
+            node.input[index] = writer.where(f"{node.name}/residual", flag, residuals[node.name][2], node.input[index])
+        product = products.get(node.name)
+        if product is not None:
+            flag = writer.flag(flags[node.name])
+            for operand in product.operands:
+                if operand.constant:
+                    node.input[operand.index] = writer.weight(node, product, weights[operand.value], flag)
+                elif not weights_only:
+                    node.input[operand.index] = writer.activation(node, operand, flag)
+        model.graph.node.append(node)
+        if product is not None and node.name in scheme.shifts:
+            writer.shift(node, product, scheme.shifts[node.name], flag)
+    return model
+
+
+class _Writer:
+    def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], scheme: Scheme) -> None:
+        self._graph, self._shapes, self._scheme = model.graph, shapes, scheme
+        self._made: set[str] = set()
+
+    def flag(self, index: int) -> str:
+        """The scalar switch of a product."""
+        name = f"int8/flag/{index}"
+        if name not in self._made:
+            place = self._store(f"{name}/place", np.array(index, np.int64))
+            self._node("Gather", [FLAGS, place], name, axis=0)
+        return name
+
+    def where(self, mark: str, flag: str, source: str, value: str) -> str:
+        """A value through bytes where the flag says so."""
+        self._node("Where", [flag, self._through(value, source), value], mark)
+        return mark
+
+    def activation(self, node: onnx.NodeProto, operand: Operand, flag: str) -> str:
+        """What the product reads in place of an activation."""
+        factors = self._scheme.factors(operand)
+        if operand.halves and factors is None:
+            key = f"{operand.value}/int8/halves"
+            if key not in self._made:
+                self._node("Concat", [self._through(half, half) for half, _ in operand.halves], key, axis=1)
+            bytes_back = key
+        elif factors is None:
+            bytes_back = self._through(operand.value, operand.source)
+        else:
+            rank = len(self._shapes[operand.value])
+            shape = [-1 if index == operand.axis else 1 for index in range(rank)]
+            key = f"{operand.value}/int8/smoothed"
+            if key not in self._made:
+                inverse = self._store(f"{key}/factors", (1 / factors).reshape(shape).astype(np.float32))
+                self._node("Mul", [operand.value, inverse], key)
+            bytes_back = self._through(key, operand.source)
+        mark = f"{node.name}/int8/{operand.index}"
+        self._node("Where", [flag, bytes_back, operand.value], mark)
+        return mark
+
+    def weight(self, node: onnx.NodeProto, product: Product, weight: Array, flag: str) -> str:
+        """What the product reads in place of its weight."""
+        operand = product.weight
+        assert operand is not None
+        numbers, scales = self._scheme.quantised(product, weight)
+        mark = f"{node.name}/int8/weight"
+        stored = [self._store(f"{mark}/bytes", numbers), self._store(f"{mark}/scale", scales)]
+        self._node(
+            "DequantizeLinear", stored, f"{mark}/back", **({} if operand.axis is None else {"axis": operand.axis})
+        )
+        self._node("Where", [flag, f"{mark}/back", operand.value], mark)
+        return mark
+
+    def shift(self, node: onnx.NodeProto, product: Product, shift: Array, flag: str) -> None:
+        """Adds the shift to a product's output."""
+        output = node.output[0]
+        rank = len(self._shapes[output])
+        axis = output_axis(product, rank)
+        shape = [-1 if index == axis else 1 for index in range(rank)]
+        mark = f"{node.name}/int8/shift"
+        added = self._store(f"{mark}/value", shift.reshape(shape).astype(np.float32))
+        nothing = self._store("int8/zero", np.zeros((), np.float32))
+        node.output[0] = f"{mark}/before"
+        self._graph.node[-1].output[0] = node.output[0]
+        self._node("Where", [flag, added, nothing], mark)
+        self._node("Add", [node.output[0], mark], output, name=f"{mark}/add")
+
+    def _through(self, value: str, source: str) -> str:
+        low, high = self._scheme.ranges[source]
+        back = f"{value}/int8/back"
+        if back in self._made:
+            return back
+        if self._scheme.symmetric:
+            scale, zero = activation_scale(low, high), np.array(0, np.int8)
+        else:
+            scale = max((high - low) / 255, 1e-12)
+            zero = np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8)
+        pair = [
+            self._store(f"{value}/int8/scale", np.array(scale, np.float32)),
+            self._store(f"{value}/int8/zero", zero),
+        ]
+        self._node("QuantizeLinear", [value, *pair], f"{value}/int8/bytes")
+        self._node("DequantizeLinear", [f"{value}/int8/bytes", *pair], back)
+        return back
+
+    def _store(self, name: str, array: Array) -> str:
+        if name not in self._made:
+            self._made.add(name)
+            self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def _node(self, operator: str, inputs: list[str], output: str, name: str = "", **attributes: int) -> None:
+        if output not in self._made:
+            self._made.add(output)
+            self._graph.node.append(helper.make_node(operator, inputs, [output], name=name or output, **attributes))
+
+
+def output_axis(product: Product, rank: int) -> int:
+    """The axis of a product's output that its weight's outputs are along."""
+    if product.op_type == "Conv":
+        return 1
+    return rank - 1 if product.weight is not None and product.weight.index == 1 else rank - 2

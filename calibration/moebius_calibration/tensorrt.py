@@ -1,0 +1,267 @@
+"""TensorRT's form of INT8: Q/DQ pairs in the typed graph.
+
+Its rules: signed bytes with zero point 0; weights per output channel on axis 0, stored as bytes; activations per
+tensor; every input of a convolution or matrix product is quantised, and so is the other input of an Add that a
+quantised convolution runs into, which lets the two fuse; no Q/DQ on a bias. Scales have the type of what they scale.
+
+A matrix on the right of a product is stored transposed, so that its outputs are axis 0, and turned back behind its
+`DequantizeLinear`. A convolution of concatenated parts becomes a sum of one convolution of each, with their own scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from moebius_calibration.bytes_of import LARGEST, activation_scale, along, as_bytes, weight_scales
+from moebius_calibration.products import Operand, Product
+from moebius_calibration.scheme import Scheme
+from moebius_calibration.simulate import output_axis
+from moebius_export.errors import ExportError
+from moebius_export.precision.graph import with_types
+
+Array = np.ndarray
+
+MARK = "int8"
+"""What is inserted is called VALUE/int8/..."""
+
+_TYPES = {TensorProto.FLOAT: np.dtype(np.float32), TensorProto.FLOAT16: np.dtype(np.float16)}
+
+
+def quantised(
+    base: onnx.ModelProto,
+    products: Mapping[str, Product],
+    chosen: Collection[str],
+    scheme: Scheme,
+    weights: Mapping[str, Array],
+    *,
+    weights_only: bool = False,
+) -> onnx.ModelProto:
+    """The typed graph with Q/DQ pairs.
+
+    Args:
+        base: typed (or float32) graph of `moebius_export.precision.typed`, its weights inside it or referred to.
+        products: of the float32 graph that it was typed from; their nodes have the same names in it.
+        chosen: nodes to have in INT8.
+        scheme: their numbers, symmetric.
+        weights: float32 numbers of their weights, by the name of the value.
+        weights_only: bytes for weights alone: `DequantizeLinear` without quantised activations.
+
+    Raises:
+        ExportError: a product is missing in the base, or is of a type that bytes cannot be scaled in (bf16).
+    """
+    return _Quantising(base, products, set(chosen), scheme, weights, weights_only).run()
+
+
+class _Quantising:
+    def __init__(
+        self,
+        base: onnx.ModelProto,
+        products: Mapping[str, Product],
+        chosen: set[str],
+        scheme: Scheme,
+        weights: Mapping[str, Array],
+        weights_only: bool,
+    ) -> None:
+        if not scheme.symmetric:
+            raise ExportError("TensorRT takes symmetric ranges only; calibrate for --target tensorrt")
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(base)
+        self.products, self.chosen, self.scheme, self.weights = products, chosen, scheme, weights
+        self.weights_only = weights_only
+        graph = self.model.graph
+        if missing := chosen - {node.name for node in graph.node}:
+            raise ExportError(f"the typed graph has no node {min(missing)!r}; type the bundle again")
+        self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
+        self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self.shapes = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.output, *graph.value_info)}
+        self.nodes: list[onnx.NodeProto] = []
+        self.made: set[str] = set()
+
+    def run(self) -> onnx.ModelProto:
+        residuals = {
+            product.residual[0]: product.residual
+            for name, product in self.products.items()
+            if name in self.chosen and product.residual is not None and not self.weights_only
+        }
+        for original in self.model.graph.node:
+            node = onnx.NodeProto()
+            node.CopyFrom(original)
+            if node.name in residuals:
+                _, index, source = residuals[node.name]
+                node.input[index] = self._pair(node.input[index], source)
+            if node.name not in self.chosen:
+                self.nodes.append(node)
+                continue
+            product = self.products[node.name]
+            halves = product.activations[0].halves
+            if halves and self.scheme.factors(product.activations[0]) is None and not self.weights_only:
+                self._parts(node, product)
+            else:
+                self._whole(node, product)
+        return self._model()
+
+    def _whole(self, node: onnx.NodeProto, product: Product) -> None:
+        kind = self._kind(node)
+        factors = self.scheme.factors(product.activations[0]) if not self.weights_only else None
+        scheme = self.scheme if factors is not None else Scheme(True, self.scheme.ranges)
+        for operand in product.operands:
+            if operand.constant:
+                wide = scheme.smoothed(product, self.weights[operand.value])
+                node.input[operand.index] = self._weight(f"{node.name}/{MARK}/weight", wide, operand, kind, product)
+            elif not self.weights_only:
+                value = node.input[operand.index]
+                if factors is not None and operand.axis is not None:
+                    value = self._smoothed(value, operand, factors, kind)
+                node.input[operand.index] = self._pair(value, operand.source, kind)
+        self._finish(node, product, kind)
+
+    def _parts(self, node: onnx.NodeProto, product: Product) -> None:
+        """A sum of convolutions, one of each part that is concatenated."""
+        kind, operand, of_weight = self._kind(node), product.activations[0], product.weight
+        assert of_weight is not None
+        whole = self.weights[of_weight.value]
+        concat = next(made for made in self.model.graph.node if node.input[0] in self._makers(made))
+        bias = list(node.input[2:])
+        output, start, sums = node.output[0], 0, []
+        for index, ((source, count), value) in enumerate(zip(operand.halves, concat.input, strict=True)):
+            part = onnx.NodeProto()
+            part.CopyFrom(node)
+            part.name = node.name if index == 0 else f"{node.name}/{MARK}/part{index}"
+            weight = whole[:, start : start + count]
+            start += count
+            mark = f"{node.name}/{MARK}/weight{index}"
+            inputs = [self._pair(value, source, kind), self._weight(mark, weight, of_weight, kind, product)]
+            del part.input[:]
+            part.input.extend([*inputs, *(bias if index == 0 else [])])
+            part.output[0] = f"{output}/{MARK}/part{index}"
+            self.shapes[part.output[0]] = self.shapes.get(output, whole.ndim)
+            if index == 0:
+                self._finish(part, product, kind)
+            else:
+                self.nodes.append(part)
+            sums.append(part.output[0])
+        for index in range(1, len(sums)):
+            left = sums[0] if index == 1 else f"{output}/{MARK}/sum{index - 1}"
+            total = output if index == len(sums) - 1 else f"{output}/{MARK}/sum{index}"
+            self.nodes.append(helper.make_node("Add", [left, sums[index]], [total], name=f"{total}/{MARK}/add"))
+
+    def _makers(self, node: onnx.NodeProto) -> set[str]:
+        """What a Concat makes: its output, or a cast of it that the typing put behind it."""
+        if node.op_type != "Concat":
+            return set()
+        found = set(node.output)
+        for other in self.model.graph.node:
+            if other.op_type == "Cast" and other.input[0] in node.output:
+                found.update(other.output)
+        return found
+
+    def _finish(self, node: onnx.NodeProto, product: Product, kind: int) -> None:
+        """Appends the product with its shift: in the bias of a convolution, by an Add behind a matrix product."""
+        shift = self.scheme.shifts.get(product.node)
+        if shift is None:
+            self.nodes.append(node)
+            return
+        name = f"{product.node}/{MARK}/shift"
+        if node.op_type == "Conv" and len(node.input) == 2:
+            node.input.append(self._store(name, shift.astype(_TYPES[kind])))
+        elif node.op_type == "Conv":
+            stored = {tensor.name: tensor for tensor in self.model.graph.initializer}
+            if (tensor := stored.get(node.input[2])) is not None and not tensor.external_data:
+                moved = numpy_helper.to_array(tensor).astype(np.float32) + shift
+                node.input[2] = self._store(name, moved.astype(_TYPES[kind]))
+            else:  # a bias that is cast or worked out
+                added = self._store(name, shift.astype(_TYPES[kind]))
+                self._node("Add", [node.input[2], added], f"{name}/bias")
+                node.input[2] = f"{name}/bias"
+        else:
+            output, rank = node.output[0], self.shapes[node.output[0]]
+            axis = output_axis(product, rank)
+            added = self._store(name, along(shift, rank, axis).astype(_TYPES[kind]))
+            node.output[0] = f"{output}/{MARK}/unshifted"
+            self.nodes.append(node)
+            self.nodes.append(helper.make_node("Add", [node.output[0], added], [output], name=f"{name}/add"))
+            return
+        self.nodes.append(node)
+
+    def _smoothed(self, value: str, operand: Operand, factors: Array, kind: int) -> str:
+        mark = f"{value}/{MARK}/smoothed{operand.axis}"
+        rank = operand.axis + (1 if operand.index == 0 else 2) if operand.axis is not None else 0
+        inverse = (1 / factors).reshape([-1 if index == operand.axis else 1 for index in range(rank)])
+        self._node("Mul", [value, self._store(f"{mark}/factors", inverse.astype(_TYPES[kind]))], mark)
+        self.types[mark] = kind
+        return mark
+
+    def _weight(self, mark: str, wide: Array, operand: Operand, kind: int, product: Product) -> str:
+        """Bytes and a `DequantizeLinear`; a matrix on the right is stored by its outputs."""
+        turned = operand.axis == 1 and wide.ndim == 2
+        array = np.ascontiguousarray(wide.T) if turned else wide
+        axis = None if operand.axis is None else 0
+        scales = _held(weight_scales(array, axis), kind)
+        stored = [
+            self._store(f"{mark}/bytes", as_bytes(array, scales.astype(np.float32), axis)),
+            self._store(f"{mark}/scale", scales),
+            self._store(f"{mark}/zero", np.zeros(scales.shape, np.int8)),
+        ]
+        self._node("DequantizeLinear", stored, mark, **({} if axis is None else {"axis": 0}))
+        if not turned:
+            return mark
+        self.nodes.append(helper.make_node("Transpose", [mark], [f"{mark}/turned"], name=f"{mark}/turned", perm=[1, 0]))
+        return f"{mark}/turned"
+
+    def _pair(self, value: str, source: str, kind: int | None = None) -> str:
+        """A value through bytes; one pair serves all that read it."""
+        kind = kind or self.types[value]
+        if kind not in _TYPES:
+            raise ExportError(f"{value} is {TensorProto.DataType.Name(kind)}, which INT8 files are not made from")
+        low, high = self.scheme.ranges[source]
+        scale = _held(np.array(activation_scale(low, high), np.float32), kind)
+        mark = f"{value}/{MARK}"
+        stored = [self._store(f"{mark}/scale", scale), self._store(f"{mark}/zero", np.array(0, np.int8))]
+        self._node("QuantizeLinear", [value, *stored], f"{mark}/bytes")
+        self._node("DequantizeLinear", [f"{mark}/bytes", *stored], f"{mark}/back")
+        return f"{mark}/back"
+
+    def _kind(self, node: onnx.NodeProto) -> int:
+        kind = self.types.get(node.input[0], 0)
+        if kind not in _TYPES:
+            raise ExportError(f"{node.name}: INT8 files are made from fp16 or fp32 only; type the bundle so")
+        return kind
+
+    def _store(self, name: str, array: Array) -> str:
+        if name not in self.made:
+            self.made.add(name)
+            self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def _node(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
+        if output not in self.made:
+            self.made.add(output)
+            self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+
+    def _model(self) -> onnx.ModelProto:
+        graph = self.model.graph
+        needed, kept = {value.name for value in graph.output}, []
+        for node in reversed(self.nodes):
+            if any(output in needed for output in node.output):
+                kept.append(node)
+                needed.update(node.input)
+        del graph.node[:], graph.value_info[:]
+        graph.node.extend(reversed(kept))
+        stored = [tensor for tensor in graph.initializer if tensor.name in needed]
+        del graph.initializer[:]
+        graph.initializer.extend(stored)
+        return with_types(self.model)
+
+
+def _held(scales: Array, kind: int) -> Array:
+    """Scales in the type, none so small that a value would be cut off: rounded up where rounding goes down."""
+    narrow = scales.astype(_TYPES[kind])
+    if kind == TensorProto.FLOAT16:
+        narrow = np.where(narrow.astype(np.float32) < scales, np.nextafter(narrow, np.float16(np.inf)), narrow)
+        if (narrow.astype(np.float32) * LARGEST > np.finfo(np.float16).max).any():
+            raise ExportError("a range is beyond what float16 holds; keep that node in float")
+    return np.asarray(narrow, _TYPES[kind])

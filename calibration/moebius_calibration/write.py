@@ -1,0 +1,138 @@
+"""INT8 files into a bundle, whole or not at all, by plans that were just made or lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from moebius_calibration.calibrate import scheme_from, work_of
+from moebius_calibration.graph_work import GraphWork
+from moebius_calibration.plan import Int8Plan, read_plan, write_plan
+from moebius_calibration.tensorrt import quantised
+from moebius_export.errors import ExportError
+from moebius_export.placing import placed_whole
+from moebius_export.precision.graph import Weights
+from moebius_export.precision.measure import Say
+from moebius_export.precision.typed import typed
+from moebius_export.precision.write import file_info, linked
+from moebius_export.precision.write import plans_of as precision_plans_of
+from moebius_export.weights_file import weights_file
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.files import atomic_write
+from moebius_runtime.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
+
+PRECISION: Precision = "int8"
+
+
+def plans_of(bundle: Bundle) -> dict[GraphName, Int8Plan]:
+    """The INT8 plans that lie in a bundle, as they are now, edited or not.
+
+    Raises:
+        ExportError: there is none, one is no plan, or one is of another graph or other float32 files.
+    """
+    plans: dict[GraphName, Int8Plan] = {}
+    for name, info in bundle.manifest.graphs.items():
+        file = info.files.get(PRECISION)
+        if file is None or file.plan is None:
+            raise ExportError(
+                f"{bundle.path}: {name} has no INT8 plan; make one with `moebius-export int8 {bundle.path}`"
+            )
+        path = bundle.path / file.plan
+        if not path.resolve().is_relative_to(bundle.path.resolve()):
+            raise ExportError(f"{path} is a link that leaves the bundle; put the plan itself there")
+        plans[name] = read_plan(path)
+        check_belongs(bundle, name, plans[name], path)
+    return plans
+
+
+def check_belongs(bundle: Bundle, name: GraphName, plan: Int8Plan, path: Path) -> None:
+    """Refuses a plan of another graph, target or other float32 files.
+
+    Raises:
+        ExportError: says what it is of.
+    """
+    files, source = bundle.manifest.files, bundle.graph(name).files.get("fp32")
+    if source is None:
+        raise ExportError(f"{bundle.path}: {name} has no fp32 file to make INT8 of; export the bundle again")
+    expected = (name, files[source.model].sha256, files[source.weights].sha256 if source.weights else None)
+    if (plan.graph, plan.graph_sha256, plan.weights_sha256) != expected:
+        raise ExportError(
+            f"{path}: it is a plan of {plan.graph} for the file {plan.graph_sha256[:16]}..., the bundle's {name} is "
+            f"{expected[1][:16]}... Make it again, without --reapply."
+        )
+    if plan.target != "tensorrt":
+        raise ExportError(f"{path}: it is a plan for {plan.target}; expected one for tensorrt")
+
+
+def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto:
+    """The graph in TensorRT's form, its weights inside it: over the fp16 types if the bundle has them, else float32.
+
+    Raises:
+        ExportError: the plan does not fit the graph.
+    """
+    needed = [
+        name
+        for node in plan.chosen
+        if node in work.products and not plan.weights_only
+        for name in work.products[node].ranged
+    ]
+    plan.check(work.products, needed)
+    computes, stores = {}, {}
+    if "fp16" in bundle.graph(work.name).files:
+        precision = precision_plans_of(bundle, "fp16")[work.name]
+        precision.check(work.graph)
+        computes, stores = precision.computes, precision.stores
+    base = typed(work.graph, Weights(work.path.parent), computes, stores)
+    return quantised(base, work.products, plan.chosen, scheme_from(plan), work.weights, weights_only=plan.weights_only)
+
+
+def write_int8(
+    bundle: Bundle, plans: Mapping[GraphName, Int8Plan], works: Mapping[GraphName, GraphWork] | None, say: Say
+) -> Manifest:
+    """Writes the INT8 files and their plans into the bundle, in place of older ones.
+
+    The bundle is made anew beside itself, with its other files linked, and exchanged when it is complete.
+
+    Args:
+        bundle: with its float32 files.
+        plans: one for each graph.
+        works: the graphs, where they are open already.
+        say: told each graph.
+
+    Raises:
+        ExportError: a plan does not fit its graph.
+        OutputError: the bundle cannot be written.
+    """
+    works = works or {name: work_of(bundle, name) for name in plans}
+    with placed_whole(bundle.path) as folder:
+        files = linked(bundle, folder, PRECISION, False)
+        infos = dict(bundle.manifest.graphs)
+        groups: dict[Path, list[GraphName]] = {}
+        for name in plans:
+            groups.setdefault(Path(infos[name].files["fp32"].model).parent, []).append(name)
+        for done, (group, names) in enumerate(groups.items()):
+            data = f"model_{PRECISION}.onnx.data"
+            with weights_file(folder / group, data) as weights:
+                for name in names:
+                    say(f"write {name}", done, len(groups))
+                    stem = Path(infos[name].files["fp32"].model).stem
+                    model_path = f"{group}/{stem}_{PRECISION}.onnx"
+                    plan_path = f"{group}/{stem.replace('model', 'plan', 1)}_{PRECISION}.json"
+                    model = model_of(bundle, works[name], plans[name])
+                    weights.add(model)
+                    with atomic_write(folder / model_path) as stream:
+                        stream.write(model.SerializeToString(deterministic=True))
+                    del model
+                    write_plan(plans[name], folder / plan_path)
+                    file = GraphFile(model=model_path, weights=f"{group}/{data}", plan=plan_path)
+                    kept = {key: other for key, other in infos[name].files.items() if key != PRECISION}
+                    infos[name] = infos[name].model_copy(update={"files": {**kept, PRECISION: file}})
+                    for path in (model_path, plan_path):
+                        files[path] = file_info(folder / path)
+            files[f"{group}/{data}"] = file_info(folder / group / data)
+        manifest = bundle.manifest.model_copy(update={"graphs": infos, "files": dict(sorted(files.items()))})
+        manifest = Manifest.model_validate(manifest.model_dump())
+        write_manifest(manifest, folder)
+    return manifest
