@@ -15,7 +15,7 @@ from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
 DOMAIN = "moebius"
 SWITCH = "MOEBIUS_KERNELS"
-VARIANTS = ("generic", "avx2", "avx512")
+VARIANTS = ("generic", "avx2", "avx512", "avx512vnni")
 _OFF = "off"
 _NAMES = {"linux": "libmoebius_kernels.so", "darwin": "libmoebius_kernels.dylib"}
 _REINSTALL = f"Reinstall moebius-edge, or set {SWITCH}=off to run without compiled kernels."
