@@ -183,14 +183,83 @@ def _residual_block(projected: bool) -> str:
 """
 
 
+# The border of a picture is worth 0, which is the number `zero` of its channel. Convolutions pad with 0, so these sum the
+# numbers less their zeros, and add what the zeros are worth.
+_CENTRED = f"""
+  {_LIMITS}
+  pixels = Constant <value = int64[2] {{1, 2}}> ()
+  {_PICTURE_NUMBERS.format(name="x", x="x")}
+  centred = Sub (x_numbers, x_zeros)
+  weight_bytes = Cast <to = 1> (weight)
+"""
+
+_DOWNSAMPLE = f"""
+Int8DownsampleConv3x3 (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
+  {_CENTRED}
+  weight_values = Transpose <perm = [0, 3, 1, 2]> (weight_bytes)
+  sums = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (centred, weight_values)
+  taps = Constant <value = int64[2] {{2, 3}}> ()
+  by_input = ReduceSum <keepdims = 0> (weight_values, taps)
+  of_zeros = MatMul (by_input, x_zero)
+  lost = Unsqueeze (of_zeros, pixels)
+  all_sums = Add (sums, lost)
+  scales = Unsqueeze (weight_scale, pixels)
+  offsets = Unsqueeze (weight_offset, pixels)
+  worth = Mul (all_sums, scales)
+  y = Add (worth, offsets)
+}}
+"""
+
+_UPSAMPLE = f"""
+Int8UpsampleConv3x3 <phases_shape> (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
+  {_CENTRED}
+  weight_values = Transpose <perm = [0, 1, 4, 2, 3]> (weight_bytes)
+  taps = Constant <value = int64[2] {{3, 4}}> ()
+  by_input = ReduceSum <keepdims = 0> (weight_values, taps)
+  of_zeros = MatMul (by_input, x_zero)
+  kernels_00, kernels_01, kernels_10, kernels_11 = Split <axis = 0, num_outputs = 4> (weight_values)
+  first = Constant <value = int64[1] {{0}}> ()
+  kernel_00 = Squeeze (kernels_00, first)
+  kernel_01 = Squeeze (kernels_01, first)
+  kernel_10 = Squeeze (kernels_10, first)
+  kernel_11 = Squeeze (kernels_11, first)
+  phase_00 = Conv <pads = [1, 1, 0, 0]> (centred, kernel_00)
+  phase_01 = Conv <pads = [1, 0, 0, 1]> (centred, kernel_01)
+  phase_10 = Conv <pads = [0, 1, 1, 0]> (centred, kernel_10)
+  phase_11 = Conv <pads = [0, 0, 1, 1]> (centred, kernel_11)
+  axis = Constant <value = int64[1] {{2}}> ()
+  stack_00 = Unsqueeze (phase_00, axis)
+  stack_01 = Unsqueeze (phase_01, axis)
+  stack_10 = Unsqueeze (phase_10, axis)
+  stack_11 = Unsqueeze (phase_11, axis)
+  sums = Concat <axis = 2> (stack_00, stack_01, stack_10, stack_11)
+  to_image = Constant <value = int64[2] {{2, 3}}> ()
+  lost_by_output = Transpose <perm = [1, 0]> (of_zeros)
+  lost = Unsqueeze (lost_by_output, to_image)
+  all_sums = Add (sums, lost)
+  scale_by_output = Transpose <perm = [1, 0]> (weight_scale)
+  scales = Unsqueeze (scale_by_output, to_image)
+  offset_by_output = Transpose <perm = [1, 0]> (weight_offset)
+  offsets = Unsqueeze (offset_by_output, to_image)
+  worth = Mul (all_sums, scales)
+  stacked = Add (worth, offsets)
+  to_phases = Constant <value_ints: ints = @phases_shape> ()
+  phases = Reshape (stacked, to_phases)
+  y = DepthToSpace <blocksize = 2, mode = "CRD"> (phases)
+}}
+"""
+
+
 def bodies() -> dict[str, str]:
     """Name -> function, each with the header that a parser needs."""
     texts = {
+        "Int8DownsampleConv3x3": _DOWNSAMPLE,
         "Int8FeedForward": _FEED_FORWARD,
         "Int8Linear": _LINEAR,
         "Int8LinearToPicture": _LINEAR_TO_PICTURE,
         "Int8ProjectedResidualBlock": _residual_block(projected=True),
         "Int8ResidualBlock": _residual_block(projected=False),
+        "Int8UpsampleConv3x3": _UPSAMPLE,
     }
     header = f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">'
     return {name: header + text for name, text in texts.items()}

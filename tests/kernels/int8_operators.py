@@ -76,6 +76,26 @@ def residual_block(batch, height, width, inputs, outputs, groups, rows=1):
     return f"Int8{operator}", attributes, arrays
 
 
+def convolution(batch, height, width, inputs, outputs, enlarged):
+    arrays = {"x": random(0, batch, inputs, height, width)} | quantiser("x", 1, inputs, -2.5, 3)
+    if not enlarged:
+        arrays |= product("weight", 2, outputs, 9 * inputs, packed=False)
+        arrays["weight"] = arrays["weight"].reshape(outputs, 3, 3, inputs)
+        return "Int8DownsampleConv3x3", {}, arrays
+    arrays |= product("weight", 2, 4 * outputs, 4 * inputs, packed=False)
+    arrays["weight"] = arrays["weight"].reshape(4, outputs, 2, 2, inputs)
+    arrays |= {f"weight_{name}": arrays[f"weight_{name}"].reshape(4, outputs) for name in ("scale", "offset")}
+    return "Int8UpsampleConv3x3", {"phases_shape": [0, -1, height, width]}, arrays
+
+
+def upsample(*sizes):
+    return convolution(*sizes, enlarged=True)
+
+
+def downsample(*sizes):
+    return convolution(*sizes, enlarged=False)
+
+
 # Sizes that fill no register, tile or block evenly, single rows and columns, and some of the network's.
 CASES = {
     "linear 1": linear(1, 1, 4, 1),
@@ -86,6 +106,16 @@ CASES = {
     "picture odd": linear(3, 13, 20, 37, to_picture=True),
     "picture wide": linear(1, 131, 68, 15, to_picture=True),
     "picture network": linear(2, 256, 320, 320, to_picture=True),
+    "down 1x1": downsample(1, 1, 1, 4, 3),
+    "down odd": downsample(2, 5, 7, 12, 17),
+    "down one row": downsample(1, 1, 70, 4, 5),
+    "down one column": downsample(1, 9, 1, 4, 5),
+    "down network": downsample(2, 32, 32, 64, 64),
+    "up 1x1": upsample(1, 1, 1, 4, 3),
+    "up odd": upsample(2, 5, 7, 12, 17),
+    "up one row": upsample(1, 1, 37, 4, 5),
+    "up one column": upsample(1, 9, 1, 4, 5),
+    "up network": upsample(2, 16, 16, 64, 64),
     "ff 1x1": feed_forward(1, 1, 1, 4, 32),
     "ff one row": feed_forward(1, 1, 9, 8, 32),
     "ff one column": feed_forward(3, 7, 1, 12, 96),

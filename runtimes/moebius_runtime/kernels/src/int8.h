@@ -125,6 +125,16 @@ class Bytes {
   moebius::Scratch floats_;
 };
 
+// Fetches what the end of a tile will touch while its products are made: rows of a picture lie a page or more apart, which
+// the machine does not foresee. `to_write`: 1 where they will be written, else 0.
+template <int R, int to_write>
+inline void fetch(const float* first, long row_stride) {
+#if defined(__GNUC__)
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < kVectors; ++j) __builtin_prefetch(first + i * row_stride + j * kLanes, to_write);
+#endif
+}
+
 // f(integral_constant R, first row) for the rows [first, last) in blocks of at most kRows, all about as large.
 template <class F>
 inline void even_blocks(long first, long last, F&& f) {

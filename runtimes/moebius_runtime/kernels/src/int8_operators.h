@@ -113,4 +113,26 @@ inline moebius::Int8ResidualBlock int8_residual_block_of(const Attributes& attri
   return f;
 }
 
+// Stride 2, or behind an enlargement by 2: then the four places of a result have weights of their own.
+inline moebius::Int8Convolution int8_convolution_of(const Call& call, bool enlarged) {
+  const Tensor x = call.input(0), scale = call.input(4);
+  expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,
+         "[batch, inputs, height, width]");
+  const size_t rank = enlarged ? 2 : 1;
+  expect(scale.sizes.size() == rank && scale.sizes.back() > 0 && (!enlarged || scale.sizes[0] == 4), "weight_scale",
+         scale.sizes, enlarged ? "[4, outputs]" : "[outputs]");
+  moebius::Int8Convolution f{};
+  f.batch = x.sizes[0], f.inputs = x.sizes[1], f.height = x.sizes[2], f.width = x.sizes[3];
+  f.outputs = scale.sizes.back();
+  expect_fours(f.inputs, "weight's input channels");
+  f.x = x.data;
+  f.quantiser = quantiser(call, 1, "x", f.inputs);
+  const Sizes sizes = enlarged ? Sizes{4, f.outputs, 2, 2, f.inputs} : Sizes{f.outputs, 3, 3, f.inputs};
+  f.product = {call.bytes(3, "weight", sizes), call.input(4, "weight_scale", scale.sizes),
+               call.input(5, "weight_offset", scale.sizes)};
+  f.y = call.output(enlarged ? Sizes{f.batch, f.outputs, 2 * f.height, 2 * f.width}
+                             : Sizes{f.batch, f.outputs, (f.height + 1) / 2, (f.width + 1) / 2});
+  return f;
+}
+
 }  // namespace

@@ -14,23 +14,32 @@ struct BytePanels {
   long depth;
 
   const std::uint8_t* panel(long p) const { return at + p * depth * kWide; }
+};
 
-  // Values of `count` pixels in channel c; the channels of a group of four come in order.
+// Four channels of a picture of n pixels on their way into panels, which lie too far apart for a cache to hold a place in
+// each: the channels are put together here, in order, and go into the panels once.
+class FourChannels {
+ public:
+  explicit FourChannels(long n) : n_(n), row_(n + kWide) {}
+
+  // Values of `count` pixels in channel c.
   void write(long c, long pixel, ivec values, int count) const {
-    const long column = pixel % kWide;
-    std::uint8_t* to = at + (pixel / kWide * depth + c / 4 * 4) * kWide + column * 4;
+    float* to = row_ + pixel;
     const int shift = int(c % 4) * 8;
-    if (count == kLanes && column + count <= kWide) {
-      ivec four = values << shift;
-      if (shift) four |= load_bytes(to);
-      std::memcpy(to, &four, sizeof four);
-      return;
-    }
-    for (int i = 0; i < count; ++i) {
-      const long place = pixel + i;
-      at[(place / kWide * depth + c / 4 * 4) * kWide + place % kWide * 4 + c % 4] = std::uint8_t(values[i]);
-    }
+    values <<= shift;
+    if (shift) values |= load_bytes(to);
+    std::memcpy(to, &values, count * sizeof(int));
   }
+
+  // After channel c, the last of its four.
+  void flush(long c, const BytePanels& panels) const {
+    for (long pixel = 0; pixel < n_; pixel += kWide)
+      std::memcpy(panels.at + (pixel / kWide * panels.depth + c / 4 * 4) * kWide, row_ + pixel, 4 * kWide);
+  }
+
+ private:
+  long n_;
+  moebius::Scratch row_;
 };
 
 // relu(depthwise(silu(norm(x)))) as bytes in panels, and silu(norm(x)) itself where `active` is asked for.
@@ -43,6 +52,7 @@ inline void normal_to_bytes(const float* x, long channels, const Plane& plane, l
   constexpr long kChannels = 8;  // in a task
   threads.each((channels + kChannels - 1) / kChannels, [&](long task) {
     moebius::Scratch padded(plane.size()), row(n);
+    const FourChannels four(n);
     plane.clear_border(padded);
     const long last = (task + 1) * kChannels < channels ? (task + 1) * kChannels : channels;
     for (long c = task * kChannels; c < last; ++c) {
@@ -55,8 +65,9 @@ inline void normal_to_bytes(const float* x, long channels, const Plane& plane, l
       plane.write(padded, 0, to, n);
       const vec inverse = splat(s.quantiser.inverse[c]), zero = splat(s.quantiser.zero[c]);
       plane.convolve(padded, s.depthwise + c * 9, s.depthwise_bias[c], [&](long pixel, vec value, int lanes) {
-        panels.write(c, pixel, quantise(relu(value), inverse, zero), lanes);
+        four.write(c, pixel, quantise(relu(value), inverse, zero), lanes);
       });
+      if (c % 4 == 3) four.flush(c, panels);
     }
   });
 }
@@ -64,13 +75,15 @@ inline void normal_to_bytes(const float* x, long channels, const Plane& plane, l
 inline void picture_to_bytes(const float* x, long channels, long n, const moebius::Quantiser& q, const BytePanels& to,
                              const moebius::Threads& threads) {
   threads.each(channels / 4, [&](long group) {
+    const FourChannels four(n);
     for (long c = group * 4; c < group * 4 + 4; ++c) {
       const vec inverse = splat(q.inverse[c]), zero = splat(q.zero[c]);
       for (long i = 0; i < n; i += kLanes) {
         const int lanes = int(n - i < kLanes ? n - i : kLanes);
-        to.write(c, i, quantise(load(x + c * n + i, lanes), inverse, zero), lanes);
+        four.write(c, i, quantise(load(x + c * n + i, lanes), inverse, zero), lanes);
       }
     }
+    four.flush(group * 4, to);
   });
 }
 
@@ -99,6 +112,9 @@ inline void int8_residual_block(const moebius::Int8ResidualBlock& f, const moebi
     each_tile(threads, f.outputs, count, f.inputs / 4, [&](auto rows, long row, long p) {
       constexpr int R = decltype(rows)::value;
       const moebius::Int8Product& product = f.first.product;
+      const long start = row * n + p * kWide;
+      fetch<R, 1>(middle + start, n);
+      if (!projected) fetch<R, 0>(first_active + start, n);
       Sums<R> sums = {};
       multiply_panel<R>(sums, product, row, first, p);
       each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {
@@ -112,6 +128,10 @@ inline void int8_residual_block(const moebius::Int8ResidualBlock& f, const moebi
     each_tile(threads, f.outputs, count, (f.outputs + (projected ? f.inputs : 0)) / 4, [&](auto rows, long row, long p) {
       constexpr int R = decltype(rows)::value;
       const moebius::Int8Product& product = f.second.product;
+      const long start = row * n + p * kWide;
+      fetch<R, 1>(y + start, n);
+      fetch<R, 0>(second_active + start, n);
+      if (!projected) fetch<R, 0>(x + start, n);
       Sums<R> sums = {}, skip = {};
       multiply_panel<R>(sums, product, row, second, p);
       if (projected) multiply_panel<R>(skip, f.shortcut, row, raw, p);
@@ -145,6 +165,7 @@ inline void int8_linear_to_picture(const moebius::Int8Linear& f, const moebius::
     float* y = f.y + b * f.outputs * n;
     each_tile(threads, f.outputs, count, k / 4, [&](auto rows, long row, long p) {
       constexpr int R = decltype(rows)::value;
+      fetch<R, 1>(y + row * n + p * kWide, n);
       Sums<R> sums = {};
       multiply_panel<R>(sums, f.product, row, panels_of, p);
       each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {

@@ -101,6 +101,16 @@ struct Int8ResidualBlock {
   float* y;
 };
 
+// x [batch, inputs, height, width]; weight by output, tap and input: [outputs, 9, inputs], or for an enlarged picture
+// [4, outputs, 4, inputs] with the four places of a result first, as are its scale and offset.
+struct Int8Convolution {
+  long batch, inputs, outputs, height, width;
+  const float* x;
+  Quantiser quantiser;
+  Int8Product product;
+  float* y;
+};
+
 struct Kernels {
   const char* name;
   void (*feed_forward)(const FeedForward&, const Threads&);
@@ -113,6 +123,8 @@ struct Kernels {
   void (*int8_linear_to_picture)(const Int8Linear&, const Threads&);
   void (*int8_feed_forward)(const Int8FeedForward&, const Threads&);
   void (*int8_residual_block)(const Int8ResidualBlock&, const Threads&);
+  void (*int8_downsample_conv3x3)(const Int8Convolution&, const Threads&);
+  void (*int8_upsample_conv3x3)(const Int8Convolution&, const Threads&);
 };
 
 }  // namespace moebius

@@ -176,6 +176,14 @@ void int8_residual_block(const Attributes& attributes, const Call& call) {
   if (f.batch > 0) kernels().int8_residual_block(f, call.threads());
 }
 
+void int8_downsample_conv3x3(const Attributes&, const Call& call) {
+  kernels().int8_downsample_conv3x3(int8_convolution_of(call, false), call.threads());
+}
+
+void int8_upsample_conv3x3(const Attributes&, const Call& call) {
+  kernels().int8_upsample_conv3x3(int8_convolution_of(call, true), call.threads());
+}
+
 struct Input {
   int type, kind;
 };
@@ -260,6 +268,8 @@ const std::vector<Operator>& operators() {
       {"GroupNorm", floats(3), group_norm},
       {"Int8Linear", with_bytes(floats(6), {3}), int8_linear},
       {"Int8LinearToPicture", with_bytes(floats(6), {3}), int8_linear_to_picture},
+      {"Int8DownsampleConv3x3", with_bytes(floats(6), {3}), int8_downsample_conv3x3},
+      {"Int8UpsampleConv3x3", with_bytes(floats(6), {3}), int8_upsample_conv3x3},
       {"Int8FeedForward", with_bytes(floats(13), {3, 10}), int8_feed_forward},
       {"Int8ResidualBlock", with_bytes(floats(20), {8, 17}), int8_residual_block<false>},
       {"Int8ProjectedResidualBlock", with_bytes(floats(25), {8, 17, 22}), int8_residual_block<true>},

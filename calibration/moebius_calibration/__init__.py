@@ -1,0 +1,1 @@
+"""INT8: ranges on trajectories, and the files that compute with them."""
