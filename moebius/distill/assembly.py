@@ -79,7 +79,9 @@ def build_task(settings: Settings, say: Say = lambda text: None) -> Task:
     if settings.data.latents is None:
         encode = encoding(_vae_halves(settings, sizes, say)[0], sizes.vae)
     if settings.train == "teacher":
-        teacher = Teacher(sizes.teacher) if settings.init is None else load_teacher(settings.init, sizes.teacher, say)[0]
+        teacher = (
+            Teacher(sizes.teacher) if settings.init is None else load_teacher(settings.init, sizes.teacher, say)[0]
+        )
         if settings.gradient_checkpointing:
             teacher.diff_model.enable_gradient_checkpointing()
         return DiffusionTask(teacher.requires_grad_(True), _ONLY_TASK, settings, encode=encode)
@@ -128,7 +130,9 @@ def build_stream(settings: Settings, rank: int = 0, world: int = 1, on_skip: Any
         raise TrainingError("latents: not yet")
     size = data.size or sizes.student.sample_size * sizes.vae.downscale
     if size % sizes.vae.downscale:
-        raise TrainingError(f"samples of {size} pixels; expected a multiple of {sizes.vae.downscale}, as the VAE halves")
+        raise TrainingError(
+            f"samples of {size} pixels; expected a multiple of {sizes.vae.downscale}, as the VAE halves"
+        )
     stream = SampleStream(
         joined(data, size),
         size,
@@ -152,7 +156,9 @@ def joined(data: DataSettings, size: int) -> Source:
     indexed: list[tuple[IndexedSource, int]] = []
     for (source, times), part in zip(parts, data.pictures, strict=True):
         if not isinstance(source, IndexedSource):
-            raise TrainingError(f"{part.source}: tars are read in order and cannot be joined with others; give them alone")
+            raise TrainingError(
+                f"{part.source}: tars are read in order and cannot be joined with others; give them alone"
+            )
         indexed.append((source, times))
     return JoinedSource(indexed)
 

@@ -165,9 +165,7 @@ class DiffusionTask(Task):
         count = sample.latents.shape[0]
         drawn, shape = self._timesteps, (count * around.world, *sample.latents.shape[1:])
         timesteps = around.own(
-            sample_timesteps(
-                shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std
-            )
+            sample_timesteps(shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
         )
         noise = around.own(sample_noise(shape, around.generator, offset=drawn.noise_offset))
         noisy = Noised(add_noise(sample.latents, noise, timesteps, self._bars), noise, timesteps)
@@ -182,7 +180,7 @@ class DiffusionTask(Task):
         )
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
         if len(values) == 1:
-            (name, value), = values.items()
+            ((name, value),) = values.items()
             return Outcome(self._losses.multiplier(name) * value, shown)
         balanced = balance(
             values,

@@ -137,9 +137,13 @@ CASES = {
 }
 
 
-def model(operator, attributes, inputs, body=True):
+def model(operator, attributes, inputs, body=True, shapes=True):
+    """A model of one node; without `body` it needs the kernels, without `shapes` it takes inputs of any."""
     kinds = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.float32): TensorProto.FLOAT}
-    values = [helper.make_tensor_value_info(name, kinds[array.dtype], array.shape) for name, array in inputs.items()]
+    values = [
+        helper.make_tensor_value_info(name, kinds[array.dtype], array.shape if shapes else None)
+        for name, array in inputs.items()
+    ]
     node = helper.make_node(operator, list(inputs), ["y"], name=f"one/{operator}", domain="moebius", **attributes)
     graph = helper.make_graph([node], "g", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("moebius", 1)]

@@ -74,7 +74,7 @@ def write_typed(bundle: Bundle, plans: Mapping[GraphName, Plan], *, only: bool, 
         check_kept([graphs[name]], plan.keep, plan.precision)
         plan.check(graphs[name])
     with placed_whole(bundle.path) as folder:
-        files = _linked(bundle, folder, precision, only)
+        files = linked(bundle, folder, precision, only)
         infos = dict(bundle.manifest.graphs)
         groups: dict[Path, list[GraphName]] = {}
         for name in plans:
@@ -101,15 +101,15 @@ def write_typed(bundle: Bundle, plans: Mapping[GraphName, Plan], *, only: bool, 
                     others = {} if only else {k: f for k, f in infos[name].files.items() if k != precision}
                     infos[name] = infos[name].model_copy(update={"files": {**others, precision: file}})
                     for path in (model_path, plan_path):
-                        files[path] = _info(folder / path)
-            files[f"{group}/{data}"] = _info(folder / group / data)
+                        files[path] = file_info(folder / path)
+            files[f"{group}/{data}"] = file_info(folder / group / data)
         manifest = bundle.manifest.model_copy(update={"graphs": infos, "files": dict(sorted(files.items()))})
         manifest = Manifest.model_validate(manifest.model_dump())
         write_manifest(manifest, folder)
     return manifest
 
 
-def _linked(bundle: Bundle, folder: Path, precision: Precision, only: bool) -> dict[str, FileInfo]:
+def linked(bundle: Bundle, folder: Path, precision: Precision, only: bool) -> dict[str, FileInfo]:
     """Links all files that stay into the new folder; those of the manifest among them."""
     old = {path for info in bundle.manifest.graphs.values() if (f := info.files.get(precision)) for path in f.paths}
     if only:
@@ -133,5 +133,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _info(path: Path) -> FileInfo:
+def file_info(path: Path) -> FileInfo:
+    """Size and hash of a file, for the manifest."""
     return FileInfo(size=path.stat().st_size, sha256=sha256_file(path))

@@ -156,12 +156,12 @@ void group_norm(const Attributes& attributes, const Call& call) {
 }
 
 void int8_linear(const Attributes&, const Call& call) {
-  moebius::Int8Linear f = int8_linear_of_tokens(call);
+  const moebius::Int8Linear f = int8_linear_of_tokens(call);
   if (f.tokens > 0) kernels().int8_linear(f, call.threads());
 }
 
 void int8_linear_to_picture(const Attributes&, const Call& call) {
-  moebius::Int8Linear f = int8_linear_of_picture(call);
+  const moebius::Int8Linear f = int8_linear_of_picture(call);
   if (f.tokens > 0) kernels().int8_linear_to_picture(f, call.threads());
 }
 
@@ -177,11 +177,13 @@ void int8_residual_block(const Attributes& attributes, const Call& call) {
 }
 
 void int8_downsample_conv3x3(const Attributes&, const Call& call) {
-  kernels().int8_downsample_conv3x3(int8_convolution_of(call, false), call.threads());
+  const moebius::Int8Convolution f = int8_convolution_of(call, false);
+  if (f.batch > 0) kernels().int8_downsample_conv3x3(f, call.threads());
 }
 
 void int8_upsample_conv3x3(const Attributes&, const Call& call) {
-  kernels().int8_upsample_conv3x3(int8_convolution_of(call, true), call.threads());
+  const moebius::Int8Convolution f = int8_convolution_of(call, true);
+  if (f.batch > 0) kernels().int8_upsample_conv3x3(f, call.threads());
 }
 
 struct Input {
