@@ -40,7 +40,7 @@ def quantiser(limits: Range, channels: int, factors: Array | None) -> tuple[Arra
 
 
 def int8_product(matrix: Array, bias: Array | None, limits: Range, factors: Array | None) -> Int8Product:
-    """A product's weights by output, symmetric around 0, and what its sums are worth behind `quantiser(limits, factors)`.
+    """A product's weights by output, symmetric around 0, and what its sums are worth behind `quantiser`.
 
     Args:
         matrix: float32 [outputs, inputs].

@@ -1,8 +1,8 @@
 """ONNX Runtime's CPU form of INT8: whole layers whose products are made in bytes, float32 at their edges.
 
 Quantise and dequantise nodes between operators cost more than integer products save, so there are none: a node of the
-fused float32 graph becomes an operator of `moebius_export.int8_bodies` that makes bytes of its activations while they are
-in the cache. What can be one:
+fused float32 graph becomes an operator of `moebius_export.int8_bodies` that makes bytes of its activations while they
+are in the cache. What can be one:
 
 | node | becomes | activations that need a range |
 | --- | --- | --- |
@@ -75,9 +75,9 @@ def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, 
             made: Candidate | str = _feed_forward(view, node)
         elif node.domain == DOMAIN and node.op_type in _BLOCKS:
             made = _block(view, node)
-        elif node.domain == DOMAIN and node.op_type == "UpsampleConv3x3":
-            made = _convolution(view, node)
-        elif node.op_type == "Conv" and _halves(view, node):
+        elif (node.domain == DOMAIN and node.op_type == "UpsampleConv3x3") or (
+            node.op_type == "Conv" and _halves(view, node)
+        ):
             made = _convolution(view, node)
         elif node.op_type == "MatMul" and any(name in view.dims for name in node.input):
             made = _linear(view, node)
