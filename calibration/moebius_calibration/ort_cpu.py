@@ -75,9 +75,7 @@ def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, 
             made: Candidate | str = _feed_forward(view, node)
         elif node.domain == DOMAIN and node.op_type in _BLOCKS:
             made = _block(view, node)
-        elif (node.domain == DOMAIN and node.op_type == "UpsampleConv3x3") or (
-            node.op_type == "Conv" and _halves(view, node)
-        ):
+        elif (node.domain, node.op_type) == (DOMAIN, "UpsampleConv3x3") or _halves(view, node):
             made = _convolution(view, node)
         elif node.op_type == "MatMul" and any(name in view.dims for name in node.input):
             made = _linear(view, node)
@@ -135,6 +133,8 @@ def _block(view: _View, node: onnx.NodeProto) -> Candidate | str:
 
 def _halves(view: _View, node: onnx.NodeProto) -> bool:
     """Whether a convolution is 3x3 with stride 2 and padding 1, each output of all inputs, with a bias."""
+    if node.op_type != "Conv":
+        return False
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     plain = attributes.get("group", 1) == 1 and set(attributes.get("dilations", [1])) == {1}
     plain &= attributes.get("auto_pad", b"NOTSET") == b"NOTSET" and list(attributes.get("pads", [])) == [1] * 4

@@ -1,9 +1,9 @@
 """Layers whose products are made in bytes, as functions of domain `moebius` in ONNX's text form.
 
-An activation x of channel c becomes the whole number round(x * inverse[c] + zero[c]), kept within 0 to 255; weights are
-signed bytes with one scale per output; an output is its sum of products times `scale` plus `offset`, into which bias and
-zero points went. The bodies compute with these whole numbers in float32, so every runtime loads the file and gives
-nearly the same; the compiled kernels (docs/int8-cpu.md) compute with bytes.
+An activation x of channel c becomes the whole number round(x * inverse[c] + zero[c]), kept within 0 to 255; weights
+are signed bytes with one scale per output; an output is its sum of products times `scale` plus `offset`, into which
+bias and zero points went. The bodies compute with these whole numbers in float32, so every runtime loads the file and
+gives nearly the same; the compiled kernels (docs/int8-cpu.md) compute with bytes.
 
 Weights of tokens are packed for the kernels, [outputs / 16, inputs / 4, 16, 4], rows of zeros behind the last output.
 """
@@ -183,8 +183,8 @@ def _residual_block(projected: bool) -> str:
 """
 
 
-# The border of a picture is worth 0, which is the number `zero` of its channel. Convolutions pad with 0, so these sum the
-# numbers less their zeros, and add what the zeros are worth.
+# The border of a picture is worth 0, which is the number `zero` of its channel. Convolutions pad with 0, so these sum
+# the numbers less their zeros, and add what the zeros are worth.
 _CENTRED = f"""
   {_LIMITS}
   pixels = Constant <value = int64[2] {{1, 2}}> ()

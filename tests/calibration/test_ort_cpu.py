@@ -123,7 +123,7 @@ def test_what_the_placement_lacks_is_said(bundle, found, ranges):
     with pytest.raises(ExportError, match=f"there is no range of .*, which {node} needs; calibrate again"):
         int8_cpu_model(bundle, GRAPH, Placement(frozenset([node]), lacking))
     broken = ranges | {candidate.activations[0]: (0.0, float("nan"))}
-    with pytest.raises(ExportError, match="is 0.0 to nan; expected two finite numbers in order"):
+    with pytest.raises(ExportError, match=r"is 0\.0 to nan; expected two finite numbers in order"):
         int8_cpu_model(bundle, GRAPH, Placement(frozenset([node]), broken))
     refused = next(iter(found[1]))
     with pytest.raises(ExportError, match="48 expanded channels are no multiple of 32; make it float"):

@@ -22,8 +22,8 @@ _spec.loader.exec_module(int8)
 if not kernels.library_path():
     pytest.skip(f"compiled kernels: {kernels.in_words()}", allow_module_level=True)
 
-# Sums of whole numbers are exact; what is around them is rounded as in float32: 4e-7 at most was measured. Where both sides of
-# a step differ in a last bit, one number in thousands rounds the other way, which costs up to 1e-4 of a small case.
+# Sums of whole numbers are exact; what is around them is rounded as in float32: 4e-7 at most was measured. Where the
+# two differ in a last bit before they round, one number in thousands goes the other way: up to 1e-4 of a small case.
 TOLERANCE = 1e-6
 FLIPPED = 3e-4
 MAY_FLIP = ("ff odd", "ff wide", "ff network", "rb odd", "rb wide", "rb network", "prb odd", "prb wide", "prb network")
