@@ -58,7 +58,7 @@ def in_words_of_bytes(words: str) -> str:
     """What `in_words` gave, for a model whose products are of bytes: with what to expect where they are slow."""
     if words == BYTE_PRODUCTS:
         return words
-    return f"{words}, without AVX512-VNNI: int8 is no faster than fp32 here"
+    return f"{words}, without AVX512-VNNI: int8 gains little here"
 
 
 def variant(path: Path) -> str:
