@@ -9,7 +9,7 @@ are in the cache. What can be one:
 | `FeedForward` | `Int8FeedForward` | its input, NODE/gated |
 | `ResidualBlock` | `Int8ResidualBlock` | NODE/first_positive, NODE/second_positive |
 | `ProjectedResidualBlock` | `Int8ProjectedResidualBlock` | the same, and its input |
-| `MatMul` of tokens and weights, with the `Add` of its bias | `Int8Linear` | its input |
+| `MatMul` of tokens and weights, with the `Add` of its bias, or `Gemm` | `Int8Linear` | its input |
 | `MatMul` of weights and transposed tokens, likewise | `Int8LinearToPicture` | its input before the transposition |
 | `Conv`, 3x3, stride 2, padding 1 | `Int8DownsampleConv3x3` | its input |
 | `UpsampleConv3x3` | `Int8UpsampleConv3x3` | its input |
@@ -77,6 +77,8 @@ def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, 
             made = _block(view, node)
         elif (node.domain, node.op_type) == (DOMAIN, "UpsampleConv3x3") or _halves(view, node):
             made = _convolution(view, node)
+        elif node.op_type == "Gemm" and node.input[1] in view.dims:
+            made = _gemm(view, node)
         elif node.op_type == "MatMul" and any(name in view.dims for name in node.input):
             made = _linear(view, node)
         else:
@@ -146,6 +148,19 @@ def _convolution(view: _View, node: onnx.NodeProto) -> Candidate | str:
     operator = "Int8UpsampleConv3x3" if node.op_type == "UpsampleConv3x3" else "Int8DownsampleConv3x3"
     made = Candidate(node.name, operator, (node.input[0],), (node.input[1],), node.output[0])
     return _of_fours(view.dims[node.input[1]][1]) or made
+
+
+def _gemm(view: _View, node: onnx.NodeProto) -> Candidate | str:
+    """As simplifiers write a small graph's products of tokens: rows [tokens, inputs], weights [inputs, outputs]."""
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    if attributes.get("transA", 0) or attributes.get("transB", 0) or {attributes.get("alpha", 1.0)} != {1.0}:
+        return "it transposes or scales what it multiplies"
+    inputs, outputs = view.dims[node.input[1]]
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    if bias is not None and (view.dims.get(bias) != (outputs,) or attributes.get("beta", 1.0) != 1.0):
+        return "its bias is not one stored number for each output"
+    made = Candidate(node.name, "Int8Linear", (node.input[0],), (node.input[1],), node.output[0], (), bias)
+    return _of_fours(inputs) or made
 
 
 def _linear(view: _View, node: onnx.NodeProto) -> Candidate | str:

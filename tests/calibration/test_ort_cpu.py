@@ -53,17 +53,15 @@ def ranges(bundle, found):
     }
 
 
-def run(model, tmp_path, compiled):
+def run(model, compiled):
     """The model's output, with the kernels or with the functions' bodies."""
     import onnxruntime as ort
 
-    onnx.save_model(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     if compiled:
         options.register_custom_ops_library(str(kernels.library_path()))
-    session = ort.InferenceSession(str(tmp_path / "m.onnx"), options, providers=["CPUExecutionProvider"])
-    (tmp_path / "m.data").unlink(missing_ok=True)
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds(1))[0].astype(np.float64)
 
 
@@ -87,33 +85,34 @@ def test_what_can_be_made_of_bytes(found):
     assert len(found[1]) == 3
 
 
-def test_all_of_it_is_near_float(bundle, found, ranges, tmp_path):
+def test_all_of_it_is_near_float(bundle, found, ranges):
     placement = Placement(frozenset(found[0]), ranges)
     model = int8_cpu_model(bundle, GRAPH, placement)
     onnx.checker.check_model(model)
     called = {node.op_type for node in model.graph.node if node.domain == "moebius"}
     assert {function.name for function in model.functions} == called
-    left = [node.op_type for node in model.graph.node if node.op_type in ("MatMul", "FeedForward")]
+    left = [node.op_type for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "FeedForward")]
     assert left == ["FeedForward"] * 3
     expected = session_of(onnx.load(str(bundle.model_file(GRAPH)), load_external_data=False), bundle.path / "unet")
-    error = distance(run(model, tmp_path, compiled=False), expected.run(None, feeds(1))[0])
+    error = distance(run(model, compiled=False), expected.run(None, feeds(1))[0])
     assert 1e-3 < error < 0.15  # 8 bits in 47 layers with random weights; a wrong scale or zero gives 1 and more
 
 
 @pytest.mark.skipif(not kernels.library_path(), reason=f"compiled kernels: {kernels.in_words()}")
-def test_kernels_and_bodies_agree(bundle, found, ranges, tmp_path):
-    """Up to numbers that round the other way, which the layers behind them make more of."""
-    model = int8_cpu_model(bundle, GRAPH, Placement(frozenset(found[0]), ranges))
-    bodies, compiled = run(model, tmp_path, compiled=False), run(model, tmp_path, compiled=True)
-    assert distance(compiled, bodies) < 2e-2
+def test_kernels_and_bodies_agree(bundle, found, ranges):
+    """One node of each operator: behind many, numbers that round the other way are as far apart as rounding itself."""
+    for operator in sorted({candidate.operator for candidate in found[0].values()}):
+        node = next(name for name, candidate in found[0].items() if candidate.operator == operator)
+        model = int8_cpu_model(bundle, GRAPH, Placement(frozenset([node]), ranges))
+        assert distance(run(model, compiled=True), run(model, compiled=False)) < 1e-3, operator
 
 
-def test_every_operator_alone_is_near_float(bundle, found, ranges, tmp_path):
+def test_every_operator_alone_is_near_float(bundle, found, ranges):
     expected = session_of(onnx.load(str(bundle.model_file(GRAPH)), load_external_data=False), bundle.path / "unet")
     expected = expected.run(None, feeds(1))[0]
     for operator in sorted({candidate.operator for candidate in found[0].values()}):
         nodes = frozenset(name for name, candidate in found[0].items() if candidate.operator == operator)
-        got = run(int8_cpu_model(bundle, GRAPH, Placement(nodes, ranges)), tmp_path, compiled=False)
+        got = run(int8_cpu_model(bundle, GRAPH, Placement(nodes, ranges)), compiled=False)
         assert 1e-5 < distance(got, expected) < 0.1, operator
 
 

@@ -52,6 +52,11 @@ def linear(batch, tokens, inputs, outputs, to_picture=False):
     return "Int8LinearToPicture" if to_picture else "Int8Linear", {}, arrays
 
 
+def rows(tokens, inputs, outputs):
+    operator, attributes, arrays = linear(1, tokens, inputs, outputs)
+    return operator, attributes, arrays | {"x": arrays["x"][0]}
+
+
 def feed_forward(batch, height, width, channels, hidden):
     operator, attributes, plain = operators.feed_forward(batch, height, width, channels, hidden)
     arrays = {"x": plain["x"]} | quantiser("x", 1, channels, -2.5, 2.5)
@@ -100,6 +105,7 @@ def downsample(*sizes):
 CASES = {
     "linear 1": linear(1, 1, 4, 1),
     "linear odd": linear(2, 13, 20, 37),
+    "linear rows": rows(13, 20, 37),
     "linear wide": linear(1, 131, 68, 40),
     "linear network": linear(2, 256, 320, 400),
     "picture 1": linear(1, 1, 4, 1, to_picture=True),

@@ -71,12 +71,13 @@ def test_results_do_not_depend_on_the_number_of_threads(case):
 
 FLOAT, INT8 = np.float32, np.int8
 WRONG = {
-    "x of rank 2": ("linear odd", {"x": ((13, 20), FLOAT)}, r"x is \[13, 20\]; expected \[batch, tokens, channels\]"),
+    "x of rank 1": ("linear odd", {"x": ((20,), FLOAT)}, r"x is \[20\]; expected \[batch, tokens, channels\]"),
     "channels in no fours": ("linear odd", {"x": ((2, 13, 18), FLOAT)}, r"x_inverse is \[20\]; expected \[18\]"),
     "weights not packed": ("linear odd", {"weight": ((37, 20), INT8)}, r"weight is .*; expected \[3, 5, 16, 4\]"),
     "too few weights": ("linear odd", {"weight": ((2, 5, 16, 4), INT8)}, r"weight is .*; expected \[3, 5, 16, 4\]"),
     "offsets": ("linear odd", {"weight_offset": ((36,), FLOAT)}, r"weight_offset is \[36\]; expected \[37\]"),
     "no scales": ("linear odd", {"weight_scale": ((0,), FLOAT)}, r"weight_scale is \[0\]; expected \[outputs\]"),
+    "rows": ("picture odd", {"x": ((13, 20), FLOAT)}, r"x is \[13, 20\]; expected \[batch, tokens, channels\]"),
     "zeros": ("picture odd", {"x_zero": ((1,), FLOAT)}, r"x_zero is \[1\]; expected \[20\]"),
     "packed for a picture": ("picture odd", {"weight": ((3, 5, 16, 4), INT8)}, r"weight is .*; expected \[37, 20\]"),
     "expanded": ("ff odd", {"expand_scale": ((80,), FLOAT)}, r"expand_scale is \[80\]; .* a multiple of 32"),

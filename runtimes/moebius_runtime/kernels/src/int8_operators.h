@@ -52,15 +52,20 @@ inline moebius::Int8Product product(const Call& call, size_t first, const std::s
 
 inline moebius::Int8Linear int8_linear_of(const Call& call, bool to_picture) {
   const Tensor x = call.input(0), scale = call.input(4);
-  expect(x.sizes.size() == 3 && x.sizes[2] > 0, "x", x.sizes, "[batch, tokens, channels]");
+  expect((x.sizes.size() == 3 || (x.sizes.size() == 2 && !to_picture)) && x.sizes.back() > 0, "x", x.sizes,
+         to_picture ? "[batch, tokens, channels]" : "[batch, tokens, channels] or [tokens, channels]");
   expect(scale.sizes.size() == 1 && scale.sizes[0] > 0, "weight_scale", scale.sizes, "[outputs]");
   moebius::Int8Linear f{};
-  f.batch = x.sizes[0], f.inputs = x.sizes[2], f.outputs = scale.sizes[0];
-  f.tokens = f.batch && x.sizes[1] ? f.batch * x.sizes[1] : 0;
+  const bool batched = x.sizes.size() == 3;
+  f.batch = batched ? x.sizes[0] : 1, f.inputs = x.sizes.back(), f.outputs = scale.sizes[0];
+  const int64_t each = batched ? x.sizes[1] : x.sizes[0];
+  f.tokens = f.batch && each ? f.batch * each : 0;
   f.x = x.data;
   f.quantiser = quantiser(call, 1, "x", f.inputs);
   f.product = product(call, 3, "weight", f.inputs, f.outputs, !to_picture, false);
-  f.y = call.output(to_picture ? Sizes{f.batch, f.outputs, x.sizes[1]} : Sizes{f.batch, x.sizes[1], f.outputs});
+  Sizes sizes = x.sizes;
+  sizes.back() = f.outputs;
+  f.y = call.output(to_picture ? Sizes{f.batch, f.outputs, each} : sizes);
   return f;
 }
 
