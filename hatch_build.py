@@ -25,7 +25,11 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma")
 # Name -> floats in a register, and the flags that allow its instructions.
 VARIANTS: dict[str, tuple[int, tuple[str, ...]]] = {"generic": (4, ())}
-X86_VARIANTS = VARIANTS | {"avx2": (8, ("-mavx2", "-mfma")), "avx512": (16, AVX512)}
+X86_VARIANTS = VARIANTS | {
+    "avx2": (8, ("-mavx2", "-mfma")),
+    "avx512": (16, AVX512),
+    "avx512vnni": (16, (*AVX512, "-mavx512vnni")),
+}
 
 
 class KernelsHook(BuildHookInterface):

@@ -180,7 +180,7 @@ def run_guarded(running, inputs, shape):
     y = guarded(np.full(shape, np.nan, np.float32))
     binding = running.io_binding()
     for name, array in inputs.items():
-        binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
     running.run_with_iobinding(binding)
     return y

@@ -194,7 +194,7 @@ print(json.dumps([used().decode(), errors]))
 """
 
 
-@pytest.mark.parametrize("variant", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("variant", ["generic", "avx2", "avx512", "avx512vnni"])
 def test_every_variant_agrees(variant):
     """Each in a process of its own: the library chooses once."""
     environment = os.environ | {"MOEBIUS_KERNELS": variant, "MOEBIUS_TEST_KERNELS_LIBRARY": str(_library())}

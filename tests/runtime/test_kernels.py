@@ -122,7 +122,9 @@ def test_a_library_of_something_else(bundle, installed):
 @pytest.mark.parametrize("value", ["AVX2", "on", "1", "avx2 ", "none"])
 def test_an_unknown_variant(bundle, monkeypatch, value):
     monkeypatch.setenv(kernels.SWITCH, value)
-    with pytest.raises(InputError, match=f"MOEBIUS_KERNELS is {value!r}; expected off, generic, avx2, avx512, or"):
+    with pytest.raises(
+        InputError, match=f"MOEBIUS_KERNELS is {value!r}; expected off, generic, avx2, avx512, avx512vnni, or"
+    ):
         described(bundle)
 
 

@@ -134,5 +134,5 @@ def _link(source: Path, target: Path) -> None:
 
 
 def file_info(path: Path) -> FileInfo:
-    """Size and SHA-256 of a file, as a manifest states them."""
+    """Size and hash of a file, for the manifest."""
     return FileInfo(size=path.stat().st_size, sha256=sha256_file(path))

@@ -198,7 +198,9 @@ class OrtBackend(Backend):
         options.enable_mem_reuse = False
         # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
         options.enable_mem_pattern = False
-        self._kernels[graph] = add_kernels(options, path)
+        words = add_kernels(options, path)
+        of_bytes = words is not None and self.precision(graph) == "int8_cpu"
+        self._kernels[graph] = kernels.in_words_of_bytes(words) if of_bytes and words else words
 
     def _provider_options(self) -> list[Any]:
         """The providers, each alone or with its options."""

@@ -15,7 +15,9 @@ from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
 DOMAIN = "moebius"
 SWITCH = "MOEBIUS_KERNELS"
-VARIANTS = ("generic", "avx2", "avx512")
+VARIANTS = ("generic", "avx2", "avx512", "avx512vnni")
+BYTE_PRODUCTS = "avx512vnni"
+"""The variant with instructions for products of bytes."""
 _OFF = "off"
 _NAMES = {"linux": "libmoebius_kernels.so", "darwin": "libmoebius_kernels.dylib"}
 _REINSTALL = f"Reinstall moebius-edge, or set {SWITCH}=off to run without compiled kernels."
@@ -50,6 +52,13 @@ def in_words() -> str:
     if path is None:
         return f"none ({SWITCH}=off)" if os.environ.get(SWITCH) == _OFF else "none (not built)"
     return variant(path)
+
+
+def in_words_of_bytes(words: str) -> str:
+    """What `in_words` gave, for a model whose products are of bytes: with what to expect where they are slow."""
+    if words == BYTE_PRODUCTS:
+        return words
+    return f"{words}, without AVX512-VNNI: int8 gains little here"
 
 
 def variant(path: Path) -> str:

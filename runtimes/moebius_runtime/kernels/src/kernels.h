@@ -1,6 +1,8 @@
 // The operators' arguments, and a table of their kernels per instruction set.
 #pragma once
 
+#include <cstdint>
+
 #include "work.h"
 
 namespace moebius {
@@ -49,6 +51,66 @@ struct GroupNorm {
   float* y;
 };
 
+// How activations become bytes, by channel: see int8.h.
+struct Quantiser {
+  const float *inverse, *zero;
+};
+
+// Weights as bytes, and what a sum of products is worth, by output. Weights of tokens are packed: see int8.h.
+struct Int8Product {
+  const std::int8_t* weight;
+  const float *scale, *offset;
+};
+
+// x [batch, tokens / batch, inputs] -> [batch, tokens / batch, outputs], or with the last two sizes exchanged.
+struct Int8Linear {
+  long batch, tokens, inputs, outputs;
+  const float* x;
+  Quantiser quantiser;
+  Int8Product product;
+  float* y;
+};
+
+// As FeedForward.
+struct Int8FeedForward {
+  long batch, height, width, channels, hidden;
+  const float* x;
+  Quantiser quantiser;
+  Int8Product expand;
+  const float *depthwise, *depthwise_bias;
+  Quantiser gated;
+  Int8Product project;
+  float* y;
+};
+
+// As Separable.
+struct Int8Separable {
+  const float *gain, *shift, *depthwise, *depthwise_bias;
+  Quantiser quantiser;
+  Int8Product product;
+};
+
+// As ResidualBlock.
+struct Int8ResidualBlock {
+  long batch, inputs, outputs, height, width, groups, time_rows;
+  float epsilon;
+  const float *x, *time;
+  Int8Separable first, second;
+  Quantiser shortcut_quantiser;
+  Int8Product shortcut;  // its weight is null where x itself is added
+  float* y;
+};
+
+// x [batch, inputs, height, width]; weight by output, tap and input: [outputs, 9, inputs], or for an enlarged picture
+// [4, outputs, 4, inputs] with the four places of a result first, as are its scale and offset.
+struct Int8Convolution {
+  long batch, inputs, outputs, height, width;
+  const float* x;
+  Quantiser quantiser;
+  Int8Product product;
+  float* y;
+};
+
 struct Kernels {
   const char* name;
   void (*feed_forward)(const FeedForward&, const Threads&);
@@ -57,6 +119,12 @@ struct Kernels {
   void (*conv3x3)(const Conv3x3&, const Threads&);
   void (*upsample_conv3x3)(const Conv3x3&, const Threads&);  // of x enlarged to [2*height, 2*width] by nearest neighbour
   void (*group_norm)(const GroupNorm&, const Threads&);
+  void (*int8_linear)(const Int8Linear&, const Threads&);
+  void (*int8_linear_to_picture)(const Int8Linear&, const Threads&);
+  void (*int8_feed_forward)(const Int8FeedForward&, const Threads&);
+  void (*int8_residual_block)(const Int8ResidualBlock&, const Threads&);
+  void (*int8_downsample_conv3x3)(const Int8Convolution&, const Threads&);
+  void (*int8_upsample_conv3x3)(const Int8Convolution&, const Threads&);
 };
 
 }  // namespace moebius

@@ -3,12 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "call.h"
+#include "int8_operators.h"
 #include "kernels.h"
-#include "ort_abi.h"
 
 #define MOEBIUS_API extern "C" __attribute__((visibility("default")))
 
@@ -16,12 +16,10 @@ namespace generic { extern const moebius::Kernels kernels; }
 #if defined(__x86_64__)
 namespace avx2 { extern const moebius::Kernels kernels; }
 namespace avx512 { extern const moebius::Kernels kernels; }
+namespace avx512vnni { extern const moebius::Kernels kernels; }
 #endif
 
 namespace {
-
-using ort::Api;
-using Sizes = std::vector<int64_t>;
 
 // The best variant that this CPU runs, or the one that MOEBIUS_KERNELS names, if the CPU runs it.
 const moebius::Kernels& kernels() {
@@ -31,8 +29,10 @@ const moebius::Kernels& kernels() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       usable.push_back(&avx2::kernels);
       if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         usable.push_back(&avx512::kernels);
+        if (__builtin_cpu_supports("avx512vnni")) usable.push_back(&avx512vnni::kernels);
+      }
     }
 #endif
     if (const char* wanted = std::getenv("MOEBIUS_KERNELS"))
@@ -41,117 +41,6 @@ const moebius::Kernels& kernels() {
     return usable.back();
   }();
   return *chosen;
-}
-
-struct Refusal : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-std::string text(const Sizes& sizes) {
-  std::string out = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
-  return out + "]";
-}
-
-void check(const Api& api, ort::Status* status, const char* what) {
-  if (status == nullptr) return;
-  api.release(status);
-  throw Refusal(std::string("ONNX Runtime refused: ") + what);
-}
-
-// An input: its numbers and sizes; `data` is null where an optional input was left out.
-struct Tensor {
-  const float* data = nullptr;
-  Sizes sizes;
-};
-
-// One call of an operator.
-class Call {
- public:
-  Call(const Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
-
-  Tensor input(size_t index) const {
-    size_t count = 0;
-    check(api_, api_.input_count(context_, &count), "to count inputs");
-    if (index >= count) return {};
-    const ort::Value* value = nullptr;
-    check(api_, api_.input(context_, index, &value), "an input");
-    if (value == nullptr) return {};
-    ort::Shape* shape = nullptr;
-    check(api_, api_.shape(value, &shape), "a shape");
-    Tensor tensor;
-    size_t rank = 0;
-    ort::Status* status = api_.rank(shape, &rank);
-    if (status == nullptr) {
-      tensor.sizes.resize(rank);
-      status = api_.sizes(shape, tensor.sizes.data(), rank);
-    }
-    api_.release(shape);
-    check(api_, status, "a shape's sizes");
-    void* data = nullptr;
-    check(api_, api_.data(const_cast<ort::Value*>(value), &data), "an input's data");
-    tensor.data = static_cast<const float*>(data);
-    return tensor;
-  }
-
-  // The input, which must be of these sizes.
-  const float* input(size_t index, const char* name, const Sizes& sizes) const {
-    const Tensor tensor = input(index);
-    if (tensor.data == nullptr || tensor.sizes != sizes)
-      throw Refusal(std::string(name) + " is " + (tensor.data ? text(tensor.sizes) : "missing") + "; expected " +
-                    text(sizes));
-    return tensor.data;
-  }
-
-  float* output(const Sizes& sizes) const {
-    ort::Value* value = nullptr;
-    check(api_, api_.output(context_, 0, sizes.data(), sizes.size(), &value), "an output");
-    void* data = nullptr;
-    check(api_, api_.data(value, &data), "an output's data");
-    return static_cast<float*>(data);
-  }
-
-  moebius::Threads threads() const { return {run, const_cast<Call*>(this)}; }
-
- private:
-  static void run(void* self, void (*f)(void*, size_t), size_t count, void* data) {
-    const Call& call = *static_cast<Call*>(self);
-    check(call.api_, call.api_.parallel(call.context_, f, count, 0, data), "to run in parallel");
-  }
-
-  const Api& api_;
-  ort::KernelContext* context_;
-};
-
-void expect(bool fits, const char* name, const Sizes& sizes, const char* wanted) {
-  if (!fits) throw Refusal(std::string(name) + " is " + text(sizes) + "; expected " + wanted);
-}
-
-// Attributes that operators have; each reads those that it needs. What is missing has a value that no operator takes.
-struct Attributes {
-  Sizes size;  // height, width
-  int64_t heads = 0, groups = 0;
-  float epsilon = -1;
-};
-
-// Whether size = one * other, without the product, which may be larger than any number.
-bool is_product(int64_t size, int64_t one, int64_t other) { return one > 0 && size % one == 0 && size / one == other; }
-
-Attributes read(const Api& api, const ort::KernelInfo* info) {
-  Attributes found;
-  const auto optional = [&](ort::Status* status) {
-    if (status != nullptr) api.release(status);
-    return status == nullptr;
-  };
-  size_t count = 2;
-  found.size.resize(2);
-  if (!optional(api.attribute(info, "size", found.size.data(), &count)) || count != 2 || found.size[0] < 1 ||
-      found.size[1] < 1)
-    found.size = {0, 0};
-  if (!optional(api.attribute(info, "heads", &found.heads))) found.heads = 0;
-  if (!optional(api.attribute(info, "groups", &found.groups))) found.groups = 0;
-  if (!optional(api.attribute(info, "epsilon", &found.epsilon))) found.epsilon = -1;
-  return found;
 }
 
 void feed_forward(const Attributes& attributes, const Call& call) {
@@ -211,21 +100,8 @@ moebius::Separable separable(const Call& call, size_t first, const std::string& 
 
 template <bool Projected>
 void residual_block(const Attributes& attributes, const Call& call) {
-  const Tensor x = call.input(0), time = call.input(1);
-  expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,
-         "[batch, inputs, height, width]");
   moebius::ResidualBlock f{};
-  f.batch = x.sizes[0], f.inputs = x.sizes[1], f.height = x.sizes[2], f.width = x.sizes[3];
-  expect(time.sizes.size() == 2 && (time.sizes[0] == 1 || time.sizes[0] == f.batch) && time.sizes[1] > 0 &&
-             (Projected || time.sizes[1] == f.inputs),
-         "time", time.sizes, Projected ? "[1 or batch, outputs]" : "[1 or batch, channels of x]");
-  f.time_rows = time.sizes[0], f.outputs = time.sizes[1];
-  f.groups = attributes.groups, f.epsilon = attributes.epsilon;
-  if (f.groups < 1 || f.inputs % f.groups || f.outputs % f.groups)
-    throw Refusal("groups is " + std::to_string(f.groups) + "; expected a divisor of " + std::to_string(f.inputs) +
-                  " and " + std::to_string(f.outputs));
-  if (!(f.epsilon >= 0)) throw Refusal("epsilon is " + std::to_string(f.epsilon) + " or missing; expected 0 or more");
-  f.x = x.data, f.time = time.data;
+  read_block(f, attributes, call, Projected);
   f.first = separable(call, 2, "first", f.inputs, f.outputs);
   f.second = separable(call, 8, "second", f.outputs, f.outputs);
   if (Projected) {
@@ -277,6 +153,37 @@ void group_norm(const Attributes& attributes, const Call& call) {
   f.y = call.output(x.sizes);
   if (f.batch == 0 || f.pixels == 0) return;
   kernels().group_norm(f, call.threads());
+}
+
+void int8_linear(const Attributes&, const Call& call) {
+  const moebius::Int8Linear f = int8_linear_of_tokens(call);
+  if (f.tokens > 0) kernels().int8_linear(f, call.threads());
+}
+
+void int8_linear_to_picture(const Attributes&, const Call& call) {
+  const moebius::Int8Linear f = int8_linear_of_picture(call);
+  if (f.tokens > 0) kernels().int8_linear_to_picture(f, call.threads());
+}
+
+void int8_feed_forward(const Attributes& attributes, const Call& call) {
+  const moebius::Int8FeedForward f = int8_feed_forward_of(attributes, call);
+  if (f.batch > 0) kernels().int8_feed_forward(f, call.threads());
+}
+
+template <bool Projected>
+void int8_residual_block(const Attributes& attributes, const Call& call) {
+  const moebius::Int8ResidualBlock f = int8_residual_block_of(attributes, call, Projected);
+  if (f.batch > 0) kernels().int8_residual_block(f, call.threads());
+}
+
+void int8_downsample_conv3x3(const Attributes&, const Call& call) {
+  const moebius::Int8Convolution f = int8_convolution_of(call, false);
+  if (f.batch > 0) kernels().int8_downsample_conv3x3(f, call.threads());
+}
+
+void int8_upsample_conv3x3(const Attributes&, const Call& call) {
+  const moebius::Int8Convolution f = int8_convolution_of(call, true);
+  if (f.batch > 0) kernels().int8_upsample_conv3x3(f, call.threads());
 }
 
 struct Input {
@@ -342,6 +249,11 @@ Operator::Operator(const char* operator_name, std::vector<Input> takes,
 
 std::vector<Input> floats(int count) { return std::vector<Input>(size_t(count), {ort::kFloat, ort::kRequired}); }
 
+std::vector<Input> with_bytes(std::vector<Input> inputs, std::initializer_list<size_t> places) {
+  for (size_t place : places) inputs[place].type = ort::kInt8;
+  return inputs;
+}
+
 std::vector<Input> with_optional(std::vector<Input> inputs, int type, int count) {
   inputs.insert(inputs.end(), size_t(count), {type, ort::kOptional});
   return inputs;
@@ -356,6 +268,13 @@ const std::vector<Operator>& operators() {
       {"Conv3x3", floats(3), conv3x3},
       {"UpsampleConv3x3", floats(3), upsample_conv3x3},
       {"GroupNorm", floats(3), group_norm},
+      {"Int8Linear", with_bytes(floats(6), {3}), int8_linear},
+      {"Int8LinearToPicture", with_bytes(floats(6), {3}), int8_linear_to_picture},
+      {"Int8DownsampleConv3x3", with_bytes(floats(6), {3}), int8_downsample_conv3x3},
+      {"Int8UpsampleConv3x3", with_bytes(floats(6), {3}), int8_upsample_conv3x3},
+      {"Int8FeedForward", with_bytes(floats(13), {3, 10}), int8_feed_forward},
+      {"Int8ResidualBlock", with_bytes(floats(20), {8, 17}), int8_residual_block<false>},
+      {"Int8ProjectedResidualBlock", with_bytes(floats(25), {8, 17, 22}), int8_residual_block<true>},
   };
   return all;
 }

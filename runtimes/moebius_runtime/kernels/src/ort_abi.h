@@ -18,7 +18,7 @@ struct Domain;
 struct SessionOptions;
 
 constexpr uint32_t kApiVersion = 19;  // of ONNX Runtime 1.19, the oldest that the package takes
-constexpr int kInvalidArgument = 2, kFloat = 1, kInt64 = 7, kRequired = 0, kOptional = 1;
+constexpr int kInvalidArgument = 2, kFloat = 1, kInt8 = 3, kInt64 = 7, kRequired = 0, kOptional = 1;
 
 class Api {
  public:

@@ -4,6 +4,10 @@
 
 #include <cstring>
 
+#if MOEBIUS_LANES == 16
+#include <immintrin.h>
+#endif
+
 namespace MOEBIUS_VARIANT {
 
 constexpr int kLanes = MOEBIUS_LANES;           // floats in a register
@@ -78,13 +82,27 @@ inline vec exponential(vec x) {
   p = p * r + splat(1.6666665459e-1f);
   p = p * r + splat(5.0000001201e-1f);
   p = p * r * r + r + splat(1.0f);
+#if MOEBIUS_LANES == 16
+  return vec(_mm512_maskz_scalef_ps(0xffff, __m512(p), __m512(n)));
+#else
   const ivec exponent = (__builtin_convertvector(n, ivec) + 127) << 23;
   vec scale;
   std::memcpy(&scale, &exponent, sizeof scale);
   return p * scale;
+#endif
 }
 
-inline vec silu(vec x) { return x / (splat(1.0f) + exponential(-x)); }
+// 1 / x: the instruction's estimate and a Newton step, where there is one, to two units in the last place.
+inline vec reciprocal(vec x) {
+#if MOEBIUS_LANES == 16
+  const vec estimate = vec(_mm512_maskz_rcp14_ps(0xffff, __m512(x)));
+  return estimate * (splat(2.0f) - x * estimate);
+#else
+  return splat(1.0f) / x;
+#endif
+}
+
+inline vec silu(vec x) { return x * reciprocal(splat(1.0f) + exponential(-x)); }
 
 inline vec relu(vec x) {
   const vec zero = splat(0.0f);

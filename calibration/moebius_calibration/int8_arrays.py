@@ -1,0 +1,84 @@
+"""Numbers of layers whose products are made in bytes: see `moebius_export.int8_bodies` for what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebius_export.int8_bodies import PACKED
+
+Array = np.ndarray
+Range = tuple[float, float]
+LEVELS = 255
+
+
+@dataclass(frozen=True)
+class Int8Product:
+    """Weights int8 [outputs, inputs]; scale and offset float32 [outputs]."""
+
+    weight: Array
+    scale: Array
+    offset: Array
+
+
+def step_of(limits: Range) -> tuple[float, float]:
+    """What one level of a range is worth, and the level of 0, a whole number in 0 to 255.
+
+    The range is widened to hold 0, so that the padding of a convolution and a ReLU's zeros are exact.
+    """
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    step = max(high - low, 1e-30) / LEVELS
+    return step, float(np.clip(np.round(-low / step), 0, LEVELS))
+
+
+def quantiser(limits: Range, channels: int, factors: Array | None) -> tuple[Array, Array]:
+    """`inverse` and `zero` of an activation, float32 [channels]; `factors` [channels] divide its values first."""
+    step, zero = step_of(limits)
+    worth = step * (np.ones(channels) if factors is None else np.asarray(factors, np.float64))
+    return (1 / worth).astype(np.float32), np.full(channels, zero, np.float32)
+
+
+def int8_product(matrix: Array, bias: Array | None, limits: Range, factors: Array | None) -> Int8Product:
+    """A product's weights by output, symmetric around 0, and what its sums are worth behind `quantiser`.
+
+    Args:
+        matrix: float32 [outputs, inputs].
+        bias: float32 [outputs] or None.
+        limits: of the activation, after its division by `factors`.
+        factors: float [inputs] or None.
+    """
+    step, zero = step_of(limits)
+    wide = matrix.astype(np.float64)
+    if factors is not None:
+        wide = wide * np.asarray(factors, np.float64)
+    largest = np.abs(wide).max(axis=1)
+    scale = np.where(largest > 0, largest, 1.0) / 127
+    weight = np.clip(np.round(wide / scale[:, None]), -127, 127).astype(np.int8)
+    worth = scale * step
+    offset = -worth * zero * weight.sum(axis=1, dtype=np.int64)
+    if bias is not None:
+        offset = offset + bias
+    return Int8Product(weight, worth.astype(np.float32), offset.astype(np.float32))
+
+
+def packed(weight: Array) -> Array:
+    """int8 [outputs, inputs] -> [ceil(outputs / 16), inputs / 4, 16, 4], zeros behind the last output."""
+    outputs, inputs = weight.shape
+    rows = np.zeros((-(-outputs // PACKED) * PACKED, inputs), np.int8)
+    rows[:outputs] = weight
+    return np.ascontiguousarray(rows.reshape(-1, PACKED, inputs // 4, 4).transpose(0, 2, 1, 3))
+
+
+def merged_kernels(weight: Array) -> Array:
+    """3x3 kernels [outputs, inputs, 3, 3] behind a nearest x2 enlargement -> [4, outputs, inputs, 2, 2].
+
+    Row 2i + a of the result sees two rows of the small picture, columns likewise; place 2a + b has the taps that meet
+    one small pixel added up (see `moebius_export.rules.subpixel`).
+    """
+
+    def halves(kernels: Array, axis: int) -> tuple[Array, Array]:
+        first, middle, last = np.split(kernels, 3, axis)
+        return np.concatenate([first, middle + last], axis), np.concatenate([first + middle, last], axis)
+
+    return np.stack([both for rows in halves(weight, 2) for both in halves(rows, 3)])

@@ -1,0 +1,117 @@
+"""ONNX Runtime's INT8 files into a bundle, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from moebius_calibration.int8_arrays import Array, Range
+from moebius_calibration.ort_cpu import as_int8, candidates
+from moebius_export.errors import ExportError
+from moebius_export.placing import placed_whole
+from moebius_export.precision.graph import Weights
+from moebius_export.precision.write import file_info, linked
+from moebius_export.weights_file import weights_file
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.files import atomic_write
+from moebius_runtime.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
+
+Say = Callable[[GraphName], None]
+PRECISION: Precision = "int8_cpu"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What of a graph is made of bytes: names of nodes, the ranges of their activations, and smoothing.
+
+    `ranges` and `smooth` are as `moebius_calibration.ort_cpu.as_int8` takes them. `plan` is the plan that it comes from
+    as the bytes of a file, which is kept beside the graph.
+    """
+
+    nodes: frozenset[str]
+    ranges: Mapping[str, Range]
+    smooth: Mapping[str, Array] = field(default_factory=dict)
+    plan: bytes | None = None
+
+
+def int8_cpu_model(bundle: Bundle, name: GraphName, placement: Placement) -> onnx.ModelProto:
+    """A graph of the bundle with the placed nodes made of bytes; all its tensors are in memory.
+
+    Raises:
+        ExportError: the bundle has no float32 file of it, or a node that is placed cannot be made of bytes.
+    """
+    if "fp32" not in bundle.graph(name).files:
+        raise ExportError(f"{bundle.path}: {name} has no fp32 file to make bytes of; export the bundle again")
+    path = bundle.model_file(name)
+    model = onnx.load(str(path), load_external_data=False)
+    found, refused = candidates(model)
+    for node in sorted(placement.nodes):
+        if node not in found:
+            why = refused.get(node, "it is no node of this graph that can")
+            raise ExportError(f"{name}: {node} cannot be made of bytes: {why}; make it float in the plan")
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    reader = Weights(path.parent)
+    chosen = {node: found[node] for node in placement.nodes}
+    model = as_int8(model, lambda one: reader.array(tensors[one]), chosen, placement.ranges, placement.smooth)
+    for tensor in model.graph.initializer:
+        if tensor.external_data:
+            values = onnx.numpy_helper.from_array(reader.array(tensor).copy(), tensor.name)
+            tensor.CopyFrom(values)
+    return model
+
+
+def write_int8_cpu(bundle: Bundle, placements: Mapping[GraphName, Placement], say: Say = lambda name: None) -> Manifest:
+    """Writes `model_int8_cpu.onnx` and so on into the bundle, in place of older ones.
+
+    The bundle is made anew beside itself, with its other files linked, and exchanged when it is complete. Graphs of one
+    folder share one weights file.
+
+    Args:
+        bundle: with its fused float32 files.
+        placements: of some graphs; those that are left out have no INT8 file.
+        say: told each graph as its turn comes.
+
+    Raises:
+        ExportError: a placement does not fit its graph.
+        OutputError: the bundle cannot be written.
+    """
+    with placed_whole(bundle.path) as folder:
+        files = linked(bundle, folder, PRECISION, only=False)
+        infos = {
+            name: info.model_copy(update={"files": {k: f for k, f in info.files.items() if k != PRECISION}})
+            for name, info in bundle.manifest.graphs.items()
+        }
+        groups: dict[Path, list[GraphName]] = {}
+        for name in placements:
+            groups.setdefault(Path(infos[name].files["fp32"].model).parent, []).append(name)
+        for group, names in groups.items():
+            data = f"{group}/model_{PRECISION}.onnx.data"
+            with weights_file(folder / group, Path(data).name) as weights:
+                for name in names:
+                    say(name)
+                    stem = Path(infos[name].files["fp32"].model).stem
+                    model = int8_cpu_model(bundle, name, placements[name])
+                    weights.add(model)
+                    path = f"{group}/{stem}_{PRECISION}.onnx"
+                    with atomic_write(folder / path) as stream:
+                        stream.write(model.SerializeToString(deterministic=True))
+                    del model
+                    files[path] = file_info(folder / path)
+                    plan = None
+                    if (content := placements[name].plan) is not None:
+                        plan = f"{group}/{stem.replace('model', 'precision', 1)}_{PRECISION}.json"
+                        with atomic_write(folder / plan) as stream:
+                            stream.write(content)
+                        files[plan] = file_info(folder / plan)
+                    file = GraphFile(model=path, weights=data, plan=plan)
+                    infos[name] = infos[name].model_copy(update={"files": {**infos[name].files, PRECISION: file}})
+            files[data] = file_info(folder / data)
+            for name in names:
+                onnx.checker.check_model(str(folder / infos[name].files[PRECISION].model))
+        manifest = bundle.manifest.model_copy(update={"graphs": infos, "files": dict(sorted(files.items()))})
+        manifest = Manifest.model_validate(manifest.model_dump())
+        write_manifest(manifest, folder)
+    return manifest

@@ -1,0 +1,358 @@
+"""ONNX Runtime's CPU form of INT8: whole layers whose products are made in bytes, float32 at their edges.
+
+Quantise and dequantise nodes between operators cost more than integer products save, so there are none: a node of the
+fused float32 graph becomes an operator of `moebius_export.int8_bodies` that makes bytes of its activations while they
+are in the cache. What can be one:
+
+| node | becomes | activations that need a range |
+| --- | --- | --- |
+| `FeedForward` | `Int8FeedForward` | its input, NODE/gated |
+| `ResidualBlock` | `Int8ResidualBlock` | NODE/first_positive, NODE/second_positive |
+| `ProjectedResidualBlock` | `Int8ProjectedResidualBlock` | the same, and its input |
+| `MatMul` of tokens and weights, with the `Add` of its bias, or `Gemm` | `Int8Linear` | its input |
+| `MatMul` of weights and transposed tokens, likewise | `Int8LinearToPicture` | its input before the transposition |
+| `Conv`, 3x3, stride 2, padding 1 | `Int8DownsampleConv3x3` | its input |
+| `UpsampleConv3x3` | `Int8UpsampleConv3x3` | its input |
+
+NODE/VALUE are names of the graph with its functions inlined, as `moebius_export.precision.graph.opened` gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from moebius_calibration.int8_arrays import Range, int8_product, merged_kernels, packed, quantiser
+from moebius_export.errors import ExportError
+from moebius_export.function_bodies import DOMAIN
+from moebius_export.int8_bodies import PACKED, bodies
+
+Array = np.ndarray
+Load = Callable[[str], Array]
+"""The float32 values of a stored tensor."""
+
+_BLOCKS = ("ResidualBlock", "ProjectedResidualBlock")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node that can be made of bytes.
+
+    Attributes:
+        node: its name.
+        operator: what it becomes.
+        activations: names of the values that need a range, in the order of the new operator's quantisers.
+        weights: names of the stored matrices of its products, in that order; [outputs, inputs] but for `Int8Linear`.
+        absorbed: names of other nodes that go with it.
+        output: the value that the new node makes.
+        bias: the stored bias of a linear layer.
+    """
+
+    node: str
+    operator: str
+    activations: tuple[str, ...]
+    weights: tuple[str, ...]
+    output: str
+    absorbed: tuple[str, ...] = ()
+    bias: str | None = None
+
+
+def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, str]]:
+    """What nodes of a fused float32 graph can be made of bytes: node -> candidate, and node -> why it cannot.
+
+    Args:
+        model: the graph as `moebius-export onnx` writes it, functions not inlined; weights need not be loaded.
+    """
+    view = _View(model)
+    found: dict[str, Candidate] = {}
+    refused: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.domain == DOMAIN and node.op_type == "FeedForward":
+            made: Candidate | str = _feed_forward(view, node)
+        elif node.domain == DOMAIN and node.op_type in _BLOCKS:
+            made = _block(view, node)
+        elif (node.domain, node.op_type) == (DOMAIN, "UpsampleConv3x3") or _halves(view, node):
+            made = _convolution(view, node)
+        elif node.op_type == "Gemm" and node.input[1] in view.dims:
+            made = _gemm(view, node)
+        elif node.op_type == "MatMul" and any(name in view.dims for name in node.input):
+            made = _linear(view, node)
+        else:
+            continue
+        if isinstance(made, str):
+            refused[node.name] = made
+        else:
+            found[node.name] = made
+    return found, refused
+
+
+class _View:
+    """Who makes and who takes each value, and the sizes of stored tensors."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        self.makers = {output: node for node in model.graph.node for output in node.output}
+        self.takers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.takers.setdefault(name, []).append(node)
+        self.results = {value.name for value in model.graph.output}
+
+    def sole_taker(self, value: str) -> onnx.NodeProto | None:
+        takers = self.takers.get(value, [])
+        return takers[0] if len(takers) == 1 and value not in self.results else None
+
+
+def _of_fours(channels: int) -> str | None:
+    return f"{channels} channels are no multiple of 4" if channels % 4 else None
+
+
+def _feed_forward(view: _View, node: onnx.NodeProto) -> Candidate | str:
+    hidden, channels = view.dims[node.input[1]][:2]
+    if hidden % (2 * PACKED):
+        return f"{hidden} expanded channels are no multiple of {2 * PACKED}"
+    activations = (node.input[0], f"{node.name}/gated")
+    return _of_fours(channels) or Candidate(
+        node.name, "Int8FeedForward", activations, (node.input[1], node.input[5]), node.output[0]
+    )
+
+
+def _block(view: _View, node: onnx.NodeProto) -> Candidate | str:
+    first, second = node.input[6], node.input[12]
+    inputs, outputs = view.dims[first][1], view.dims[second][1]
+    activations = [f"{node.name}/first_positive", f"{node.name}/second_positive"]
+    weights = [first, second]
+    if node.op_type == "ProjectedResidualBlock":
+        activations.append(node.input[0])
+        weights.append(node.input[14])
+    made = Candidate(node.name, f"Int8{node.op_type}", tuple(activations), tuple(weights), node.output[0])
+    return _of_fours(inputs) or _of_fours(outputs) or made
+
+
+def _halves(view: _View, node: onnx.NodeProto) -> bool:
+    """Whether a convolution is 3x3 with stride 2 and padding 1, each output of all inputs, with a bias."""
+    if node.op_type != "Conv":
+        return False
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    plain = attributes.get("group", 1) == 1 and set(attributes.get("dilations", [1])) == {1}
+    plain &= attributes.get("auto_pad", b"NOTSET") == b"NOTSET" and list(attributes.get("pads", [])) == [1] * 4
+    stored = len(node.input) == 3 and all(name in view.dims for name in node.input[1:])
+    return plain and stored and list(attributes.get("strides", [])) == [2, 2] and view.dims[node.input[1]][2:] == (3, 3)
+
+
+def _convolution(view: _View, node: onnx.NodeProto) -> Candidate | str:
+    operator = "Int8UpsampleConv3x3" if node.op_type == "UpsampleConv3x3" else "Int8DownsampleConv3x3"
+    made = Candidate(node.name, operator, (node.input[0],), (node.input[1],), node.output[0])
+    return _of_fours(view.dims[node.input[1]][1]) or made
+
+
+def _gemm(view: _View, node: onnx.NodeProto) -> Candidate | str:
+    """As simplifiers write a small graph's products of tokens: rows [tokens, inputs], weights [inputs, outputs]."""
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    if attributes.get("transA", 0) or attributes.get("transB", 0) or {attributes.get("alpha", 1.0)} != {1.0}:
+        return "it transposes or scales what it multiplies"
+    inputs, outputs = view.dims[node.input[1]]
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    if bias is not None and (view.dims.get(bias) != (outputs,) or attributes.get("beta", 1.0) != 1.0):
+        return "its bias is not one stored number for each output"
+    made = Candidate(node.name, "Int8Linear", (node.input[0],), (node.input[1],), node.output[0], (), bias)
+    return _of_fours(inputs) or made
+
+
+def _linear(view: _View, node: onnx.NodeProto) -> Candidate | str:
+    of_tokens = node.input[1] in view.dims
+    weight, x = (node.input[1], node.input[0]) if of_tokens else (node.input[0], node.input[1])
+    if len(view.dims[weight]) != 2:
+        return "its weights are no matrix"
+    outputs, inputs = view.dims[weight][::-1] if of_tokens else view.dims[weight]
+    output, absorbed, bias = node.output[0], [], None
+    if not of_tokens:
+        turn = view.makers.get(x)
+        if turn is None or turn.op_type != "Transpose" or list(turn.attribute[0].ints) != [0, 2, 1]:
+            return "its right side is not made of tokens by a transposition"
+        if view.sole_taker(x) is not None:  # another taker keeps the transposition
+            absorbed.append(turn.name)
+        x = turn.input[0]
+    add = view.sole_taker(output)
+    if add is not None and add.op_type == "Add":
+        other = add.input[1] if add.input[0] == output else add.input[0]
+        if view.dims.get(other) == ((outputs,) if of_tokens else (outputs, 1)):
+            output, bias = add.output[0], other
+            absorbed.append(add.name)
+    operator = "Int8Linear" if of_tokens else "Int8LinearToPicture"
+    return _of_fours(inputs) or Candidate(node.name, operator, (x,), (weight,), output, tuple(absorbed), bias)
+
+
+def as_int8(
+    model: onnx.ModelProto,
+    load: Load,
+    chosen: Mapping[str, Candidate],
+    ranges: Mapping[str, Range],
+    smooth: Mapping[str, Array] | None = None,
+) -> onnx.ModelProto:
+    """The graph with the chosen nodes made of bytes.
+
+    Args:
+        model: as for `candidates`; stays as it is. Stored tensors that remain keep their place in the weights file.
+        load: gives the float32 values of a stored tensor by name.
+        chosen: some of the candidates, by node.
+        ranges: lowest and highest value of each activation that a candidate names.
+        smooth: activation -> a factor per channel [channels] that its values are divided by and the weights behind it
+            multiplied with, before the range applies.
+
+    Raises:
+        ExportError: a range is missing or no range.
+    """
+    smooth = smooth or {}
+    absorbed = {name for candidate in chosen.values() for name in candidate.absorbed}
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    del out.graph.node[:]
+    del out.graph.value_info[:]
+    writer = _Writer(out, load, ranges, smooth)
+    for node in model.graph.node:
+        candidate = chosen.get(node.name)
+        if candidate is not None:
+            out.graph.node.append(writer.replaced(node, candidate))
+        elif node.name not in absorbed:
+            out.graph.node.append(node)
+    _in_order(out.graph)
+    _drop_unused(out)
+    called = {node.op_type for node in out.graph.node if node.domain == DOMAIN}
+    kept = [function for function in out.functions if function.name in called]
+    del out.functions[:]
+    out.functions.extend(kept)
+    out.functions.extend(onnx.parser.parse_function(text) for name, text in sorted(bodies().items()) if name in called)
+    for function in out.functions:
+        for inner in function.node:
+            inner.name = inner.output[0]
+    return out
+
+
+class _Writer:
+    """Makes the new nodes and their stored tensors."""
+
+    def __init__(
+        self, model: onnx.ModelProto, load: Load, ranges: Mapping[str, Range], smooth: Mapping[str, Array]
+    ) -> None:
+        self._model, self._load, self._ranges, self._smooth = model, load, ranges, smooth
+
+    def replaced(self, node: onnx.NodeProto, candidate: Candidate) -> onnx.NodeProto:
+        inputs = list(node.input)
+        if candidate.operator == "Int8FeedForward":
+            new = [
+                inputs[0],
+                *self._quantiser(candidate, 0),
+                *self._product(candidate, 0, inputs[2], is_packed=True),
+                *inputs[3:5],
+                *self._quantiser(candidate, 1),
+                *self._product(candidate, 1, None, is_packed=True),
+            ]
+        elif candidate.operator in ("Int8Linear", "Int8LinearToPicture"):
+            to_picture = candidate.operator == "Int8LinearToPicture"
+            product = self._product(candidate, 0, candidate.bias, is_packed=not to_picture, turned=not to_picture)
+            new = [candidate.activations[0], *self._quantiser(candidate, 0), *product]
+        elif candidate.operator in ("Int8DownsampleConv3x3", "Int8UpsampleConv3x3"):
+            new = [inputs[0], *self._quantiser(candidate, 0), *self._convolution(candidate, inputs[2])]
+        else:
+            new = inputs[:2]
+            for index, half in enumerate((inputs[2:8], inputs[8:14])):
+                new += [*half[:4], *self._quantiser(candidate, index), *self._product(candidate, index, half[5])]
+            if len(inputs) > 14:
+                new += [*self._quantiser(candidate, 2), *self._product(candidate, 2, inputs[15])]
+        made = helper.make_node(candidate.operator, new, [candidate.output], name=node.name, domain=DOMAIN)
+        if node.domain == DOMAIN:
+            made.attribute.extend(node.attribute)
+        return made
+
+    def _range(self, candidate: Candidate, index: int) -> tuple[Range, Array | None]:
+        name = candidate.activations[index]
+        if name not in self._ranges:
+            raise ExportError(f"there is no range of {name}, which {candidate.node} needs; calibrate again")
+        low, high = self._ranges[name]
+        if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+            raise ExportError(f"the range of {name} is {low} to {high}; expected two finite numbers in order")
+        return (low, high), self._smooth.get(name)
+
+    def _channels(self, candidate: Candidate, index: int) -> int:
+        dims = next(tensor.dims for tensor in self._model.graph.initializer if tensor.name == candidate.weights[index])
+        return int(dims[0] if candidate.operator == "Int8Linear" else dims[1])
+
+    def _quantiser(self, candidate: Candidate, index: int) -> list[str]:
+        limits, factors = self._range(candidate, index)
+        inverse, zero = quantiser(limits, self._channels(candidate, index), factors)
+        at = f"{candidate.node}/int8/{index}"
+        return [self._store(f"{at}/inverse", inverse), self._store(f"{at}/zero", zero)]
+
+    def _product(
+        self, candidate: Candidate, index: int, bias: str | None, is_packed: bool = False, turned: bool = False
+    ) -> list[str]:
+        stored = self._load(candidate.weights[index])
+        dims = stored.shape[2:]
+        matrix = stored.T if turned else stored.reshape(stored.shape[0], -1)
+        limits, factors = self._range(candidate, index)
+        made = int8_product(matrix, None if bias is None else self._load(bias).reshape(-1), limits, factors)
+        weight = packed(made.weight) if is_packed else made.weight.reshape(*made.weight.shape, *dims)
+        at = f"{candidate.node}/int8/{index}"
+        return [
+            self._store(f"{at}/weight", weight),
+            self._store(f"{at}/scale", made.scale),
+            self._store(f"{at}/offset", made.offset),
+        ]
+
+    def _convolution(self, candidate: Candidate, bias: str) -> list[str]:
+        """Weights by output, tap and input; an enlarged picture's with its four places first."""
+        stored = self._load(candidate.weights[0])
+        enlarged = candidate.operator == "Int8UpsampleConv3x3"
+        kernels = merged_kernels(stored) if enlarged else stored
+        outputs, inputs, *taps = kernels.shape[-4:]
+        by_tap = np.moveaxis(kernels, -3, -1).reshape(-1, taps[0] * taps[1] * inputs)
+        limits, factors = self._range(candidate, 0)
+        every_tap = None if factors is None else np.tile(factors, taps[0] * taps[1])
+        made = int8_product(by_tap, np.tile(self._load(bias), len(by_tap) // outputs), limits, every_tap)
+        lead = (4, outputs) if enlarged else (outputs,)
+        at = f"{candidate.node}/int8/0"
+        return [
+            self._store(f"{at}/weight", made.weight.reshape(*lead, *taps, inputs)),
+            self._store(f"{at}/scale", made.scale.reshape(lead)),
+            self._store(f"{at}/offset", made.offset.reshape(lead)),
+        ]
+
+    def _store(self, name: str, array: Array) -> str:
+        self._model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+
+def _in_order(graph: onnx.GraphProto) -> None:
+    """Nodes after those whose values they take: one that took over its bias makes its value where the product was."""
+    made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        ready = [node for node in waiting if all(name in made for name in node.input)]
+        if not ready:
+            raise ExportError("the graph's nodes cannot be put in order; export the bundle again")
+        for node in ready:
+            made.update(node.output)
+        ordered += ready
+        waiting = [node for node in waiting if not all(name in made for name in node.output)]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    """Nodes and stored tensors that nothing reads any more."""
+    needed = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if any(output in needed for output in node.output):
+            kept.append(node)
+            needed.update(node.input)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    stored = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(stored)

@@ -1,0 +1,112 @@
+// 3x3 convolutions in bytes: with stride 2, and behind a nearest x2 enlargement, where the taps that meet one small pixel
+// are one and 2x2 are left for each of the four places of a result. Products are plain sums over taps and channels: the
+// byte products are so cheap that Winograd's transforms, which need more bits, would gain nothing.
+#pragma once
+
+#include "int8_residual_block.h"
+
+namespace MOEBIUS_VARIANT {
+
+// Pictures of four channels' bytes a pixel with a border that stands for 0: [channels / 4][height + 2][width + 2][4].
+inline void picture_to_padded_bytes(const moebius::Int8Convolution& f, const float* x, std::uint8_t* to,
+                                    const moebius::Threads& threads) {
+  const Plane plane{f.height, f.width};
+  threads.each(f.inputs / 4, [&](long group) {
+    std::uint8_t* pixels = to + group * plane.size() * 4;
+    for (long c = 0; c < 4; ++c) {
+      const long channel = group * 4 + c;
+      const vec inverse = splat(f.quantiser.inverse[channel]), zero = splat(f.quantiser.zero[channel]);
+      const std::uint8_t border = std::uint8_t(quantise(splat(0), inverse, zero)[0]);
+      for (long i = 0; i < plane.size(); ++i) pixels[4 * i + c] = border;
+      for (long y = 0; y < f.height; ++y)
+        for (long column = 0; column < f.width; column += kLanes) {
+          const int lanes = int(f.width - column < kLanes ? f.width - column : kLanes);
+          const ivec values =
+              quantise(load(x + (channel * f.height + y) * f.width + column, lanes), inverse, zero);
+          std::uint8_t* at = pixels + 4 * plane.at(y * f.width + column) + c;
+          std::uint8_t narrow[kLanes];
+          store_bytes(narrow, values, lanes);
+          for (int i = 0; i < lanes; ++i) at[4 * i] = narrow[i];
+        }
+    }
+  });
+}
+
+// A convolution: results are `step` pixels of the padded picture apart. `phases` each way are made one by one and lie
+// between each other in the result.
+struct ByteConvolution {
+  const moebius::Int8Convolution& f;
+  long reach, step, phases;  // taps each way, of each of phases * phases pictures
+  long high, wide;           // of one of these
+
+  long depth() const { return reach * reach * f.inputs; }
+
+  // The panel of results [first, first + kWide) of a phase: [taps][inputs / 4][kWide][4].
+  void gather(const std::uint8_t* padded, long phase, long first, std::uint8_t* to) const {
+    const Plane plane{f.height, f.width};
+    const long columns = high * wide - first < kWide ? high * wide - first : kWide;
+    for (long tap = 0; tap < reach * reach; ++tap)
+      for (long t = 0; t < columns;) {
+        const long y = (first + t) / wide, x = (first + t) % wide;
+        const long run = step > 1 ? 1 : wide - x < columns - t ? wide - x : columns - t;
+        const std::uint8_t* from =
+            padded + 4 * ((y * step + phase / 2 + tap / reach) * plane.stride() + x * step + phase % 2 + tap % reach);
+        std::uint8_t* at = to + (tap * f.inputs / 4 * kWide + t) * 4;
+        for (long c = 0; c < f.inputs / 4; ++c) std::memcpy(at + c * kWide * 4, from + c * plane.size() * 4, 4 * run);
+        t += run;
+      }
+  }
+
+  // Results [first, first + kWide) of output channels [row, row + R).
+  template <int R>
+  void outputs(const std::uint8_t* panel, long phase, long first, long row, float* y) const {
+    const moebius::Int8Product& product = f.product;
+    const long place = phase * f.outputs + row;
+    Sums<R> sums = {};
+    multiply8<true, R>(sums, product.weight + place * depth(), depth(), panel, panel + 4 * kLanes, 4 * kWide, depth());
+    const long pixels = high * wide * phases * phases;
+    long places[kWide];
+    if (phases > 1)
+      for (long t = 0, up = first / wide, left = first % wide; t < kWide; ++t) {
+        places[t] = (up * phases + phase / 2) * wide * phases + left * phases + phase % 2;
+        if (++left == wide) left = 0, ++up;
+      }
+    each_vector<R>(high * wide, first / kWide, [&](int i, int j, long pixel, int lanes) {
+      const vec value = as_floats(sums[i][j]) * splat(product.scale[place + i]) + splat(product.offset[place + i]);
+      float* to = y + (row + i) * pixels;
+      if (phases == 1) return store(to + pixel, value, lanes);
+      for (int l = 0; l < lanes; ++l) to[places[j * kLanes + l]] = value[l];
+    });
+  }
+
+  void run(const moebius::Threads& threads) const {
+    const long count = panels(high * wide), kinds = phases * phases, size = depth() * kWide;
+    const long fits = (384 << 10) / size, group = fits < 1 ? 1 : fits > 4 ? 4 : fits;
+    const long groups = (count + group - 1) / group;
+    Bytes padded(f.inputs * Plane{f.height, f.width}.size());
+    for (long b = 0; b < f.batch; ++b) {
+      picture_to_padded_bytes(f, f.x + b * f.inputs * f.height * f.width, padded, threads);
+      float* y = f.y + b * f.outputs * kinds * high * wide;
+      threads.each(kinds * groups, [&](long task) {
+        const long phase = task / groups, begin = task % groups * group;
+        const long end = begin + group < count ? begin + group : count;
+        Bytes gathered(group * size);
+        for (long p = begin; p < end; ++p) gather(padded, phase, p * kWide, gathered + (p - begin) * size);
+        row_blocks(0, f.outputs, [&](auto rows, long row) {
+          for (long p = begin; p < end; ++p)
+            outputs<decltype(rows)::value>(gathered + (p - begin) * size, phase, p * kWide, row, y);
+        });
+      });
+    }
+  }
+};
+
+inline void int8_downsample_conv3x3(const moebius::Int8Convolution& f, const moebius::Threads& threads) {
+  ByteConvolution{f, 3, 2, 1, (f.height + 1) / 2, (f.width + 1) / 2}.run(threads);
+}
+
+inline void int8_upsample_conv3x3(const moebius::Int8Convolution& f, const moebius::Threads& threads) {
+  ByteConvolution{f, 2, 1, 2, f.height, f.width}.run(threads);
+}
+
+}  // namespace MOEBIUS_VARIANT

@@ -1,0 +1,120 @@
+// Mix-FFN with both products in bytes. Channels lie side by side: a task makes some channels of all pixels, some rows of
+// the picture at a time, so that expanded rows are convolved and gated while they are in the cache.
+#pragma once
+
+#include "int8_linear.h"
+
+namespace MOEBIUS_VARIANT {
+
+constexpr long kChunk = 64;  // channels of each half in a task: a cache line of bytes per token
+
+// Some expanded channels of a picture: the first `size` of value, then as many of gate.
+class ExpandedRows {
+ public:
+  ExpandedRows(const moebius::Int8FeedForward& f, const std::uint8_t* x, long first, long size)
+      : f_(f), x_(x), first_(first), size_(size), band_(rows_of_band(f)), line_((f.width + 2) * 2 * size),
+        rows_((band_ + 3) * line_), taps_(2 * size * 9) {
+    std::memset(rows_, 0, (band_ + 3) * line_ * sizeof(float));  // borders, and a last row of zeros, stay so
+    for (long c = 0; c < 2 * size; ++c)
+      for (long i = 0; i < 9; ++i) taps_[(c / kLanes * 9 + i) * kLanes + c % kLanes] = f.depthwise[channel(c) * 9 + i];
+  }
+
+  // The gated channels of every pixel as bytes, in tokens of `half` bytes.
+  void gate_into(std::uint8_t* to, long half) const {
+    long done = 0;
+    for (long top = 0; top < f_.height; top += band_) {
+      const long bottom = top + band_ < f_.height ? top + band_ : f_.height;
+      const long needed = bottom + 1 < f_.height ? bottom + 1 : f_.height;
+      expand(done, needed);
+      done = needed;
+      for (long y = top; y < bottom; ++y)
+        for (long c = 0; c < size_; c += kLanes) gate(y, c, to + y * f_.width * half + first_ + c, half);
+    }
+  }
+
+ private:
+  static long rows_of_band(const moebius::Int8FeedForward& f) {
+    constexpr long kTokens = 128;
+    const long rows = kTokens / f.width < 1 ? 1 : kTokens / f.width;
+    return rows < f.height ? rows : f.height;
+  }
+
+  long channel(long c) const { return c < size_ ? first_ + c : f_.hidden / 2 + first_ + c - size_; }
+
+  float* row(long y) const {  // [width + 2, 2 * size]
+    const bool inside = y >= 0 && y < f_.height;
+    return rows_ + (inside ? y % (band_ + 2) : band_ + 2) * line_;
+  }
+
+  void expand(long from, long to) const {
+    for (long c = 0; c < 2 * size_; c += c < size_ && size_ - c < kWide ? size_ - c : kWide) {
+      const long end = c < size_ ? size_ : 2 * size_, whole = channel(c);
+      const Columns panel(f_.expand.weight, f_.channels, whole + end - c, whole);
+      const int vectors = end - c > kLanes ? 2 : 1;
+      even_blocks(from * f_.width, to * f_.width, [&](auto rows, long token) {
+        constexpr int R = decltype(rows)::value;
+        Sums<R> sums = {};
+        multiply8<false, R>(sums, x_ + token * f_.channels, f_.channels, panel.left, panel.right, 4 * kPacked,
+                            f_.channels);
+        long y = token / f_.width, x = token % f_.width;
+        for (int i = 0; i < R; ++i) {
+          float* at = row(y) + (x + 1) * 2 * size_ + c;
+          for (int j = 0; j < vectors; ++j) {
+            const vec scale = load(f_.expand.scale + whole + j * kLanes);
+            const vec offset = load(f_.expand.offset + whole + j * kLanes);
+            store(at + j * kLanes, silu(as_floats(sums[i][j]) * scale + offset));
+          }
+          if (++x == f_.width) x = 0, ++y;
+        }
+      });
+    }
+  }
+
+  // Channels [c, c + kLanes) of a row of pixels.
+  void gate(long y, long c, std::uint8_t* to, long half) const {
+    const float *above = row(y - 1) + c, *here = row(y) + c, *below = row(y + 1) + c;
+    const vec inverse = load(f_.gated.inverse + first_ + c), zero = load(f_.gated.zero + first_ + c);
+    const vec value_bias = load(f_.depthwise_bias + channel(c)), gate_bias = load(f_.depthwise_bias + channel(size_ + c));
+    const float *value_taps = taps_ + c * 9, *gate_taps = taps_ + (size_ + c) * 9;
+    vec value_tap[9], gate_tap[9];
+    for (int i = 0; i < 9; ++i) value_tap[i] = load(value_taps + i * kLanes), gate_tap[i] = load(gate_taps + i * kLanes);
+    for (long x = 0; x < f_.width; ++x) {
+      vec value = value_bias, gate = gate_bias;
+      const float* rows[3] = {above + x * 2 * size_, here + x * 2 * size_, below + x * 2 * size_};
+      for (int dy = 0; dy < 3; ++dy)
+        for (int dx = 0; dx < 3; ++dx) {
+          value += value_tap[3 * dy + dx] * load(rows[dy] + dx * 2 * size_);
+          gate += gate_tap[3 * dy + dx] * load(rows[dy] + dx * 2 * size_ + size_);
+        }
+      store_bytes(to + x * half, quantise(value * silu(gate), inverse, zero), kLanes);
+    }
+  }
+
+  const moebius::Int8FeedForward& f_;
+  const std::uint8_t* x_;
+  long first_, size_, band_, line_;
+  moebius::Scratch rows_, taps_;
+};
+
+inline void int8_feed_forward(const moebius::Int8FeedForward& f, const moebius::Threads& threads) {
+  const long n = f.height * f.width, tokens = f.batch * n, half = f.hidden / 2;
+  Bytes x(tokens * f.channels), gated(tokens * half);
+  const long group = token_group(tokens), groups = (tokens + group - 1) / group;
+  threads.each(groups, [&](long task) {
+    const long first = task * group, count = tokens - first < group ? tokens - first : group;
+    quantise_tokens(f.x + first * f.channels, count, f.channels, f.quantiser, x + first * f.channels);
+  });
+  const long chunks = (half + kChunk - 1) / kChunk;
+  threads.each(f.batch * chunks, [&](long task) {
+    const long picture = task / chunks, first = task % chunks * kChunk;
+    const long size = half - first < kChunk ? half - first : kChunk;
+    const ExpandedRows rows(f, x + picture * n * f.channels, first, size);
+    rows.gate_into(gated + picture * n * half, half);
+  });
+  threads.each(groups, [&](long task) {
+    const long first = task * group, count = tokens - first < group ? tokens - first : group;
+    multiply_tokens(gated + first * half, count, half, f.project, f.channels, f.y + first * f.channels);
+  });
+}
+
+}  // namespace MOEBIUS_VARIANT

@@ -1,0 +1,58 @@
+// A linear layer of tokens in bytes: tokens are the rows of the products and come out as they went in, or as the columns
+// of a picture by channel.
+#pragma once
+
+#include "int8.h"
+#include "kernels.h"
+
+namespace MOEBIUS_VARIANT {
+
+// Tokens [count, depth] -> bytes of the same sizes.
+inline void quantise_tokens(const float* x, long count, long depth, const moebius::Quantiser& q, std::uint8_t* to) {
+  for (long t = 0; t < count; ++t)
+    for (long c = 0; c < depth; c += kLanes) {
+      const int lanes = int(depth - c < kLanes ? depth - c : kLanes);
+      store_bytes(to + t * depth + c,
+                  quantise(load(x + t * depth + c, lanes), load(q.inverse + c, lanes), load(q.zero + c, lanes)), lanes);
+    }
+}
+
+// y [tokens, outputs] of tokens' bytes [tokens, depth], for output columns [from, outputs).
+inline void multiply_tokens(const std::uint8_t* x, long tokens, long depth, const moebius::Int8Product& p, long outputs,
+                            float* y) {
+  for (long column = 0; column < outputs; column += kWide) {
+    const Columns panel(p.weight, depth, outputs, column);
+    even_blocks(0, tokens, [&](auto rows, long token) {
+      constexpr int R = decltype(rows)::value;
+      Sums<R> sums = {};
+      multiply8<false, R>(sums, x + token * depth, depth, panel.left, panel.right, 4 * kPacked, depth);
+      for (int j = 0; j < kVectors; ++j) {
+        const long c = column + j * kLanes, left = outputs - c;
+        if (left <= 0) break;
+        const int lanes = int(left < kLanes ? left : kLanes);
+        const vec scale = load(p.scale + c, lanes), offset = load(p.offset + c, lanes);
+        for (int i = 0; i < R; ++i)
+          store(y + (token + i) * outputs + c, as_floats(sums[i][j]) * scale + offset, lanes);
+      }
+    });
+  }
+}
+
+// How many tokens are a task: as many as a second-level cache holds, but so few that threads end together.
+inline long token_group(long tokens) {
+  constexpr long kMost = 8 * kRows, kTasks = 8;
+  const long even = (tokens + kTasks - 1) / kTasks;
+  return even < kMost ? even : kMost;
+}
+
+inline void int8_linear(const moebius::Int8Linear& f, const moebius::Threads& threads) {
+  const long group = token_group(f.tokens);
+  threads.each((f.tokens + group - 1) / group, [&](long task) {
+    const long first = task * group, count = f.tokens - first < group ? f.tokens - first : group;
+    Bytes x(count * f.inputs);
+    quantise_tokens(f.x + first * f.inputs, count, f.inputs, f.quantiser, x);
+    multiply_tokens(x, count, f.inputs, f.product, f.outputs, f.y + first * f.outputs);
+  });
+}
+
+}  // namespace MOEBIUS_VARIANT

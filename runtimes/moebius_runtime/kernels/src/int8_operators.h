@@ -1,0 +1,143 @@
+// The arguments of the operators in bytes, checked. See int8.h for what they mean.
+#pragma once
+
+#include <string>
+
+#include "call.h"
+#include "kernels.h"
+
+namespace {
+
+constexpr int64_t kPackedOutputs = 16;
+
+// What float and byte blocks share: x, time, sizes and attributes.
+template <class Block>
+void read_block(Block& f, const Attributes& attributes, const Call& call, bool projected) {
+  const Tensor x = call.input(0), time = call.input(1);
+  expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,
+         "[batch, inputs, height, width]");
+  f.batch = x.sizes[0], f.inputs = x.sizes[1], f.height = x.sizes[2], f.width = x.sizes[3];
+  expect(time.sizes.size() == 2 && (time.sizes[0] == 1 || time.sizes[0] == f.batch) && time.sizes[1] > 0 &&
+             (projected || time.sizes[1] == f.inputs),
+         "time", time.sizes, projected ? "[1 or batch, outputs]" : "[1 or batch, channels of x]");
+  f.time_rows = time.sizes[0], f.outputs = time.sizes[1];
+  f.groups = attributes.groups, f.epsilon = attributes.epsilon;
+  if (f.groups < 1 || f.inputs % f.groups || f.outputs % f.groups)
+    throw Refusal("groups is " + std::to_string(f.groups) + "; expected a divisor of " + std::to_string(f.inputs) +
+                  " and " + std::to_string(f.outputs));
+  if (!(f.epsilon >= 0)) throw Refusal("epsilon is " + std::to_string(f.epsilon) + " or missing; expected 0 or more");
+  f.x = x.data, f.time = time.data;
+}
+
+void expect_fours(int64_t size, const char* name) {
+  if (size % 4) throw Refusal(std::string(name) + " is " + std::to_string(size) + "; expected a multiple of 4");
+}
+
+inline moebius::Quantiser quantiser(const Call& call, size_t first, const std::string& name, int64_t channels) {
+  return {call.input(first, (name + "_inverse").c_str(), {channels}),
+          call.input(first + 1, (name + "_zero").c_str(), {channels})};
+}
+
+// Weight, scale and offset; the weight of tokens is packed.
+inline moebius::Int8Product product(const Call& call, size_t first, const std::string& name, int64_t inputs, int64_t outputs,
+                                    bool packed, bool picture) {
+  expect_fours(inputs, (name + "'s input channels").c_str());
+  const int64_t panels = outputs / kPackedOutputs + (outputs % kPackedOutputs != 0);
+  const Sizes sizes = packed    ? Sizes{panels, inputs / 4, kPackedOutputs, 4}
+                      : picture ? Sizes{outputs, inputs, 1, 1}
+                                : Sizes{outputs, inputs};
+  return {call.bytes(first, name.c_str(), sizes), call.input(first + 1, (name + "_scale").c_str(), {outputs}),
+          call.input(first + 2, (name + "_offset").c_str(), {outputs})};
+}
+
+inline moebius::Int8Linear int8_linear_of(const Call& call, bool to_picture) {
+  const Tensor x = call.input(0), scale = call.input(4);
+  expect((x.sizes.size() == 3 || (x.sizes.size() == 2 && !to_picture)) && x.sizes.back() > 0, "x", x.sizes,
+         to_picture ? "[batch, tokens, channels]" : "[batch, tokens, channels] or [tokens, channels]");
+  expect(scale.sizes.size() == 1 && scale.sizes[0] > 0, "weight_scale", scale.sizes, "[outputs]");
+  moebius::Int8Linear f{};
+  const bool batched = x.sizes.size() == 3;
+  f.batch = batched ? x.sizes[0] : 1, f.inputs = x.sizes.back(), f.outputs = scale.sizes[0];
+  const int64_t each = batched ? x.sizes[1] : x.sizes[0];
+  f.tokens = f.batch && each ? f.batch * each : 0;
+  f.x = x.data;
+  f.quantiser = quantiser(call, 1, "x", f.inputs);
+  f.product = product(call, 3, "weight", f.inputs, f.outputs, !to_picture, false);
+  Sizes sizes = x.sizes;
+  sizes.back() = f.outputs;
+  f.y = call.output(to_picture ? Sizes{f.batch, f.outputs, each} : sizes);
+  return f;
+}
+
+inline moebius::Int8Linear int8_linear_of_tokens(const Call& call) { return int8_linear_of(call, false); }
+inline moebius::Int8Linear int8_linear_of_picture(const Call& call) { return int8_linear_of(call, true); }
+
+inline moebius::Int8FeedForward int8_feed_forward_of(const Attributes& attributes, const Call& call) {
+  const Tensor x = call.input(0), scale = call.input(4);
+  const int64_t height = attributes.size[0], width = attributes.size[1];
+  expect(x.sizes.size() == 3 && is_product(x.sizes[1], height, width) && x.sizes[2] > 0, "x", x.sizes,
+         "[batch, height*width, channels]");
+  expect(scale.sizes.size() == 1 && scale.sizes[0] > 0 && scale.sizes[0] % (2 * kPackedOutputs) == 0, "expand_scale",
+         scale.sizes, "[hidden] with a multiple of 32");
+  moebius::Int8FeedForward f{};
+  f.batch = x.sizes[0], f.height = height, f.width = width, f.channels = x.sizes[2], f.hidden = scale.sizes[0];
+  f.x = x.data;
+  f.quantiser = quantiser(call, 1, "x", f.channels);
+  f.expand = product(call, 3, "expand", f.channels, f.hidden, true, false);
+  f.depthwise = call.input(6, "depthwise", {f.hidden, 1, 3, 3});
+  f.depthwise_bias = call.input(7, "depthwise_bias", {f.hidden});
+  f.gated = quantiser(call, 8, "gated", f.hidden / 2);
+  f.project = product(call, 10, "project", f.hidden / 2, f.channels, true, false);
+  f.y = call.output(x.sizes);
+  return f;
+}
+
+// Nine of a block's inputs: gain, shift, depthwise, its bias, quantiser, product.
+inline moebius::Int8Separable int8_separable(const Call& call, size_t first, const std::string& name, int64_t inputs,
+                                             int64_t outputs) {
+  moebius::Int8Separable s{};
+  s.gain = call.input(first, (name + "_gain").c_str(), {inputs});
+  s.shift = call.input(first + 1, (name + "_shift").c_str(), {inputs});
+  s.depthwise = call.input(first + 2, (name + "_depthwise").c_str(), {inputs, 1, 3, 3});
+  s.depthwise_bias = call.input(first + 3, (name + "_depthwise_bias").c_str(), {inputs});
+  s.quantiser = quantiser(call, first + 4, name, inputs);
+  s.product = product(call, first + 6, name + "_pointwise", inputs, outputs, false, true);
+  return s;
+}
+
+inline moebius::Int8ResidualBlock int8_residual_block_of(const Attributes& attributes, const Call& call, bool projected) {
+  moebius::Int8ResidualBlock f{};
+  read_block(f, attributes, call, projected);
+  f.first = int8_separable(call, 2, "first", f.inputs, f.outputs);
+  f.second = int8_separable(call, 11, "second", f.outputs, f.outputs);
+  if (projected) {
+    f.shortcut_quantiser = quantiser(call, 20, "shortcut", f.inputs);
+    f.shortcut = product(call, 22, "shortcut", f.inputs, f.outputs, false, true);
+  }
+  f.y = call.output({f.batch, f.outputs, f.height, f.width});
+  return f;
+}
+
+// Stride 2, or behind an enlargement by 2: then the four places of a result have weights of their own.
+inline moebius::Int8Convolution int8_convolution_of(const Call& call, bool enlarged) {
+  const Tensor x = call.input(0), scale = call.input(4);
+  expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,
+         "[batch, inputs, height, width]");
+  const size_t rank = enlarged ? 2 : 1;
+  expect(scale.sizes.size() == rank && scale.sizes.back() > 0 && (!enlarged || scale.sizes[0] == 4), "weight_scale",
+         scale.sizes, enlarged ? "[4, outputs]" : "[outputs]");
+  moebius::Int8Convolution f{};
+  f.batch = x.sizes[0], f.inputs = x.sizes[1], f.height = x.sizes[2], f.width = x.sizes[3];
+  f.outputs = scale.sizes.back();
+  expect_fours(f.inputs, "weight's input channels");
+  f.x = x.data;
+  f.quantiser = quantiser(call, 1, "x", f.inputs);
+  const Sizes sizes = enlarged ? Sizes{4, f.outputs, 2, 2, f.inputs} : Sizes{f.outputs, 3, 3, f.inputs};
+  f.product = {call.bytes(3, "weight", sizes), call.input(4, "weight_scale", scale.sizes),
+               call.input(5, "weight_offset", scale.sizes)};
+  f.y = call.output(enlarged ? Sizes{f.batch, f.outputs, 2 * f.height, 2 * f.width}
+                             : Sizes{f.batch, f.outputs, (f.height + 1) / 2, (f.width + 1) / 2});
+  return f;
+}
+
+}  // namespace

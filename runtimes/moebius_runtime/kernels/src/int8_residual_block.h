@@ -1,0 +1,179 @@
+// The residual block with its products in bytes: see residual_block.h, whose order of work this keeps. Pictures by channel are the
+// panels of the products, weights the rows.
+#pragma once
+
+#include "group_norm.h"
+#include "int8_linear.h"
+#include "planes.h"
+
+namespace MOEBIUS_VARIANT {
+
+// Pictures as panels of bytes: [panels][depth / 4][kWide][4].
+struct BytePanels {
+  std::uint8_t* at;
+  long depth;
+
+  const std::uint8_t* panel(long p) const { return at + p * depth * kWide; }
+};
+
+// Four channels of a picture of n pixels on their way into panels, which lie too far apart for a cache to hold a place in
+// each: the channels are put together here, in order, and go into the panels once.
+class FourChannels {
+ public:
+  explicit FourChannels(long n) : n_(n), row_(n + kWide) {}
+
+  // Values of `count` pixels in channel c.
+  void write(long c, long pixel, ivec values, int count) const {
+    float* to = row_ + pixel;
+    const int shift = int(c % 4) * 8;
+    values <<= shift;
+    if (shift) values |= load_bytes(to);
+    std::memcpy(to, &values, count * sizeof(int));
+  }
+
+  // After channel c, the last of its four.
+  void flush(long c, const BytePanels& panels) const {
+    for (long pixel = 0; pixel < n_; pixel += kWide)
+      std::memcpy(panels.at + (pixel / kWide * panels.depth + c / 4 * 4) * kWide, row_ + pixel, 4 * kWide);
+  }
+
+ private:
+  long n_;
+  moebius::Scratch row_;
+};
+
+// relu(depthwise(silu(norm(x)))) as bytes in panels, and silu(norm(x)) itself where `active` is asked for.
+inline void normal_to_bytes(const float* x, long channels, const Plane& plane, long groups, float epsilon,
+                            const moebius::Int8Separable& s, const BytePanels& panels, float* active,
+                            const moebius::Threads& threads) {
+  const long n = plane.height * plane.width;
+  moebius::Scratch factors(2 * channels);
+  group_norm(x, channels, n, groups, s.gain, s.shift, epsilon, factors, threads);
+  constexpr long kChannels = 8;  // in a task
+  threads.each((channels + kChannels - 1) / kChannels, [&](long task) {
+    moebius::Scratch padded(plane.size()), row(n);
+    const FourChannels four(n);
+    plane.clear_border(padded);
+    const long last = (task + 1) * kChannels < channels ? (task + 1) * kChannels : channels;
+    for (long c = task * kChannels; c < last; ++c) {
+      const vec scale = splat(factors[c]), offset = splat(factors[channels + c]);
+      float* to = active == nullptr ? static_cast<float*>(row) : active + c * n;
+      for (long i = 0; i < n; i += kLanes) {
+        const int lanes = int(n - i < kLanes ? n - i : kLanes);
+        store(to + i, silu(load(x + c * n + i, lanes) * scale + offset), lanes);
+      }
+      plane.write(padded, 0, to, n);
+      const vec inverse = splat(s.quantiser.inverse[c]), zero = splat(s.quantiser.zero[c]);
+      plane.convolve(padded, s.depthwise + c * 9, s.depthwise_bias[c], [&](long pixel, vec value, int lanes) {
+        four.write(c, pixel, quantise(relu(value), inverse, zero), lanes);
+      });
+      if (c % 4 == 3) four.flush(c, panels);
+    }
+  });
+}
+
+inline void picture_to_bytes(const float* x, long channels, long n, const moebius::Quantiser& q, const BytePanels& to,
+                             const moebius::Threads& threads) {
+  threads.each(channels / 4, [&](long group) {
+    const FourChannels four(n);
+    for (long c = group * 4; c < group * 4 + 4; ++c) {
+      const vec inverse = splat(q.inverse[c]), zero = splat(q.zero[c]);
+      for (long i = 0; i < n; i += kLanes) {
+        const int lanes = int(n - i < kLanes ? n - i : kLanes);
+        four.write(c, i, quantise(load(x + c * n + i, lanes), inverse, zero), lanes);
+      }
+    }
+    four.flush(group * 4, to);
+  });
+}
+
+// The outputs [row, row + R) of panel p.
+template <int R>
+inline void multiply_panel(Sums<R>& sums, const moebius::Int8Product& product, long row, const BytePanels& panels, long p) {
+  const std::uint8_t* panel = panels.panel(p);
+  multiply8<true, R>(sums, product.weight + row * panels.depth, panels.depth, panel, panel + 4 * kLanes, 4 * kWide,
+                     panels.depth);
+}
+
+inline void int8_residual_block(const moebius::Int8ResidualBlock& f, const moebius::Threads& threads) {
+  const Plane plane{f.height, f.width};
+  const long n = f.height * f.width, count = panels(n);
+  const bool projected = f.shortcut.weight != nullptr;
+  Bytes first_bytes(count * f.inputs * kWide), second_bytes(count * f.outputs * kWide);
+  Bytes raw_bytes(projected ? count * f.inputs * kWide : 0);
+  const BytePanels first{first_bytes, f.inputs}, second{second_bytes, f.outputs}, raw{raw_bytes, f.inputs};
+  moebius::Scratch first_active(projected ? 0 : f.inputs * n), middle(f.outputs * n), second_active(f.outputs * n);
+  for (long b = 0; b < f.batch; ++b) {
+    const float* x = f.x + b * f.inputs * n;
+    const float* time = f.time + (f.time_rows == 1 ? 0 : b) * f.outputs;
+    float* y = f.y + b * f.outputs * n;
+    normal_to_bytes(x, f.inputs, plane, f.groups, f.epsilon, f.first, first,
+                    projected ? nullptr : static_cast<float*>(first_active), threads);
+    each_tile(threads, f.outputs, count, f.inputs / 4, [&](auto rows, long row, long p) {
+      constexpr int R = decltype(rows)::value;
+      const moebius::Int8Product& product = f.first.product;
+      const long start = row * n + p * kWide;
+      fetch<R, 1>(middle + start, n);
+      if (!projected) fetch<R, 0>(first_active + start, n);
+      Sums<R> sums = {};
+      multiply_panel<R>(sums, product, row, first, p);
+      each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {
+        vec value = as_floats(sums[i][j]) * splat(product.scale[row + i]) + splat(product.offset[row + i] + time[row + i]);
+        if (!projected) value += load(first_active + (row + i) * n + pixel);
+        store(middle + (row + i) * n + pixel, value, lanes);
+      });
+    });
+    normal_to_bytes(middle, f.outputs, plane, f.groups, f.epsilon, f.second, second, second_active, threads);
+    if (projected) picture_to_bytes(x, f.inputs, n, f.shortcut_quantiser, raw, threads);
+    each_tile(threads, f.outputs, count, (f.outputs + (projected ? f.inputs : 0)) / 4, [&](auto rows, long row, long p) {
+      constexpr int R = decltype(rows)::value;
+      const moebius::Int8Product& product = f.second.product;
+      const long start = row * n + p * kWide;
+      fetch<R, 1>(y + start, n);
+      fetch<R, 0>(second_active + start, n);
+      if (!projected) fetch<R, 0>(x + start, n);
+      Sums<R> sums = {}, skip = {};
+      multiply_panel<R>(sums, product, row, second, p);
+      if (projected) multiply_panel<R>(skip, f.shortcut, row, raw, p);
+      each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {
+        const long at = (row + i) * n + pixel;
+        vec value = as_floats(sums[i][j]) * splat(product.scale[row + i]) + splat(product.offset[row + i]);
+        value += load(second_active + at);
+        value += projected ? as_floats(skip[i][j]) * splat(f.shortcut.scale[row + i]) + splat(f.shortcut.offset[row + i])
+                           : load(x + at, lanes);
+        store(y + at, value, lanes);
+      });
+    });
+  }
+}
+
+// Tokens to a picture by channel: y [batch, outputs, n].
+inline void int8_linear_to_picture(const moebius::Int8Linear& f, const moebius::Threads& threads) {
+  const long n = f.tokens / f.batch, count = panels(n), k = f.inputs;
+  Bytes packed(f.batch * count * k * kWide);
+  threads.each(f.batch * count, [&](long task) {
+    const long b = task / count, first = task % count * kWide, tokens = n - first < kWide ? n - first : kWide;
+    Bytes rows(tokens * k);
+    quantise_tokens(f.x + (b * n + first) * k, tokens, k, f.quantiser, rows);
+    std::uint8_t* to = packed + task * k * kWide;
+    for (long c = 0; c < k; c += 64)  // 64 channels: a cache line of a token
+      for (long t = 0; t < tokens; ++t)
+        for (long i = c; i < c + 64 && i < k; i += 4) std::memcpy(to + i * kWide + t * 4, rows + t * k + i, 4);
+  });
+  for (long b = 0; b < f.batch; ++b) {
+    const BytePanels panels_of{packed + b * count * k * kWide, k};
+    float* y = f.y + b * f.outputs * n;
+    each_tile(threads, f.outputs, count, k / 4, [&](auto rows, long row, long p) {
+      constexpr int R = decltype(rows)::value;
+      fetch<R, 1>(y + row * n + p * kWide, n);
+      Sums<R> sums = {};
+      multiply_panel<R>(sums, f.product, row, panels_of, p);
+      each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {
+        store(y + (row + i) * n + pixel, as_floats(sums[i][j]) * splat(f.product.scale[row + i]) + splat(f.product.offset[row + i]),
+              lanes);
+      });
+    });
+  }
+}
+
+}  // namespace MOEBIUS_VARIANT
