@@ -1,4 +1,4 @@
-"""INT8 plans of a bundle, for TensorRT: calibrated on trajectories, searched, and judged by whole pictures."""
+"""INT8 plans of a bundle: calibrated on trajectories, searched, and judged by whole pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from moebius_calibration.search import Found, Search
 from moebius_calibration.simulate import Switched
 from moebius_calibration.statistics import Statistics
 from moebius_export.precision.choose import module_path
-from moebius_export.precision.graph import Opened, opened
 from moebius_export.precision.measure import Say
 from moebius_export.precision.plan import read_plan as read_precision_plan
 from moebius_export.precision.sessions import ChangedBackend
@@ -85,7 +84,7 @@ class Calibrator:
 
     def __init__(self, bundle: Bundle, options: Int8Options, say: Say) -> None:
         self.bundle, self.options, self._say = bundle, options, say
-        self.works = {name: work_of(bundle, name) for name in bundle.manifest.graphs}
+        self.works = {name: work_of(bundle, name, options.target) for name in graphs_of(bundle, options.target)}
         self.psnr: float | None = None
 
     def run(self) -> dict[GraphName, Int8Plan]:
@@ -107,7 +106,7 @@ class Calibrator:
         if "unet_conditional" in self.works:
             alone = self._collect(["unet_conditional"], scenes[: max(1, len(scenes) // 4)], guided=False)
             plans["unet_conditional"] = self._conditional(alone["unet_conditional"], plans["unet"])
-        return {name: plans[name] for name in self.bundle.manifest.graphs}
+        return {name: plans[name] for name in self.works}
 
     def _held_out(self) -> Scene:
         """A picture that is not calibrated on: the next one given, or drawn."""
@@ -132,18 +131,15 @@ class Calibrator:
 
     def _graph(self, name: GraphName, statistics: Statistics) -> _Graph:
         work, options = self.works[name], self.options
-        work.fix(statistics, options.target, any_gain=options.any_gain)
+        work.fix(statistics, any_gain=options.any_gain)
         judge = work.judge(statistics, options.samples)
-        symmetric = options.target == "tensorrt"
-        chosen = best_scheme(work, statistics, judge, options.observer, symmetric=symmetric, say=self._say)
+        chosen = best_scheme(work, statistics, judge, options.observer, self._say)
         session = work.switched(chosen.scheme)
 
         def say(what: str, done: int, total: int) -> None:
             self._say(f"{name}: {what}", done, total)
 
-        search, layers = search_of(
-            work, judge, session, options.target, options.evaluations, any_gain=options.any_gain, say=say
-        )
+        search, layers = search_of(work, judge, session, options.evaluations, any_gain=options.any_gain, say=say)
         return _Graph(work, statistics, chosen, session, search, layers, search.choose(options.error))
 
     def _by_pictures(self, graphs: Mapping[GraphName, _Graph], scene: Scene) -> None:
@@ -188,43 +184,47 @@ class Calibrator:
 
     def _plan(self, graph: _Graph) -> Int8Plan:
         work, found, options = graph.work, graph.found, self.options
-        on = set(self._nodes(graph))
+        products = set(self._nodes(graph))
+        on = work.nodes(products)
         reasons = dict(work.fixed)
-        for layer, products in graph.layers.items():
-            for product in products:
-                if product.node not in on:
-                    reasons[product.node] = found.reasons[layer]
-        front = [
-            point.model_copy(update={"psnr": self.psnr}) if point.layers == len(found.layers) and on else point
-            for point in found.front
-        ]
+        for layer, group in graph.layers.items():
+            for node in work.nodes({product.node for product in group}) - on:
+                reasons[node] = found.reasons[layer]
         errors = {"all": graph.chosen.error, "plan": found.error, "budget": options.error}
         errors |= {f"all, {what}": error for what, error in graph.chosen.tried.items()}
-        share = sum(work.products[name].gmac for name in on) / max(sum(p.gmac for p in work.products.values()), 1e-12)
+        share = sum(work.products[name].gmac for name in products) / max(
+            sum(p.gmac for p in work.products.values()), 1e-12
+        )
         verdict = (
-            f"{len(on)} of {len(work.products)} products in INT8, {share:.0%} of the GMAC, {found.gain:.3g} us less by "
+            f"{len(on)} of {len(work.groups)} nodes in INT8, {share:.0%} of the GMAC, {found.gain:.3g} us less by "
             "the cost model"
             if on
             else "INT8 does not win here: no layer is both faster by the cost model and within the budget; this part "
             "stays in float"
         )
         plan = self._bare(work, graph.statistics, graph.chosen.observer, graph.chosen.scheme, on, reasons)
-        return plan.model_copy(update={"errors": errors, "trials": found.trials, "front": front, "verdict": verdict})
+        return plan.model_copy(
+            update={
+                "errors": errors,
+                "trials": found.trials,
+                "front": found.front,
+                "psnr": self.psnr if on else None,
+                "verdict": verdict,
+            }
+        )
 
     def _conditional(self, statistics: Statistics, guided: Int8Plan) -> Int8Plan:
         """The same products as in the guided graph, with ranges of its own."""
         work, options = self.works["unet_conditional"], self.options
-        work.fix(statistics, options.target, any_gain=options.any_gain)
+        work.fix(statistics, any_gain=options.any_gain)
         on_there = {_key(name) for name in guided.chosen}
-        on = {name for name in work.open if _key(name) in on_there}
-        reasons = {name: work.fixed.get(name, "as in the guided graph") for name in work.products if name not in on}
+        on = {name for name in work.groups if name not in work.fixed and _key(name) in on_there}
+        reasons = {name: work.fixed.get(name, "as in the guided graph") for name in work.groups if name not in on}
         judge = work.judge(statistics, options.samples)
-        chosen = best_scheme(
-            work, statistics, judge, guided.observer, symmetric=options.target == "tensorrt", say=self._say
-        )
-        error = judge.error(work.switched(chosen.scheme), on)
+        chosen = best_scheme(work, statistics, judge, guided.observer, self._say)
+        error = judge.error(work.switched(chosen.scheme), [one.node for name in on for one in work.groups[name]])
         plan = self._bare(work, statistics, guided.observer, chosen.scheme, on, reasons)
-        verdict = f"{len(on)} of {len(work.products)} products in INT8, as when guided" if on else guided.verdict
+        verdict = f"{len(on)} of {len(work.groups)} nodes in INT8, as when guided" if on else guided.verdict
         return plan.model_copy(update={"errors": {"all": chosen.error, "plan": error}, "verdict": verdict})
 
     def _bare(
@@ -248,7 +248,6 @@ class Calibrator:
         return plan_of(
             self.bundle,
             work,
-            options.target,
             observer=observer,
             calibration=calibration,
             scheme=scheme,
@@ -260,7 +259,6 @@ class Calibrator:
 def plan_of(
     bundle: Bundle,
     work: GraphWork,
-    target: Target,
     *,
     observer: Observer,
     calibration: Calibration,
@@ -269,18 +267,21 @@ def plan_of(
     reasons: Mapping[str, str],
 ) -> Int8Plan:
     """A plan that is bound to the graph's float32 files, without the search's tables."""
+    open_there = {name: source for name, source in work.aliases.items() if source in scheme.ranges}
+    ranges = scheme.ranges | {name: scheme.ranges[source] for name, source in open_there.items()}
+    smooth = scheme.smooth | {n: scheme.smooth[source] for n, source in open_there.items() if source in scheme.smooth}
     files, file = bundle.manifest.files, bundle.graph(work.name).files["fp32"]
     return Int8Plan(
-        target=target,
+        target=work.target,
         graph=work.name,
         graph_sha256=files[file.model].sha256,
         weights_sha256=files[file.weights].sha256 if file.weights else None,
         observer=observer,
         calibration=calibration,
-        nodes={name: "int8" if name in on else "float" for name in work.products},
-        reasons={name: reasons[name] for name in work.products if name not in on},
-        ranges={name: [float(f"{end:.6g}") for end in ends] for name, ends in scheme.ranges.items()},
-        smooth={name: [float(f"{x:.5g}") for x in factors] for name, factors in scheme.smooth.items()},
+        nodes={name: "int8" if name in on else "float" for name in work.groups},
+        reasons={name: reasons[name] for name in work.groups if name not in on},
+        ranges={name: [float(f"{end:.6g}") for end in ends] for name, ends in ranges.items()},
+        smooth={name: [float(f"{x:.5g}") for x in factors] for name, factors in smooth.items()},
         shifts={name: [float(f"{x:.5g}") for x in shift] for name, shift in scheme.shifts.items() if name in on},
     )
 
@@ -295,12 +296,17 @@ def scheme_from(plan: Int8Plan) -> Scheme:
     )
 
 
-def work_of(bundle: Bundle, name: GraphName) -> GraphWork:
+def graphs_of(bundle: Bundle, target: Target) -> list[GraphName]:
+    """Graphs that get an INT8 file: all for TensorRT, on the CPU the U-Net, whose layers have operators in bytes."""
+    return [name for name in bundle.manifest.graphs if target == "tensorrt" or name.startswith("unet")]
+
+
+def work_of(bundle: Bundle, name: GraphName, target: Target) -> GraphWork:
     """A graph of a bundle, opened as its fp16 plan opens it, if it has one: with the functions that this keeps."""
     path = bundle.model_file(name)
     file = bundle.graph(name).files.get("fp16")
     keep = read_precision_plan(bundle.path / file.plan).keep if file is not None and file.plan is not None else ()
-    return GraphWork.of(name, path, Opened(opened(path, keep)))
+    return GraphWork.of(name, path, target, keep)
 
 
 def _key(name: str) -> str:

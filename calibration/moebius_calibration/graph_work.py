@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import onnx
 
 from moebius_calibration.gain import RATES, gain_of
+from moebius_calibration.ort_cpu import Candidate, candidates
 from moebius_calibration.plan import Observer, Target
-from moebius_calibration.products import Product, constant_values, products_of
+from moebius_calibration.products import Product, constant_values, products_of, source_of
 from moebius_calibration.scheme import Scheme, constant_activations, scheme_of, with_shifts, with_smoothing
 from moebius_calibration.search import Judge, Search, layers_of
 from moebius_calibration.simulate import Switched
 from moebius_calibration.statistics import Statistics
-from moebius_export.precision.graph import Opened
+from moebius_export.precision.graph import Opened, opened
 from moebius_export.precision.measure import Say
 from moebius_export.precision.sessions import session_of
 from moebius_runtime.manifest import GraphName
@@ -28,35 +30,85 @@ ALPHAS = (0.5, 0.8)
 
 @dataclass
 class GraphWork:
-    """What is known of a graph. `fixed`: products that stay in float, and why; `open`: those that may be in INT8."""
+    """What is known of a graph.
+
+    Attributes:
+        name, path, graph: its float32 file, opened.
+        target: whose form it is to get.
+        groups: what a plan has a choice for, by node: the products that go with it.
+        weights: numbers of the products' weights, by the name of the value.
+        fixed: nodes that stay in float, and why.
+        aliases: names that the target's form has for activations -> the value that the range is measured on.
+    """
 
     name: GraphName
     path: Path
     graph: Opened
-    products: dict[str, Product]
+    target: Target
+    groups: dict[str, list[Product]]
+    weights: dict[str, np.ndarray]
     fixed: dict[str, str] = field(default_factory=dict)
-    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: GraphName, path: Path, graph: Opened) -> GraphWork:
-        """The graph of a float32 file, opened; its weights are mapped, not loaded."""
+    def of(cls, name: GraphName, path: Path, target: Target, keep: Collection[str] = ()) -> GraphWork:
+        """The graph of a float32 file; its weights are mapped, not loaded.
+
+        `keep`: functions that stay functions, as the fp16 plan has it; for TensorRT alone.
+        """
+        graph = Opened(opened(path, keep if target == "tensorrt" else ()))
         products = products_of(graph)
-        wanted = [p.weight.value for p in products.values() if p.weight is not None]
-        return cls(name, path, graph, products, {}, constant_values(graph, path.parent, list(dict.fromkeys(wanted))))
+        groups = {node: [product] for node, product in products.items()}
+        fixed: dict[str, str] = {}
+        aliases: dict[str, str] = {}
+        if target == "ort-cpu":
+            found, fixed = candidates(onnx.load(str(path), load_external_data=False))
+            groups = {node: _products_of(candidate, products, graph) for node, candidate in found.items()}
+            fixed |= {
+                node: "its products are not among those of the inlined graph" for node in groups if not groups[node]
+            }
+            groups |= {node: [] for node in fixed}
+            aliases = {
+                value: source_of(graph, value) for candidate in found.values() for value in candidate.activations
+            }
+        own = [product for group in groups.values() for product in group]
+        wanted = list(dict.fromkeys(product.weight.value for product in own if product.weight is not None))
+        weights = constant_values(graph, path.parent, wanted)
+        return cls(name, path, graph, target, groups, weights, fixed, aliases)
+
+    @property
+    def products(self) -> dict[str, Product]:
+        """All products that a choice is about."""
+        return {product.node: product for group in self.groups.values() for product in group}
 
     @property
     def open(self) -> dict[str, Product]:
         """Products that may be in INT8."""
-        return {name: product for name, product in self.products.items() if name not in self.fixed}
+        return {
+            product.node: product for node, group in self.groups.items() if node not in self.fixed for product in group
+        }
 
-    def fix(self, statistics: Statistics, target: Target, *, any_gain: bool = False) -> None:
-        """Finds out which products cannot be in INT8, or would be no faster, whatever the error."""
-        for name, value in constant_activations(statistics, self.products).items():
-            self.fixed[name] = f"constant: {value} had one value in every picture, which gives no range"
-        for name, product in self.products.items():
-            gain = gain_of([product], RATES[target])
+    @property
+    def symmetric(self) -> bool:
+        """Whether the target's activations are."""
+        return self.target == "tensorrt"
+
+    def nodes(self, products: Collection[str]) -> set[str]:
+        """The nodes whose products these are."""
+        return {
+            node for node, group in self.groups.items() if group and all(product.node in products for product in group)
+        }
+
+    def fix(self, statistics: Statistics, *, any_gain: bool = False) -> None:
+        """Finds out which nodes cannot be in INT8, or would be no faster, whatever the error."""
+        flat = constant_activations(statistics, self.products)
+        for node, group in self.groups.items():
+            if constant := [flat[product.node] for product in group if product.node in flat]:
+                what = f"constant: {constant[0]} had one value in every picture, which gives no range"
+                self.fixed.setdefault(node, what)
+            gain = gain_of(group, RATES[self.target])
             if gain <= 0 and not any_gain:
-                self.fixed.setdefault(name, f"no gain: INT8 would take {-gain:.3g} us more by the cost model")
+                self.fixed.setdefault(node, f"no gain: INT8 would take {-gain:.3g} us more by the cost model")
 
     def judge(self, statistics: Statistics, samples: int) -> Judge:
         """Of this graph, on runs of the calibration."""
@@ -83,8 +135,6 @@ def best_scheme(
     statistics: Statistics,
     judge: Judge,
     observer: Observer | None,
-    *,
-    symmetric: bool,
     say: Say,
 ) -> Chosen:
     """Tries observers, then SmoothQuant, then bias correction, each on top of the best before.
@@ -94,7 +144,6 @@ def best_scheme(
         statistics: of it.
         judge: of it.
         observer: the only one to try; None tries all.
-        symmetric: as the target has it.
         say: told each trial.
     """
     tried: dict[str, float] = {}
@@ -106,7 +155,7 @@ def best_scheme(
 
     best: Chosen | None = None
     for name in OBSERVERS if observer is None else (observer,):
-        scheme = scheme_of(statistics, work.open, name, symmetric=symmetric)
+        scheme = scheme_of(statistics, work.open, name, symmetric=work.symmetric)
         found = error(name, scheme)
         if best is None or found < best.error:
             best = Chosen(name, scheme, found, tried)
@@ -116,6 +165,8 @@ def best_scheme(
         scheme = with_smoothing(plain, statistics, work.open, work.weights, alpha)
         if scheme.smooth.keys() != plain.smooth.keys() and (found := error(f"smooth {alpha:g}", scheme)) < best.error:
             best = Chosen(best.observer, scheme, found, tried)
+    if not work.symmetric:  # the CPU's operators have no place for shifts
+        return best
     scheme = with_shifts(best.scheme, statistics, work.open, work.weights)
     if scheme.shifts and (found := error("bias correction", scheme)) < best.error:
         best = Chosen(best.observer, scheme, found, tried)
@@ -123,10 +174,21 @@ def best_scheme(
 
 
 def search_of(
-    work: GraphWork, judge: Judge, session: Switched, target: Target, most: int, *, any_gain: bool, say: Say
+    work: GraphWork, judge: Judge, session: Switched, most: int, *, any_gain: bool, say: Say
 ) -> tuple[Search, Mapping[str, list[Product]]]:
     """The search over a graph's layers, each tried alone; `most` as `search.layers_of`, `any_gain` as `Search`."""
-    layers = layers_of(work.open, most)
-    search = Search(judge, session, layers, RATES[target], say, any_gain=any_gain)
+    layers = layers_of({n: g for n, g in work.groups.items() if n not in work.fixed}, most, work.target)
+    search = Search(judge, session, layers, RATES[work.target], say, any_gain=any_gain)
     search.trials()
     return search, layers
+
+
+def _products_of(candidate: Candidate, products: Mapping[str, Product], graph: Opened) -> list[Product]:
+    """The products that become bytes with a node of the CPU's form: of its weights, or of what is made of them."""
+    found = []
+    for name, product in products.items():
+        if product.weight is None or not (name == candidate.node or name.startswith(f"{candidate.node}/")):
+            continue
+        if product.weight.value in candidate.weights or product.weight.value not in graph.stored:
+            found.append(product)
+    return found

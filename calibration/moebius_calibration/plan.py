@@ -61,7 +61,6 @@ class Point(StrictModel):
     error: _Size
     gain: float
     share: Annotated[float, Field(ge=0, le=1)]
-    psnr: float | None = None  # inside the mask, in dB, over whole pictures; measured for the set that is kept
 
 
 class Int8Plan(StrictModel):
@@ -82,7 +81,8 @@ class Int8Plan(StrictModel):
         calibration: what they were measured on.
         errors: relative L2 errors of the graph's output: `all` (all candidates), `plan`, `budget`.
         trials, front: of the search.
-        verdict: in words, where INT8 does not win.
+        psnr: dB inside the mask of a whole picture, with all graphs as planned, against float32; of the guided run.
+        verdict: what came of it, in words.
     """
 
     schema_version: Literal[1] = 1
@@ -101,6 +101,7 @@ class Int8Plan(StrictModel):
     errors: dict[ShortText, _Size] = Field(default_factory=dict)
     trials: list[Trial] = Field(default_factory=list)
     front: list[Point] = Field(default_factory=list)
+    psnr: float | None = None
     verdict: ShortText = ""
 
     @model_validator(mode="after")
@@ -137,8 +138,8 @@ class Int8Plan(StrictModel):
             )
 
 
-def write_plan(plan: Int8Plan, path: Path) -> None:
-    """Writes a plan, an entry per line, whole or not at all."""
+def plan_bytes(plan: Int8Plan) -> bytes:
+    """The plan as JSON, an entry per line."""
     content = plan.model_dump(mode="json", exclude_defaults=True) | {"schema_version": plan.schema_version}
     lines = []
     for key, value in content.items():
@@ -149,8 +150,13 @@ def write_plan(plan: Int8Plan, path: Path) -> None:
             lines.append(f" {json.dumps(key)}: [\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]")
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def write_plan(plan: Int8Plan, path: Path) -> None:
+    """Writes a plan, whole or not at all."""
     with atomic_write(path) as stream:
-        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        stream.write(plan_bytes(plan))
 
 
 def read_plan(path: Path) -> Int8Plan:

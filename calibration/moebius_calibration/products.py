@@ -16,7 +16,7 @@ from moebius_export.precision.sessions import session_of
 
 Array = np.ndarray
 
-OPERATORS = ("Conv", "MatMul")
+OPERATORS = ("Conv", "MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -139,16 +139,21 @@ def _operand(graph: Opened, node: onnx.NodeProto, index: int, shapes: Mapping[st
     rank = len(shapes.get(value, ()))
     if value in graph.constant:
         if node.op_type == "Conv":
-            axis: int | None = 0
-        else:
-            axis = (1 if index == 1 else 0) if rank == 2 else None
-        return Operand(index, value, True, value, axis)
-    other = node.input[1 - index]
+            return Operand(index, value, True, value, 0)
+        return Operand(index, value, True, value, 1 - _summed(node, index, rank) if rank == 2 else None)
     if node.op_type == "Conv":
         return Operand(index, value, False, source_of(graph, value), 1, _halves(graph, node, shapes))
+    other = node.input[1 - index]
     meets = other in graph.constant and len(shapes.get(other, ())) == 2
-    axis = (rank - 1 if index == 0 else rank - 2) if meets else None
-    return Operand(index, value, False, source_of(graph, value), axis)
+    return Operand(index, value, False, source_of(graph, value), _summed(node, index, rank) if meets else None)
+
+
+def _summed(node: onnx.NodeProto, index: int, rank: int) -> int:
+    """The axis of an operand that a matrix product sums over."""
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    turned = bool(attributes.get("transB" if index == 1 else "transA", 0))
+    last = (index == 0) != turned
+    return rank - 1 if last else rank - 2
 
 
 def _halves(graph: Opened, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, int], ...]:

@@ -12,6 +12,7 @@ from moebius_calibration.observers import range_of
 from moebius_calibration.plan import Observer
 from moebius_calibration.products import Operand, Product
 from moebius_calibration.statistics import Statistics
+from moebius_export.errors import ExportError
 
 Array = np.ndarray
 Range = tuple[float, float]
@@ -54,7 +55,10 @@ def summed_axis(product: Product) -> int:
     """The axis of the weight that a product sums over: its inputs."""
     if product.op_type == "Conv":
         return 1
-    return 0 if product.weight is not None and product.weight.index == 1 else 1
+    axis = product.weight.axis if product.weight is not None else None
+    if axis is None:
+        raise ExportError(f"{product.node} multiplies by no stored matrix, so it cannot be smoothed; this is a bug")
+    return 1 - axis
 
 
 def scheme_of(
@@ -104,7 +108,7 @@ def with_smoothing(
             readers.setdefault(operand.source, []).append((product, operand))
     smooth, ranges = dict(scheme.smooth), dict(scheme.ranges)
     for source, pairs in readers.items():
-        if any(product.op_type != "MatMul" or operand.axis is None for product, operand in pairs):
+        if any(product.op_type == "Conv" or operand.axis is None for product, operand in pairs):
             continue
         sizes = {len(statistics.channels[operand.value].largest) for _, operand in pairs}
         if len(sizes) != 1:
@@ -157,6 +161,6 @@ def with_shifts(
             per_group = mean.reshape(groups, -1)
             added = np.einsum("goi,gi->go", by_input.reshape(groups, -1, by_input.shape[1]), per_group).reshape(-1)
         else:
-            added = mean @ error if product.weight.index == 1 else error @ mean
+            added = np.tensordot(error, mean, (summed_axis(product), 0))
         shifts[name] = (-added).astype(np.float32)
     return replace(scheme, shifts=shifts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moebius_calibration.gain import Rates, gain_of
-from moebius_calibration.plan import Point, Trial
+from moebius_calibration.plan import Point, Target, Trial
 from moebius_calibration.products import Product
 from moebius_calibration.simulate import Switched
 from moebius_export.errors import ExportError
@@ -162,12 +162,12 @@ class Search:
         ]
 
 
-def layers_of(products: Mapping[str, Product], most: int) -> dict[str, list[Product]]:
-    """Products one by one, or where they are more than `most` by what they belong to, shortcuts apart."""
-    if len(products) <= most:
-        return {name: [product] for name, product in products.items()}
+def layers_of(groups: Mapping[str, Sequence[Product]], most: int, target: Target) -> dict[str, list[Product]]:
+    """What is tried together: each node, or of more than `most` (TensorRT) those of a module, shortcuts apart."""
+    if target == "ort-cpu" or len(groups) <= most:
+        return {name: list(group) for name, group in groups.items()}
     found: dict[str, list[Product]] = {}
-    for name, product in products.items():
+    for name, group in groups.items():
         above = name.rpartition("/")[0] or name
-        found.setdefault(name if name.endswith("/skip") else above, []).append(product)
+        found.setdefault(name if name.endswith("/skip") else above, []).extend(group)
     return found

@@ -77,7 +77,9 @@ class _Quantising:
             raise ExportError(f"the typed graph has no node {min(missing)!r}; type the bundle again")
         self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
         self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-        self.shapes = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.output, *graph.value_info)}
+        self.shapes = {
+            v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.input, *graph.output, *graph.value_info)
+        }
         self.nodes: list[onnx.NodeProto] = []
         self.made: set[str] = set()
 
@@ -189,8 +191,7 @@ class _Quantising:
 
     def _smoothed(self, value: str, operand: Operand, factors: Array, kind: int) -> str:
         mark = f"{value}/{MARK}/smoothed{operand.axis}"
-        rank = operand.axis + (1 if operand.index == 0 else 2) if operand.axis is not None else 0
-        inverse = (1 / factors).reshape([-1 if index == operand.axis else 1 for index in range(rank)])
+        inverse = along(1 / factors, self.shapes[value], operand.axis)
         self._node("Mul", [value, self._store(f"{mark}/factors", inverse.astype(_TYPES[kind]))], mark)
         self.types[mark] = kind
         return mark

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import onnx
 
-from moebius_calibration.calibrate import scheme_from, work_of
+from moebius_calibration.calibrate import graphs_of, scheme_from, work_of
 from moebius_calibration.graph_work import GraphWork
-from moebius_calibration.plan import Int8Plan, read_plan, write_plan
+from moebius_calibration.int8_cpu_file import Placement, write_int8_cpu
+from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan, write_plan
 from moebius_calibration.tensorrt import quantised
 from moebius_export.errors import ExportError
 from moebius_export.placing import placed_whole
@@ -23,31 +24,32 @@ from moebius_runtime.bundle import Bundle
 from moebius_runtime.files import atomic_write
 from moebius_runtime.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
 
-PRECISION: Precision = "int8"
+PRECISION: Mapping[Target, Precision] = {"tensorrt": "int8", "ort-cpu": "int8_cpu"}
+_INT8: Precision = "int8"
 
 
-def plans_of(bundle: Bundle) -> dict[GraphName, Int8Plan]:
+def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
     """The INT8 plans that lie in a bundle, as they are now, edited or not.
 
     Raises:
         ExportError: there is none, one is no plan, or one is of another graph or other float32 files.
     """
     plans: dict[GraphName, Int8Plan] = {}
-    for name, info in bundle.manifest.graphs.items():
-        file = info.files.get(PRECISION)
+    for name in graphs_of(bundle, target):
+        file = bundle.graph(name).files.get(PRECISION[target])
         if file is None or file.plan is None:
             raise ExportError(
-                f"{bundle.path}: {name} has no INT8 plan; make one with `moebius-export int8 {bundle.path}`"
+                f"{bundle.path}: {name} has no INT8 plan; make one with `moebius-export int8 {bundle.path} --target {target}`"
             )
         path = bundle.path / file.plan
         if not path.resolve().is_relative_to(bundle.path.resolve()):
             raise ExportError(f"{path} is a link that leaves the bundle; put the plan itself there")
         plans[name] = read_plan(path)
-        check_belongs(bundle, name, plans[name], path)
+        check_belongs(bundle, name, target, plans[name], path)
     return plans
 
 
-def check_belongs(bundle: Bundle, name: GraphName, plan: Int8Plan, path: Path) -> None:
+def check_belongs(bundle: Bundle, name: GraphName, target: Target, plan: Int8Plan, path: Path) -> None:
     """Refuses a plan of another graph, target or other float32 files.
 
     Raises:
@@ -62,8 +64,8 @@ def check_belongs(bundle: Bundle, name: GraphName, plan: Int8Plan, path: Path) -
             f"{path}: it is a plan of {plan.graph} for the file {plan.graph_sha256[:16]}..., the bundle's {name} is "
             f"{expected[1][:16]}... Make it again, without --reapply."
         )
-    if plan.target != "tensorrt":
-        raise ExportError(f"{path}: it is a plan for {plan.target}; expected one for tensorrt")
+    if plan.target != target:
+        raise ExportError(f"{path}: it is a plan for {plan.target}; expected one for {target}")
 
 
 def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto:
@@ -78,7 +80,7 @@ def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto
         if node in work.products and not plan.weights_only
         for name in work.products[node].ranged
     ]
-    plan.check(work.products, needed)
+    plan.check(work.groups, needed)
     computes, stores = {}, {}
     if "fp16" in bundle.graph(work.name).files:
         precision = precision_plans_of(bundle, "fp16")[work.name]
@@ -89,7 +91,12 @@ def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto
 
 
 def write_int8(
-    bundle: Bundle, plans: Mapping[GraphName, Int8Plan], works: Mapping[GraphName, GraphWork] | None, say: Say
+    bundle: Bundle,
+    plans: Mapping[GraphName, Int8Plan],
+    works: Mapping[GraphName, GraphWork] | None,
+    say: Say,
+    *,
+    only: bool = False,
 ) -> Manifest:
     """Writes the INT8 files and their plans into the bundle, in place of older ones.
 
@@ -100,26 +107,29 @@ def write_int8(
         plans: one for each graph.
         works: the graphs, where they are open already.
         say: told each graph.
+        only: leave out the files of all other precisions, and engines, which were built from them. TensorRT only.
 
     Raises:
         ExportError: a plan does not fit its graph.
         OutputError: the bundle cannot be written.
     """
-    works = works or {name: work_of(bundle, name) for name in plans}
+    if any(plan.target == "ort-cpu" for plan in plans.values()):
+        return _write_cpu(bundle, plans, works, say)
+    works = works or {name: work_of(bundle, name, plan.target) for name, plan in plans.items()}
     with placed_whole(bundle.path) as folder:
-        files = linked(bundle, folder, PRECISION, False)
+        files = linked(bundle, folder, _INT8, only)
         infos = dict(bundle.manifest.graphs)
         groups: dict[Path, list[GraphName]] = {}
         for name in plans:
             groups.setdefault(Path(infos[name].files["fp32"].model).parent, []).append(name)
         for done, (group, names) in enumerate(groups.items()):
-            data = f"model_{PRECISION}.onnx.data"
+            data = f"model_{_INT8}.onnx.data"
             with weights_file(folder / group, data) as weights:
                 for name in names:
                     say(f"write {name}", done, len(groups))
                     stem = Path(infos[name].files["fp32"].model).stem
-                    model_path = f"{group}/{stem}_{PRECISION}.onnx"
-                    plan_path = f"{group}/{stem.replace('model', 'plan', 1)}_{PRECISION}.json"
+                    model_path = f"{group}/{stem}_{_INT8}.onnx"
+                    plan_path = f"{group}/{stem.replace('model', 'precision', 1)}_{_INT8}.json"
                     model = model_of(bundle, works[name], plans[name])
                     weights.add(model)
                     with atomic_write(folder / model_path) as stream:
@@ -127,8 +137,8 @@ def write_int8(
                     del model
                     write_plan(plans[name], folder / plan_path)
                     file = GraphFile(model=model_path, weights=f"{group}/{data}", plan=plan_path)
-                    kept = {key: other for key, other in infos[name].files.items() if key != PRECISION}
-                    infos[name] = infos[name].model_copy(update={"files": {**kept, PRECISION: file}})
+                    kept = {} if only else {key: other for key, other in infos[name].files.items() if key != _INT8}
+                    infos[name] = infos[name].model_copy(update={"files": {**kept, _INT8: file}})
                     for path in (model_path, plan_path):
                         files[path] = file_info(folder / path)
             files[f"{group}/{data}"] = file_info(folder / group / data)
@@ -136,3 +146,16 @@ def write_int8(
         manifest = Manifest.model_validate(manifest.model_dump())
         write_manifest(manifest, folder)
     return manifest
+
+
+def _write_cpu(
+    bundle: Bundle, plans: Mapping[GraphName, Int8Plan], works: Mapping[GraphName, GraphWork] | None, say: Say
+) -> Manifest:
+    """A graph without any node in INT8 gets no file: ONNX Runtime runs its float32 file."""
+    placements: dict[GraphName, Placement] = {}
+    for name, plan in plans.items():
+        work = works[name] if works else work_of(bundle, name, plan.target)
+        plan.check(work.groups, [])
+        scheme = scheme_from(plan)
+        placements[name] = Placement(frozenset(plan.chosen), scheme.ranges, scheme.smooth, plan_bytes(plan))
+    return write_int8_cpu(bundle, placements, lambda name: say(f"write {name}", 0, 0))

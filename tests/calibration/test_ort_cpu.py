@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("torch", reason="the bundle is a real export")
 import onnx
-from moebius_calibration.int8_cpu_file import Placement, int8_cpu_model, write_int8_cpu
-from moebius_calibration.ort_cpu import candidates
 from onnx import TensorProto, helper, numpy_helper
 
+from moebius_calibration.int8_cpu_file import Placement, int8_cpu_model, write_int8_cpu
+from moebius_calibration.ort_cpu import candidates
 from moebius_export.errors import ExportError
 from moebius_export.precision.graph import opened
 from moebius_export.precision.sessions import session_of
