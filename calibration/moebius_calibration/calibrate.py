@@ -217,8 +217,8 @@ class Calibrator:
         """The same products as in the guided graph, with ranges of its own."""
         work, options = self.works["unet_conditional"], self.options
         work.fix(statistics, any_gain=options.any_gain)
-        on_there = {_key(name) for name in guided.chosen}
-        on = {name for name in work.groups if name not in work.fixed and _key(name) in on_there}
+        on_there = {same_node(name) for name in guided.chosen}
+        on = {name for name in work.groups if name not in work.fixed and same_node(name) in on_there}
         reasons = {name: work.fixed.get(name, "as in the guided graph") for name in work.groups if name not in on}
         judge = work.judge(statistics, options.samples)
         chosen = best_scheme(work, statistics, judge, guided.observer, self._say)
@@ -309,6 +309,6 @@ def work_of(bundle: Bundle, name: GraphName, target: Target) -> GraphWork:
     return GraphWork.of(name, path, target, keep)
 
 
-def _key(name: str) -> str:
+def same_node(name: str) -> str:
     """What a node is called in the guided and in the conditional graph alike."""
     return f"{module_path(name)}/{name.partition('/')[2]}"

@@ -115,9 +115,9 @@ class GraphWork:
         plain = session_of(self.graph.model, self.path.parent)
         return Judge(statistics.samples(samples), lambda inputs: plain.run(None, dict(inputs))[0])
 
-    def switched(self, scheme: Scheme) -> Switched:
+    def switched(self, scheme: Scheme, weights_only: bool = False) -> Switched:
         """The session that simulates a scheme."""
-        return Switched(self.graph, self.path.parent, self.open, scheme, self.weights)
+        return Switched(self.graph, self.path.parent, self.open, scheme, self.weights, weights_only)
 
 
 @dataclass

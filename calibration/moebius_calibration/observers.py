@@ -141,6 +141,7 @@ def _mse_range(histogram: Histogram, low: float, high: float, symmetric: bool) -
 
 def _entropy_clip(histogram: Histogram) -> float:
     counts = _folded(histogram).astype(np.float64)
+    counts[0] = counts[1]  # exact zeros (a ReLU's) are right under any clip, and would outweigh all else
     filled = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 1
     width = 2 * histogram.reach / BINS
     best, found = np.inf, filled

@@ -39,7 +39,7 @@ def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
         file = bundle.graph(name).files.get(PRECISION[target])
         if file is None or file.plan is None:
             raise ExportError(
-                f"{bundle.path}: {name} has no INT8 plan; make one with `moebius-export int8 {bundle.path} --target {target}`"
+                f"{bundle.path}: {name} has no INT8 plan for {target}; make one: moebius-export int8 {bundle.path}"
             )
         path = bundle.path / file.plan
         if not path.resolve().is_relative_to(bundle.path.resolve()):

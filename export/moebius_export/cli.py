@@ -13,6 +13,7 @@ from rich.table import Table
 
 from moebius.errors import CheckpointError
 from moebius_export.cli_doctor import doctor
+from moebius_export.cli_int8 import int8
 from moebius_export.cli_precision import precision as precision_command
 from moebius_export.cli_precision import type_bundle
 from moebius_export.cli_trt import trt
@@ -222,6 +223,7 @@ def tune(
 app.command()(precision_command)
 app.command()(doctor)
 app.command()(trt)
+app.command()(int8)
 
 
 def _typed_precisions(text: str) -> list[LowType]:

@@ -36,7 +36,9 @@ def trt(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Engines of the graphs typed in bfloat16 (Ampere and up).")
     ] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Not there yet; says what is missing.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Engines of the graphs that `moebius-export int8` wrote.")
+    ] = False,
     backend: Annotated[str | None, typer.Option(help="tensorrt or tensorrt-rtx; default: what is installed.")] = None,
     sm: Annotated[
         str | None,

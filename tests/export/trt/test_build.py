@@ -139,9 +139,9 @@ REFUSED = [
     ("10.3.0", False, True, ["--fp32", "--max-batch", "4"], "fixed when it was exported; export with --dynamic-batch"),
     ("10.3.0", False, True, ["--fp32", "--backend", "onnx"], "--backend onnx: expected one of tensorrt, tensorrt-rtx"),
     ("10.3.0", False, True, ["--fp32", "--backend", "tensorrt-rtx"], 'pip install "moebius-edge[trt-rtx]"'),
-    ("10.3.0", False, True, ["--int8"], "writes no INT8 graphs (they need calibration and Q/DQ nodes)"),
+    ("10.3.0", False, True, ["--int8"], "no int8 file of unet, vae_encoder, vae_decoder"),
     ("10.3.0", False, True, ["--fp16", "--fp32"], "--fp16 --fp32: expected one of"),
-    ("10.3.0", False, True, [], "no precision: expected one of --fp16, --bf16 or --fp32"),
+    ("10.3.0", False, True, [], "no precision: expected one of --fp16, --bf16, --fp32 or --int8"),
     ("8.6.1", False, True, ["--fp32"], "has no strongly typed networks; 10.0 or later is needed"),
     (None, False, True, ["--fp32"], "no TensorRT is installed: neither `tensorrt` nor `tensorrt_rtx`"),
 ]

@@ -61,7 +61,7 @@ def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
 
 
 def test_other_precisions_are_not_made_up(bundle):
-    with pytest.raises(ExportError, match=r"no int8 file of unet, vae_encoder, vae_decoder\. The bundle holds fp32"):
+    with pytest.raises(ExportError, match=r"no int8 file of unet, vae_encoder, vae_decoder\. They are calibrated"):
         ensure_precision(Bundle.open(bundle), BuildOptions("int8"), lambda graph, stage: None)
 
 
