@@ -16,6 +16,7 @@ BINS = 2048
 
 PERCENTILE = 99.99
 _LEVELS = 128  # of a signed byte's magnitude, which entropy is measured with
+_RARE = 1e-9
 _CLIPS = np.geomspace(0.1, 1.0, 64)  # shares of the whole range that the search for the least error tries
 
 
@@ -51,7 +52,7 @@ class Histogram:
     @property
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of each bin."""
-        return (np.arange(BINS) - BINS // 2 + 0.5) * (2 * self.reach / BINS)
+        return np.asarray((np.arange(BINS) - BINS // 2 + 0.5) * (2 * self.reach / BINS), np.float64)
 
 
 @dataclass
@@ -135,7 +136,7 @@ def _mse_range(histogram: Histogram, low: float, high: float, symmetric: bool) -
         quantised = np.round(np.clip(values, *ends) / step) * step
         error = float((counts * np.square(values - quantised)).sum())
         if error < best:
-            best, found = error, ends
+            best, found = error, (float(ends[0]), float(ends[1]))
     return found
 
 
@@ -160,10 +161,10 @@ def _entropy_clip(histogram: Histogram) -> float:
 
 
 def _divergence(reference: npt.NDArray[np.float64], quantised: npt.NDArray[np.float64]) -> float:
-    """Kullback-Leibler divergence; infinite where values were seen that the other distribution has not."""
+    """Kullback-Leibler divergence; what the other distribution has not counts as `_RARE` there."""
     seen = reference > 0
-    if not quantised[seen].all() or not quantised.sum():
+    if not quantised.sum():
         return np.inf
     p = reference[seen] / reference.sum()
-    q = quantised[seen] / quantised.sum()
+    q = np.maximum(quantised[seen] / quantised.sum(), _RARE)
     return float((p * np.log(p / q)).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,12 +44,24 @@ class Scheme:
             return weight
         return (weight * along(factors, weight.ndim, summed_axis(product))).astype(np.float32)
 
-    def quantised(self, product: Product, weight: Array) -> tuple[Array, Array]:
-        """int8 of the smoothed weight's shape, and its scales."""
+    def parts(self, product: Product) -> list[slice]:
+        """The input channels of a product that have scales of their own: all, or those of each concatenated part."""
+        halves = product.activations[0].halves
+        if not halves or not self.symmetric or self.factors(product.activations[0]) is not None:
+            return [slice(None)]
+        ends = np.cumsum([0, *(count for _, count in halves)]).tolist()
+        return [slice(start, end) for start, end in pairwise(ends)]
+
+    def quantised(self, product: Product, weight: Array) -> list[tuple[Array, Array]]:
+        """Of each of the `parts` of the smoothed weight: int8 of its shape, and its scales."""
         wide = self.smoothed(product, weight)
         axis = product.weight.axis if product.weight else None
-        scales = weight_scales(wide, axis)
-        return as_bytes(wide, scales, axis), scales
+        found = []
+        for part in self.parts(product):
+            own = wide if part == slice(None) else wide[:, part]
+            scales = weight_scales(own, axis)
+            found.append((as_bytes(own, scales, axis), scales))
+        return found
 
 
 def summed_axis(product: Product) -> int:
@@ -149,8 +162,11 @@ def with_shifts(
             continue
         mean = statistics.channels[operand.value].mean
         weight = weights[product.weight.value]
-        numbers, scales = scheme.quantised(product, weight)
-        rounded = numbers.astype(np.float64) * along(scales.astype(np.float64), weight.ndim, product.weight.axis)
+        back = [
+            numbers.astype(np.float64) * along(scales.astype(np.float64), weight.ndim, product.weight.axis)
+            for numbers, scales in scheme.quantised(product, weight)
+        ]
+        rounded = back[0] if len(back) == 1 else np.concatenate(back, axis=1)
         factors = scheme.factors(operand)
         if factors is not None:
             mean = mean / factors

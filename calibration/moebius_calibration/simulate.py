@@ -95,16 +95,17 @@ def switched(
             owner, index, _ = residuals[node.name]
             flag = writer.flag(flags[owner])
             node.input[index] = writer.where(f"{node.name}/residual", flag, residuals[node.name][2], node.input[index])
-        product = products.get(node.name)
-        if product is not None:
-            flag = writer.flag(flags[node.name])
-            for operand in product.operands:
-                if operand.constant:
-                    node.input[operand.index] = writer.weight(node, product, weights[operand.value], flag)
-                elif not weights_only:
-                    node.input[operand.index] = writer.activation(node, operand, flag)
+        if node.name not in products:
+            model.graph.node.append(node)
+            continue
+        product, flag = products[node.name], writer.flag(flags[node.name])
+        for operand in product.operands:
+            if operand.constant:
+                node.input[operand.index] = writer.weight(node, product, weights[operand.value], flag)
+            elif not weights_only:
+                node.input[operand.index] = writer.activation(node, operand, flag)
         model.graph.node.append(node)
-        if product is not None and node.name in scheme.shifts:
+        if node.name in scheme.shifts:
             writer.shift(node, product, scheme.shifts[node.name], flag)
     return model
 
@@ -153,13 +154,17 @@ class _Writer:
         """What the product reads in place of its weight."""
         operand = product.weight
         assert operand is not None
-        numbers, scales = self._scheme.quantised(product, weight)
         mark = f"{node.name}/int8/weight"
-        stored = [self._store(f"{mark}/bytes", numbers), self._store(f"{mark}/scale", scales)]
-        self._node(
-            "DequantizeLinear", stored, f"{mark}/back", **({} if operand.axis is None else {"axis": operand.axis})
-        )
-        self._node("Where", [flag, f"{mark}/back", operand.value], mark)
+        axis: dict[str, Any] = {} if operand.axis is None else {"axis": operand.axis}
+        backs = []
+        for index, (numbers, scales) in enumerate(self._scheme.quantised(product, weight)):
+            stored = [self._store(f"{mark}{index}/bytes", numbers), self._store(f"{mark}{index}/scale", scales)]
+            self._node("DequantizeLinear", stored, f"{mark}{index}", **axis)
+            backs.append(f"{mark}{index}")
+        if len(backs) > 1:
+            self._node("Concat", backs, f"{mark}/whole", axis=1)
+            backs = [f"{mark}/whole"]
+        self._node("Where", [flag, backs[0], operand.value], mark)
         return mark
 
     def shift(self, node: onnx.NodeProto, product: Product, shift: Array, flag: str) -> None:
@@ -197,7 +202,7 @@ class _Writer:
     def _store(self, name: str, array: Array) -> str:
         if name not in self._made:
             self._made.add(name)
-            self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            self._graph.initializer.append(numpy_helper.from_array(array.copy(order="C"), name))
         return name
 
     def _node(self, operator: str, inputs: list[str], output: str, name: str = "", **attributes: int) -> None:

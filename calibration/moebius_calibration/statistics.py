@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def load(path: Path, identity: str) -> tuple[int, dict[str, Statistics]]:
         ) from error
 
 
-def _read(entry: dict, arrays: Mapping[str, Array]) -> Statistics:  # type: ignore[type-arg]
+def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
     one = Statistics(runs=int(entry["runs"]))
     for name, (reach, counts, steps) in entry["seen"].items():
         table = arrays[counts]

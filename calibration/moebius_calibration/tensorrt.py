@@ -11,6 +11,7 @@ A matrix on the right of a product is stored transposed, so that its outputs are
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ Array = np.ndarray
 MARK = "int8"
 """What is inserted is called VALUE/int8/..."""
 
-_TYPES = {TensorProto.FLOAT: np.dtype(np.float32), TensorProto.FLOAT16: np.dtype(np.float16)}
+_TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 
 
 def quantised(
@@ -215,9 +216,14 @@ class _Quantising:
 
     def _pair(self, value: str, source: str, kind: int | None = None) -> str:
         """A value through bytes; one pair serves all that read it."""
-        kind = kind or self.types[value]
+        own = self.types[value]
+        kind = kind or own
         if kind not in _TYPES:
             raise ExportError(f"{value} is {TensorProto.DataType.Name(kind)}, which INT8 files are not made from")
+        if own != kind:
+            cast = f"{value}/{MARK}/as_{TensorProto.DataType.Name(kind).lower()}"
+            self._node("Cast", [value], cast, to=kind)
+            self.types[cast], value = kind, cast
         low, high = self.scheme.ranges[source]
         scale = _held(np.array(activation_scale(low, high), np.float32), kind)
         mark = f"{value}/{MARK}"
@@ -235,7 +241,7 @@ class _Quantising:
     def _store(self, name: str, array: Array) -> str:
         if name not in self.made:
             self.made.add(name)
-            self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            self.model.graph.initializer.append(numpy_helper.from_array(array.copy(order="C"), name))
         return name
 
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:

@@ -1,0 +1,33 @@
+"""A bundle with INT8 files in TensorRT's form, made once."""
+
+import shutil
+
+import pytest
+
+pytest.importorskip("torch", reason="the bundles are real exports")
+
+
+@pytest.fixture(scope="package")
+def options():
+    """Quick: one picture of two steps, everything allowed."""
+    from moebius_calibration.calibrate import Int8Options
+
+    return Int8Options(
+        pictures=1, steps=2, samples=1, observer="mse", error=0.4, psnr=5.0, any_gain=True, evaluations=20
+    )
+
+
+@pytest.fixture(scope="package")
+def calibrated(tiny_bundle, options, tmp_path_factory):
+    """The bundle's folder, its plans and works. Read only: copy the folder."""
+    from moebius_calibration.calibrate import Calibrator
+    from moebius_calibration.write import write_int8
+    from moebius_runtime.bundle import Bundle
+
+    folder = tmp_path_factory.mktemp("int8") / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    bundle = Bundle.open(folder)
+    calibrator = Calibrator(bundle, options, lambda what, done, total: None)
+    plans = calibrator.run()
+    write_int8(bundle, plans, calibrator.works, lambda what, done, total: None)
+    return folder, plans, calibrator.works

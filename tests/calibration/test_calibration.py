@@ -1,0 +1,410 @@
+"""From pictures to plans: statistics, resuming, the same plan twice, what is refused, and the command."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from moebius_calibration import observe
+from moebius_calibration.calibrate import Calibrator, Int8Options, scheme_from, work_of
+from moebius_calibration.gain import Rates, gain_of
+from moebius_calibration.observe import check_scenes, collect, observed
+from moebius_calibration.plan import Int8Plan, plan_bytes, read_plan, write_plan
+from moebius_calibration.search import Judge, Search
+from moebius_calibration.statistics import Statistics, load, save
+from moebius_calibration.weights_only import weight_plans
+from moebius_calibration.write import plans_of, write_int8
+from moebius_export.cli import app
+from moebius_export.errors import ExportError
+from moebius_export.precision.sessions import session_of
+from moebius_export.scenes import seeded_scene
+from moebius_runtime.backends import create_backend
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.errors import InputError
+from moebius_runtime.manifest import read_manifest
+
+
+def quiet(what, done, total):
+    """A progress callback that says nothing."""
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    return result.exit_code, result.output, result.exception
+
+
+@pytest.fixture
+def copy(calibrated, tmp_path):
+    return shutil.copytree(calibrated[0], tmp_path / "bundle")
+
+
+def test_statistics_are_those_of_the_values(tiny_bundle):
+    """Ranges, samples and channels of one activation against the activation itself."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    work = work_of(Bundle.open(tiny_bundle), "vae_decoder", "tensorrt")
+    product = next(p for p in work.products.values() if p.activations[0].axis is not None and p.elements > 1 << 16)
+    source, value = product.activations[0].source, product.activations[0].value
+    model = observed(work.graph, {product.node: product})
+    plain = onnx.ModelProto()
+    plain.CopyFrom(work.graph.model)
+    plain.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in {source, value})
+    inputs = {"latent": np.random.RandomState(0).standard_normal((1, 4, 16, 16)).astype(np.float32)}
+    session = session_of(model, work.path.parent)
+    found = dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True))
+    exact = dict(zip([source, value], session_of(plain, work.path.parent).run([source, value], inputs), strict=True))
+    low, high, squares = found[f"range:{source}"]
+    assert (low, high) == (exact[source].min(), exact[source].max())
+    assert squares == pytest.approx(np.square(exact[source]).mean(), rel=1e-4)
+    sample = found[f"sample:{source}"]
+    assert 1000 < sample.size <= observe.SAMPLE < exact[source].size
+    assert np.isin(sample, exact[source]).all()
+    assert sample.std() == pytest.approx(exact[source].std(), rel=0.05)
+    largest, mean = found[f"channels:{value}"]
+    others = tuple(axis for axis in range(exact[value].ndim) if axis != product.activations[0].axis)
+    assert np.allclose(largest, np.abs(exact[value]).max(axis=others))
+    assert np.allclose(mean, exact[value].mean(axis=others), atol=1e-4)
+
+
+def test_every_timestep_is_calibrated_on(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    work = work_of(bundle, "unet", "tensorrt")
+    scenes = [seeded_scene(bundle.manifest, 4, 1)]
+    graphs = {"unet": (work.graph, work.products)}
+    every = collect(bundle, graphs, scenes, quiet)["unet"]
+    one = collect(bundle, graphs, scenes, quiet, one_timestep=True)["unet"]
+    steps = set(bundle.manifest.schedule.build().inference_timesteps(4, bundle.manifest.defaults.strength).tolist())
+    assert len(steps) == 3  # the strength leaves one out
+    assert (every.runs, one.runs) == (3, 1)
+    assert all(set(seen.steps) == steps for seen in every.seen.values())
+    assert {len(seen.steps) for seen in one.seen.values()} == {1}
+    wider = [name for name in every.seen if every.seen[name].high > one.seen[name].high]
+    assert len(wider) > len(every.seen) / 4
+
+
+def test_a_stopped_calibration_goes_on(tiny_bundle, tmp_path, monkeypatch):
+    bundle = Bundle.open(tiny_bundle)
+    work = work_of(bundle, "unet", "tensorrt")
+    graphs = {"unet": (work.graph, work.products)}
+    scenes = [seeded_scene(bundle.manifest, 2, seed) for seed in (1, 2)]
+    whole = collect(bundle, graphs, scenes, quiet)["unet"]
+    state = tmp_path / "state.npz"
+
+    class StopError(Exception):
+        pass
+
+    def stop(what, done, total):
+        if what.startswith("calibrate: picture 2"):
+            raise StopError
+
+    with pytest.raises(StopError):
+        collect(bundle, graphs, scenes, stop, state=state)
+    seen = []
+    resumed = collect(bundle, graphs, scenes, lambda *args: seen.append(args), state=state)["unet"]
+    assert {what for what, *_ in seen} == {"calibrate: picture 2 of 2"}
+    assert resumed.runs == whole.runs
+    for name, one in whole.seen.items():
+        other = resumed.seen[name]
+        assert other.steps == one.steps
+        assert (other.histogram.counts == one.histogram.counts).all()
+    for name, channels in whole.channels.items():
+        assert np.array_equal(resumed.channels[name].largest, channels.largest)
+        assert np.allclose(resumed.channels[name].total, channels.total)
+    assert len(resumed.inputs) == len(whole.inputs)
+    with pytest.raises(ExportError, match="the state of another calibration"):
+        collect(bundle, graphs, scenes[:1], quiet, state=state)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut short"])
+def test_a_damaged_state(content, tmp_path):
+    path = tmp_path / "state"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match="not the state of a calibration"):
+        load(path, "x")
+    save(path, "x", 1, {"unet": Statistics()})
+    assert load(path, "x")[0] == 1
+
+
+def test_two_runs_give_the_same_plan(tiny_bundle, options):
+    def made():
+        return Calibrator(Bundle.open(tiny_bundle), options, quiet).run()
+
+    first, second = made(), made()
+    assert {name: plan_bytes(plan) for name, plan in first.items()} == {
+        name: plan_bytes(plan) for name, plan in second.items()
+    }
+
+
+def test_the_bundle_has_plans_that_say_why(calibrated):
+    folder, plans, works = calibrated
+    manifest = read_manifest(folder)
+    for name, plan in plans.items():
+        files = manifest.graphs[name].files["int8"]
+        assert read_plan(folder / files.plan) == plan
+        assert plan.graph_sha256 == manifest.files[manifest.graphs[name].files["fp32"].model].sha256
+        assert set(plan.nodes) == set(works[name].products)
+        assert all(plan.reasons[node] for node, choice in plan.nodes.items() if choice == "float")
+        assert plan.verdict
+    unet = plans["unet"]
+    assert unet.errors["plan"] <= unet.errors["budget"]
+    assert unet.psnr >= 5
+    assert unet.trials
+    gains = [point.gain for point in unet.front]
+    assert gains == sorted(gains)
+    assert [point.error for point in unet.front] == sorted(point.error for point in unet.front)
+
+
+def test_ranges_of_parts_differ(calibrated):
+    """The halves of a skip concatenation have scales of their own."""
+    _, plans, works = calibrated
+    halves = [h for p in works["unet"].products.values() for h in [p.activations[0].halves] if h]
+    pairs = [[plans["unet"].ranges[name] for name, _ in both] for both in halves]
+    assert pairs
+    assert sum(first != second for first, second in pairs) > len(pairs) / 2
+
+
+ERRORS = {"a": 0.1, "b": 0.01, "c": 0.02, "d": 0.3}
+
+
+class TestSearch:
+    """On layers whose errors and gains are known."""
+
+    def search(self, gmac):
+        class Fake:
+            def set(self, nodes):
+                self.on = nodes
+
+        class Known(Judge):
+            def __init__(self, errors):
+                self.errors = errors
+
+            def error(self, session, nodes):
+                return float(np.sqrt(sum(self.errors[node] ** 2 for node in nodes)))
+
+        layers = {name: [FakeProduct(name, gmac[name])] for name in ERRORS}
+        search = Search(Known(ERRORS), Fake(), layers, Rates(1.0, 0.0, 0.0), quiet)
+        search.trials()
+        return search
+
+    def test_the_largest_set_within_the_budget(self):
+        found = self.search({"a": 1, "b": 1, "c": 1, "d": 1}).choose(0.11)
+        assert found.layers == ["b", "c", "a"]
+        assert found.error <= 0.11
+        assert found.reasons["d"].startswith("error: alone it adds 0.3")
+
+    def test_gain_counts(self):
+        assert self.search({"a": 1000, "b": 1e-4, "c": 1e-4, "d": 1}).choose(0.1001).layers == ["a"]
+
+    def test_without_gain_nothing_is_tried(self):
+        search = self.search({"a": 1, "b": 0, "c": 1, "d": 1})
+        assert search.choose(1.0).reasons["b"].startswith("no gain")
+        assert "b" not in [trial.name for trial in search.found.trials]
+
+    def test_nothing_fits(self):
+        found = self.search(dict.fromkeys(ERRORS, 1)).choose(0.0)
+        assert found.layers == []
+        assert found.gain == 0
+
+
+class FakeProduct:
+    def __init__(self, node, gmac):
+        self.node, self.gmac, self.elements, self.weights = node, gmac, 0, 0
+
+
+def test_depthwise_convolutions_gain_nothing(calibrated):
+    from moebius_calibration.gain import RATES
+
+    _, _, works = calibrated
+    depthwise = works["unet"].products["conv_in.conv_dw/Conv"]
+    assert gain_of([depthwise], RATES["tensorrt"]) < 0
+
+
+def test_where_int8_does_not_win_it_says_so(tiny_bundle, tmp_path):
+    """By default the cost model decides, and in a tiny network it sees little to win. Some layers stay in float."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    bundle = Bundle.open(folder)
+    options = Int8Options(pictures=1, steps=2, samples=1, observer="minmax", psnr=100.0, evaluations=20)
+    calibrator = Calibrator(bundle, options, quiet)
+    plans = calibrator.run()
+    for plan in plans.values():
+        assert plan.chosen == []
+        assert "INT8 does not win here" in plan.verdict
+        assert any(reason.startswith("no gain") for reason in plan.reasons.values())
+    write_int8(bundle, plans, calibrator.works, quiet)
+    import onnx
+
+    file = onnx.load(str(Bundle.open(folder).model_file("unet", "int8")))
+    assert not [node for node in file.graph.node if node.op_type == "QuantizeLinear"]
+
+
+def test_an_edited_plan_is_applied_without_data(copy):
+    bundle = Bundle.open(copy)
+    plans = plans_of(bundle, "tensorrt")
+    path = copy / read_manifest(copy).graphs["unet"].files["int8"].plan
+    content = json.loads(path.read_text())
+    node = next(name for name, choice in content["nodes"].items() if choice == "int8")
+    content["nodes"][node] = "float"
+    write_plan(Int8Plan.model_validate(content), path)
+    code, out, error = invoke("int8", copy, "--reapply")
+    assert code == 0, error
+    assert "edited 1" in out
+    after = plans_of(Bundle.open(copy), "tensorrt")["unet"]
+    assert set(plans["unet"].chosen) - set(after.chosen) == {node}
+    Bundle.open(copy).model_file("unet", "int8")
+
+
+EDITS = [
+    (lambda c: c["nodes"].update(nowhere="int8"), "names a node 'nowhere'"),
+    (lambda c: c["nodes"].popitem(), "says nothing of the node"),
+    (lambda c: c["ranges"].clear(), "has no range of"),
+    (lambda c: c.update(graph_sha256="0" * 64), "for the file 0000000000000000..."),
+    (lambda c: c.update(target="ort-cpu"), "a plan for ort-cpu; expected one for tensorrt"),
+    (lambda c: c.update(graph="vae_decoder"), "a plan of vae_decoder"),
+    (lambda c: c.update(more=1), "not an INT8 plan: more"),
+    (lambda c: c["ranges"].update({next(iter(c["ranges"])): [1.0, -1.0]}), "expected the lower number first"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), EDITS, ids=[message[:24] for _, message in EDITS])
+def test_a_plan_that_does_not_fit(edit, message, copy):
+    path = copy / read_manifest(copy).graphs["unet"].files["int8"].plan
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    before = {file: file.stat().st_mtime_ns for file in copy.rglob("*")}
+    code, _, error = invoke("int8", copy, "--reapply")
+    assert code != 0
+    assert message in str(error)
+    assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
+
+
+def test_weights_only(tiny_bundle, options, tmp_path):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    bundle = Bundle.open(folder)
+    plans = weight_plans(bundle, replace(options, error=0.1), quiet)
+    unet = plans["unet"]
+    assert unet.weights_only
+    assert unet.ranges == {}
+    assert unet.errors["plan"] <= 0.1
+    manifest = write_int8(bundle, plans, None, quiet)
+    sizes = {
+        kind: sum(manifest.files[path].size for path in info.paths if path.endswith(".data"))
+        for kind, info in manifest.graphs["unet"].files.items()
+    }
+    assert sizes["int8"] < 0.7 * sizes["fp32"]
+    import onnx
+
+    file = onnx.load(str(Bundle.open(folder).model_file("unet", "int8")))
+    operators = [node.op_type for node in file.graph.node]
+    assert "QuantizeLinear" not in operators
+    assert operators.count("DequantizeLinear") == len(unet.chosen)
+    with pytest.raises(ExportError, match="--weights-only with --target ort-cpu"):
+        weight_plans(bundle, replace(options, target="ort-cpu"), quiet)
+    assert invoke("int8", folder, "--reapply", "--only")[0] == 0
+    after = read_manifest(folder)
+    assert {kind for graph in after.graphs.values() for kind in graph.files} == {"int8"}
+
+
+def test_for_the_cpu(fused_bundle, options, tmp_path):
+    """A plan for the CPU's form is what its writer takes, and the file computes nearly what was simulated."""
+    folder = shutil.copytree(fused_bundle, tmp_path / "bundle")
+    bundle = Bundle.open(folder)
+    calibrator = Calibrator(bundle, replace(options, target="ort-cpu"), quiet)
+    plans = calibrator.run()
+    assert set(plans) == {"unet", "unet_conditional"}
+    plan, work = plans["unet"], calibrator.works["unet"]
+    assert len(plan.chosen) > 20
+    assert any("multiple of 32" in reason for reason in plan.reasons.values())
+    write_int8(bundle, plans, calibrator.works, quiet)
+    assert plans_of(Bundle.open(folder), "ort-cpu")["unet"] == plan
+    inputs = {
+        "sample": np.random.RandomState(0).standard_normal((1, 9, 16, 16)).astype(np.float32),
+        "timestep": np.array([500]),
+        "guidance_scale": np.array([1.0], np.float32),
+    }
+    got = {}
+    for precision in ("fp32", "int8_cpu"):
+        backend = create_backend(Bundle.open(folder), "ort-cpu", precision=precision)
+        backend.load("unet")
+        got[precision] = backend.run("unet", inputs).astype(np.float64)
+        backend.release()
+    session = work.switched(scheme_from(plan))
+    simulated = session.set([p.node for name in plan.chosen for p in work.groups[name]]).run(None, inputs)[0]
+
+    def distance(a, b):
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    assert distance(simulated, got["fp32"]) > 0.01
+    assert distance(got["int8_cpu"], simulated) < 0.5 * distance(simulated, got["fp32"])
+
+
+def pictures_folder(folder, pictures):
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index, array in enumerate(pictures):
+        Image.fromarray(array).save(folder / "images" / f"{index}.png")
+        mask = np.zeros(array.shape[:2], np.uint8)
+        mask[40:80, 30:90] = 255
+        Image.fromarray(mask).save(folder / "masks" / f"{index}.png")
+    return folder
+
+
+def picture(seed):
+    return np.random.RandomState(seed).randint(0, 256, (128, 128, 3), np.uint8)
+
+
+GREY = np.full((128, 128, 3), 90, np.uint8)
+REFUSED = [
+    ([picture(0)], ["--pictures", "2"], "1 pictures are too small a set, --pictures asks for 2"),
+    ([GREY], ["--pictures", "1"], "picture 1 is of one colour"),
+    ([picture(0), picture(0)], ["--pictures", "2"], "all 2 pictures are the same"),
+    ([picture(0)], ["--target", "cuda"], "--target cuda: expected one of tensorrt, ort-cpu"),
+    ([picture(0)], ["--observer", "best"], "--observer best: expected one of minmax"),
+    ([picture(0)], ["--reapply"], "leave --data, --state"),
+    ([picture(0)], ["--target", "ort-cpu", "--only"], "--only with --target ort-cpu"),
+]
+
+
+@pytest.mark.parametrize(("pictures", "arguments", "message"), REFUSED, ids=[row[2][:30] for row in REFUSED])
+def test_what_the_command_refuses(pictures, arguments, message, copy, tmp_path):
+    data = pictures_folder(tmp_path / "data", pictures)
+    before = {file: file.stat().st_mtime_ns for file in copy.rglob("*")}
+    code, _, error = invoke("int8", copy, "--data", data, *arguments)
+    assert code != 0
+    assert message in str(error)
+    assert "\n" not in str(error)
+    assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
+
+
+def test_the_next_given_picture_is_held_out(tiny_bundle, tmp_path):
+    bundle = Bundle.open(tiny_bundle)
+    data = pictures_folder(tmp_path / "data", [picture(0), picture(1)])
+    held_out = Calibrator(bundle, Int8Options(pictures=1, data=data), quiet)._held_out()
+    assert np.array_equal(held_out.picture, picture(1))
+    with pytest.raises(InputError, match="too small"):
+        check_scenes([held_out], 2, data)
+
+
+def test_a_value_that_is_not_finite():
+    with pytest.raises(ExportError, match=re.escape("x is not finite in float32 (timestep 7)")):
+        Statistics().add(7, {"range:x": np.array([0, np.nan, 1], np.float32), "sample:x": np.zeros(3, np.float32)})
+
+
+def test_the_command_end_to_end(tiny_bundle, tmp_path):
+    """Calibrates, writes, and says what came of it; TensorRT-RTX then builds engines with --int8."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    quick = ["--pictures", 1, "--steps", 2, "--samples", 1, "--observer", "mse", "--evaluations", 20]
+    code, out, error = invoke("int8", folder, *quick, "--error", 0.4, "--psnr", 5, "--any-gain")
+    assert code == 0, error
+    assert "whole picture, INT8 against fp32" in out
+    assert "share of GMAC" in out
+    pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")
+    code, _, error = invoke("trt", folder, "--int8", "--backend", "tensorrt-rtx", "--sm", "89", "--graphs", "unet")
+    assert code == 0, error
+    assert [path.name for path in (folder / "engines").glob("*-int8")]
