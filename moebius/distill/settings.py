@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from moebius.config import Preset, StudentConfig, TeacherConfig, VaeConfig, preset
-from moebius.data.masks import MaskSettings
+from moebius.data.masks import HOLES, MaskSettings
 from moebius.data.pictures import CropSettings
 from moebius.distill.balance import BalanceOptions
 from moebius.distill.losses import LossOptions, Tap
@@ -50,6 +50,10 @@ def _known(kind: type[Any]) -> BeforeValidator:
     names = [field.name for field in fields(kind)]
 
     def check(value: Any) -> Any:
+        if kind is MaskSettings and isinstance(value, str):
+            if value not in HOLES:
+                raise ValueError(f"no holes are called {value}; expected {' or '.join(HOLES)}, or numbers")
+            return HOLES[value]
         if isinstance(value, dict) and (unknown := [str(name) for name in value if name not in names]):
             raise ValueError(f"no {', '.join(unknown)} here; expected some of {', '.join(names)}")
         if isinstance(value, dict) and "taps" in value:
@@ -111,7 +115,9 @@ class DataSettings(_Part):
         latents: a folder of encoded samples.
         size: pixels of the side of a sample; default: what the student's latents ask for.
         scene_size: pixels at which scenes are drawn, before the crop; default: `size`.
-        masks, crops: of pictures; encoded samples have theirs.
+        masks, crops: of pictures; encoded samples have theirs. Masks may be the name `small` or `training`.
+        latent_crop: side of a square that is cut from the latents around some place of the hole; None takes them
+            whole. For the teacher, which takes any size: smaller is faster.
         threads: that draw and decode ahead.
         broken: whether a picture that cannot be used is left out or ends the run.
     """
@@ -122,6 +128,7 @@ class DataSettings(_Part):
     scene_size: int | None = Field(default=None, ge=16)
     masks: _Masks = MaskSettings()
     crops: _Crops = CropSettings()
+    latent_crop: int | None = Field(default=None, ge=8)
     threads: int = Field(default=2, ge=0)
     broken: Literal["skip", "refuse"] = "skip"
 
@@ -246,6 +253,8 @@ class Settings(_Part):
                 )
         elif self.teacher is not None:
             raise ValueError(f"`teacher` is for `train: student`; with `train: {self.train}` leave it out")
+        if self.data.latent_crop and self.train != "teacher":
+            raise ValueError("`latent_crop` is for `train: teacher`; the student is tied to one size")
         if self.train == "vae":
             if self.data.latents is not None:
                 raise ValueError("the VAE is trained on pictures; give `data: {pictures: ...}`")
@@ -256,7 +265,7 @@ class Settings(_Part):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run may not change: all but where, how long, how the learning rate falls, and what is shown."""
+        """What a resumed run may not change: all but where, how long, the schedule, and what is kept and shown."""
         free = {
             "out",
             "steps",

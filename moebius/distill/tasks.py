@@ -24,6 +24,7 @@ from moebius.distill.balance import balance, coarse_parameter, fine_parameter
 from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
 from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps
+from moebius.errors import TrainingError
 from moebius.student import Moebius
 from moebius.teacher import Teacher
 from moebius.vae import VaeDecoder, VaeEncoder
@@ -120,6 +121,7 @@ class DiffusionTask(Task):
         self._timesteps: TimestepSettings = settings.timesteps
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
         self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
+        self._crop = settings.data.latent_crop
         self._bars = alphas_cumprod()
         if isinstance(network, Moebius):
             self._fine = fine_parameter(network)
@@ -137,6 +139,9 @@ class DiffusionTask(Task):
         """The losses that are on, balanced."""
         sample = LatentBatch(*(value.to(around.device) for value in self.samples(batch)))
         count = sample.latents.shape[0]
+        if self._crop:
+            drawn_places = torch.rand(count * around.world, 3, generator=around.generator)
+            sample = crop_to_hole(sample, self._crop, around.own(drawn_places))
         drawn, shape = self._timesteps, (count * around.world, *sample.latents.shape[1:])
         timesteps = around.own(
             sample_timesteps(shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
@@ -224,6 +229,28 @@ def edge_loss(image: Tensor, wanted: Tensor, scales: int = 3) -> Tensor:
             difference = F.avg_pool2d(difference, 2)
         terms += [difference.diff(dim=axis).abs().mean() for axis in (2, 3)]
     return torch.stack(terms).mean()
+
+
+def crop_to_hole(batch: LatentBatch, size: int, places: Tensor) -> LatentBatch:
+    """A square of each sample that holds some place of its hole.
+
+    Args:
+        batch: on one device, S >= size.
+        size: of the square.
+        places: [B, 3] in [0, 1): which place of the hole, and where in the square it comes to lie.
+    """
+    side = batch.mask.shape[-1]
+    if side < size:
+        raise TrainingError(f"a crop of {size} from latents of {side}x{side}; give latent_crop {side} or less")
+    rows: list[list[Tensor]] = []
+    for index, (which, down, right) in enumerate(places.tolist()):
+        hole = batch.mask[index, 0].nonzero()  # [places, 2]
+        y, x = hole[int(which * len(hole))].tolist() if len(hole) else (side // 2, side // 2)
+        top, left = (min(max(at - int(share * size), 0), side - size) for at, share in ((y, down), (x, right)))
+        square = (slice(index, index + 1), slice(None), slice(top, top + size), slice(left, left + size))
+        rows.append([value[square] for value in (batch.latents, batch.masked, batch.mask)])
+    latents, masked, mask = (torch.cat(values) for values in zip(*rows, strict=True))
+    return LatentBatch(latents, masked, mask, batch.categories)
 
 
 def freeze_statistics(network: nn.Module) -> None:

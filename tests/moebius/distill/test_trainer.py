@@ -236,8 +236,8 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, changes):
     """gloo, two processes of 2 samples against one of 4: losses, balance, gradients, weights.
 
-    Sums in another order: 1e-5 relative on the losses. Muon's orthogonal steps enlarge rounding in directions that
-    the gradient hardly has, so weights agree to a few steps' worth of it.
+    Sums in another order: 1e-5 relative in the first step. Muon's orthogonal steps enlarge rounding in directions that
+    the gradient hardly has, so later steps and weights agree to 1e-3; a wrong share of the batch is off by 10 % here.
     """
     _, alone = trained(tmp_path / "one", batch=4, steps=3, save_every=3, **changes)
     process = command(launcher=LAUNCH, out=str(tmp_path / "two"), batch=2, steps=3, save_every=3, **changes)
@@ -246,7 +246,7 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, chang
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     for report, line in zip(alone, lines, strict=True):
         for name, value in report.values.items():
-            assert line[name] == pytest.approx(value, rel=1e-4), (report.step, name)
+            assert line[name] == pytest.approx(value, rel=1e-5 if report.step == 1 else 1e-3), (report.step, name)
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
