@@ -197,7 +197,7 @@ PRESETS = MappingProxyType(
             StudentConfig(
                 block_out_channels=(32, 64, 128), norm_num_groups=8, embedding_dim=64, cross_attention_dim=64
             ),
-            VaeConfig(block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8),
+            VaeConfig(block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8, scaling_factor=0.2),
             TeacherConfig(
                 block_out_channels=(32, 64, 128, 128), norm_num_groups=8, embedding_dim=64, cross_attention_dim=64
             ),
