@@ -163,12 +163,14 @@ class VaeLosses(_Part):
     Attributes:
         pixels: mean absolute difference.
         edges: the same of differences between neighbouring pixels, at full, half and quarter size.
+        colours: mean absolute difference of means over 8x8 pixels. The others hardly miss a colour that is off.
         kl: Kullback-Leibler divergence from N(0, 1), per latent number.
         masked: share of the batch that is seen with its hole emptied: the encoder meets such pictures, too.
     """
 
     pixels: float = Field(default=1.0, ge=0)
     edges: float = Field(default=1.0, ge=0)
+    colours: float = Field(default=1.0, ge=0)
     kl: float = Field(default=1e-6, ge=0)
     masked: float = Field(default=0.25, ge=0, le=1)
 

@@ -175,6 +175,9 @@ class DiffusionTask(Task):
         return Outcome(balanced.total, shown)
 
 
+_BLOCK = 8  # pixels of a side over which colours are averaged
+
+
 class _Autoencoder(nn.Module):
     """Posterior and picture of a sample of it, given the noise of the sample."""
 
@@ -211,9 +214,10 @@ class VaeTask(Task):
         values = {
             "pixels": (decoded - image).abs().mean(),
             "edges": edge_loss(decoded, image),
+            "colours": F.avg_pool2d(decoded - image, _BLOCK).abs().mean(),
             "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
         }
-        total = options.pixels * values["pixels"] + options.edges * values["edges"] + options.kl * values["kl"]
+        total = torch.stack([getattr(options, name) * value for name, value in values.items()]).sum()
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
         return Outcome(total, shown | {"latents/std": mean.detach().std()})
 
