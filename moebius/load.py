@@ -26,6 +26,11 @@ DEFAULT_TEACHER = "hub:hustvl/PixelHacker/ft_places2"
 DEFAULT_VAE = "hub:hustvl/PixelHacker/vae"
 
 
+def default_sources(preset: str) -> tuple[str, str]:
+    """Weights of student and VAE that belong to a preset: the released ones, or those that come with this package."""
+    return ("shipped:small", "shipped:small/vae") if preset == "small" else (DEFAULT_WEIGHTS, DEFAULT_VAE)
+
+
 def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
     """Name -> (shape, dtype) of a module's state dict; works on the meta device, where it costs nothing."""
     return {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in module.state_dict().items()}

@@ -263,7 +263,9 @@ def _manifest(folder: Path, model: ModelInfo, sizes: Preset, graphs: dict[GraphN
             beta_schedule="scaled_linear",
             prediction_type="epsilon",
         ),
-        defaults=Defaults(num_inference_steps=20, guidance_scale=2.5, strength=0.99, noise_offset=0.0357),
+        defaults=Defaults(
+            num_inference_steps=20, guidance_scale=sizes.guidance_scale, strength=0.99, noise_offset=0.0357
+        ),
         graphs={name: graph.info for name, graph in graphs.items()},
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
