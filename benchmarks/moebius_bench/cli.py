@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from moebius.errors import UserError
-from moebius_bench import cli_students
+from moebius_bench import cli_inpaint, cli_students
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
@@ -200,6 +200,7 @@ def masks(
 
 
 app.command()(cli_students.students)
+app.command()(cli_inpaint.inpaint)
 
 
 def _check(variants: Sequence[Variant]) -> None:
