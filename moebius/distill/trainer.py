@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -72,6 +73,7 @@ class Trainer:
             gradient_accumulation_steps=settings.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_partial(settings))],
         )
+        _check_distribution(self._accelerator)
         self._rank, self._world = self._accelerator.process_index, self._accelerator.num_processes
         torch.manual_seed(settings.seed)
         self.task = build_task(settings, say)
@@ -257,6 +259,25 @@ class Trainer:
                 f"{folder} is of a run with other settings ({', '.join(changed)}); a run that goes on keeps them. "
                 "Restore them, or choose another `out`"
             )
+
+
+def _check_distribution(accelerator: Accelerator) -> None:
+    """Refuses what would train otherwise than it says.
+
+    Raises:
+        TrainingError: FSDP is asked for, or processes that accelerate does not join.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise TrainingError(
+            "FSDP is not served yet: checkpoints, averages and the balance need whole parameters; run accelerate "
+            "without it (DDP). The student and its optimizer take 4 GB of each GPU"
+        )
+    asked = os.environ.get("WORLD_SIZE", "1")
+    if asked != str(accelerator.num_processes):
+        raise TrainingError(
+            f"WORLD_SIZE is {asked} and accelerate joined {accelerator.num_processes}; start with `accelerate launch` "
+            "or `torchrun`"
+        )
 
 
 def _partial(settings: Settings) -> bool:
