@@ -226,7 +226,7 @@ def test_what_is_not_served_is_refused(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="FSDP is not served yet"):
         Trainer(parse_settings(content(tmp_path), "test"))
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    with pytest.raises(TrainingError, match="`batch_norm: sync` needs CUDA|batch_norm: sync needs CUDA"):
+    with pytest.raises(TrainingError, match="batch_norm: sync needs CUDA"):
         Trainer(parse_settings(content(tmp_path, batch_norm="sync"), "test"))
 
 
