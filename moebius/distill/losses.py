@@ -110,6 +110,7 @@ def distillation_losses(
     *,
     teacher: Prediction | None = None,
     perceptual: Distance | None = None,
+    weight: Tensor | None = None,
 ) -> dict[LossName, Tensor]:
     """The losses that are on, each a scalar without its multiplier, float32 at least; the others are not computed.
 
@@ -122,6 +123,7 @@ def distillation_losses(
         bars: `moebius.distill.timesteps.alphas_cumprod()`.
         teacher: its answer to the same input; no gradient goes into it.
         perceptual: the distance of the `perceptual` loss. Must let gradients through to its first argument.
+        weight: of squared errors of the noise in `task` and `fine`, [B, 1, S, S]; None counts all alike, as the paper.
 
     Raises:
         TrainingError: a loss is on and what it compares with is missing, or shapes or tap indices do not fit.
@@ -134,9 +136,9 @@ def distillation_losses(
     if options.coarse and teacher is not None:
         losses["coarse"] = _coarse(options.taps, student.features, teacher.features)
     if options.task:
-        losses["task"] = _mse(noise, batch.noise, "the noise")
+        losses["task"] = _mse(noise, batch.noise, "the noise", weight)
     if options.fine and teacher is not None:
-        losses["fine"] = _mse(noise, teacher.noise.detach(), "the teacher's noise")
+        losses["fine"] = _mse(noise, teacher.noise.detach(), "the teacher's noise", weight)
     if options.perceptual:
         if perceptual is None:
             raise TrainingError(
@@ -165,14 +167,16 @@ def _feature(features: Sequence[Tensor], index: int, whose: str) -> Tensor:
     return features[index]
 
 
-def _mse(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
+def _mse(ours: Tensor, theirs: Tensor, name: str, weight: Tensor | None = None) -> Tensor:
     """The mean squared difference. Shapes must be equal: broadcasting would hide a wrong tap."""
     if ours.shape != theirs.shape:
         raise TrainingError(
             f"{name} has shape {list(theirs.shape)} and the student's {list(ours.shape)}; expected equal shapes, "
             "choose taps of the same resolution and width"
         )
-    return F.mse_loss(ours, theirs.to(ours.dtype))
+    if weight is None:
+        return F.mse_loss(ours, theirs.to(ours.dtype))
+    return ((ours - theirs.to(ours.dtype)).square() * weight).mean()
 
 
 def _wide(value: Tensor) -> Tensor:

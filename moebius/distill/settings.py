@@ -201,6 +201,8 @@ class Settings(_Part):
         init: a weights source to start from (fine-tuning); None draws fresh weights.
         teacher: a weights source; None trains the student on the true noise alone.
         vae: a weights source, where samples are pictures and for sample pictures.
+        hole_weight: how often squared errors of the noise count inside of the hole; the paper's 1 leaves small holes
+            little say. Weights are scaled to a mean of 1.
         batch_norm: `train`; `frozen` keeps the statistics (fine-tuning in small batches); `sync` shares them between
             processes (CUDA).
         lambda_form: how λ layers compute, see `moebius.lambda_layers.set_lambda_form`.
@@ -221,6 +223,7 @@ class Settings(_Part):
     data: DataSettings
     losses: _Losses = LossOptions()
     balance: _Balance = BalanceOptions()
+    hole_weight: float = Field(default=1.0, gt=0)
     vae_losses: VaeLosses = VaeLosses()
     perceptual: PerceptualSettings | None = None
     timesteps: TimestepSettings = TimestepSettings()

@@ -121,7 +121,7 @@ class DiffusionTask(Task):
         self._timesteps: TimestepSettings = settings.timesteps
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
         self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
-        self._crop = settings.data.latent_crop
+        self._crop, self._hole_weight = settings.data.latent_crop, settings.hole_weight
         self._bars = alphas_cumprod()
         if isinstance(network, Moebius):
             self._fine = fine_parameter(network)
@@ -155,7 +155,13 @@ class DiffusionTask(Task):
             with torch.no_grad(), around.autocast():
                 wanted = Prediction(*self._teacher.forward_features(seen, timesteps, sample.categories))
         values = distillation_losses(
-            self._losses, predicted, noisy, self._bars, teacher=wanted, perceptual=self._perceptual
+            self._losses,
+            predicted,
+            noisy,
+            self._bars,
+            teacher=wanted,
+            perceptual=self._perceptual,
+            weight=None if self._hole_weight == 1 else hole_weights(sample.mask, self._hole_weight),
         )
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
         if len(values) == 1:
@@ -233,6 +239,12 @@ def edge_loss(image: Tensor, wanted: Tensor, scales: int = 3) -> Tensor:
             difference = F.avg_pool2d(difference, 2)
         terms += [difference.diff(dim=axis).abs().mean() for axis in (2, 3)]
     return torch.stack(terms).mean()
+
+
+def hole_weights(mask: Tensor, weight: float) -> Tensor:
+    """`weight` in the hole and 1 elsewhere, divided by the mean over each sample: [B, 1, S, S] -> the same."""
+    counts = 1 + (weight - 1) * mask
+    return counts / counts.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def crop_to_hole(batch: LatentBatch, size: int, places: Tensor) -> LatentBatch:

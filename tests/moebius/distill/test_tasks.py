@@ -6,7 +6,17 @@ import torch
 from moebius import preset
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
-from moebius.distill.tasks import Surroundings, crop_to_hole, edge_loss, encoding, freeze_statistics, halves
+from moebius.distill.losses import LossOptions, Prediction, distillation_losses
+from moebius.distill.tasks import (
+    Surroundings,
+    crop_to_hole,
+    edge_loss,
+    encoding,
+    freeze_statistics,
+    halves,
+    hole_weights,
+)
+from moebius.distill.timesteps import Noised, alphas_cumprod
 from moebius.errors import TrainingError
 from moebius.load import load_vae
 
@@ -66,6 +76,25 @@ def test_encoding_is_that_of_the_pipeline():
         torch.testing.assert_close(got.latents, encoder(image), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got.masked, encoder(image * (1 - mask)), rtol=1e-5, atol=1e-5)
     assert torch.equal(got.mask, mask[:, :, ::8, ::8])
+
+
+def test_the_hole_counts_more_and_the_mean_stays():
+    mask = numbered().mask
+    weights = hole_weights(mask, 20.0)
+    assert float(weights[0].mean()) == pytest.approx(1)
+    assert float(weights[0, 0, 2, 3] / weights[0, 0, 0, 0]) == pytest.approx(20)
+    assert torch.equal(weights[2], torch.ones_like(weights[2])), "without a hole all count alike"
+    ours, theirs = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16)
+    noised = Noised(theirs, theirs, torch.zeros(3, dtype=torch.long))
+    options = LossOptions(coarse=0, fine=0, perceptual=0)
+    values = distillation_losses(options, Prediction(ours, []), noised, alphas_cumprod(), weight=weights)
+    slow = sum(
+        float(weights[b, 0, y, x]) * float((ours[b, :, y, x] - theirs[b, :, y, x]).square().sum())
+        for b in range(3)
+        for y in range(16)
+        for x in range(16)
+    )
+    assert float(values["task"]) == pytest.approx(slow / ours.numel(), rel=1e-5)
 
 
 def test_frozen_statistics_stay():
