@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +15,7 @@ from rich.table import Table
 from moebius_runtime import console
 from moebius_runtime.errors import InputError
 from moebius_runtime.files import atomic_write, check_writable
+from moebius_runtime.manifest import Precision
 
 _CLASSICAL = ("mean", "telea", "ns")
 
@@ -79,7 +80,7 @@ def inpaint(
     for bundle in bundles or []:
         for index, kind in enumerate(precision.split(",")):
             prefix = "" if len(bundles or []) == 1 else f"{bundle.resolve().name} "
-            pipeline = InpaintPipeline.from_bundle(bundle, runtime=runtime, precision=kind)
+            pipeline = InpaintPipeline.from_bundle(bundle, runtime=runtime, precision=cast(Precision, kind))
             pipeline.check(make_options(**given))
             if vae and index == 0:
                 methods.append(Method(f"{prefix}vae", autoencoder(pipeline), sees_truth=True))
