@@ -253,7 +253,7 @@ class Trainer:
 
     def _check_identity(self, found: dict[str, Any], folder: Path) -> None:
         ours = self.settings.identity()
-        changed = [name for name in ours if ours[name] != found.get(name)]
+        changed = [name for name in found if found[name] != ours.get(name)]  # options added since have done nothing
         if changed:
             raise TrainingError(
                 f"{folder} is of a run with other settings ({', '.join(changed)}); a run that goes on keeps them. "

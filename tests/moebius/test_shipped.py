@@ -36,12 +36,13 @@ def test_the_recipes_are_settings_that_can_be_run(name):
     assert settings.network.preset == "small"
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("small", "student"), ("small/vae", "vae-colour")])
+@pytest.mark.parametrize(("name", "recipe"), [("small", "student-holes"), ("small/vae", "vae-colour")])
 def test_the_weights_are_those_of_the_recipe(name, recipe):
     """`config.json` holds the settings of the run that made the weights."""
     made = json.loads((ShippedSource(name).path / "config.json").read_text())["trained"]
     settings = load_settings(FOLDER / "recipe" / f"{recipe}.yaml")
-    assert made["settings"] == settings.identity()
+    now = settings.identity()
+    assert made["settings"] == {name: now[name] for name in made["settings"]}
     assert made["steps"] == settings.steps
 
 
