@@ -252,7 +252,7 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, chang
     """gloo, two processes of 2 samples against one of 4: losses, balance, gradients, and how far weights move.
 
     Sums in another order: 1e-5 relative in the first step. Muon's orthogonal steps enlarge rounding in directions that
-    the gradient hardly has: later values agree to 1e-3, and weights to a tenth of the way that they went (0.014 to 0.036 seen).
+    the gradient hardly has: later values agree to 1e-3, weights to a tenth of the way that they went (0.036 seen).
     """
     trained(tmp_path / "start", batch=4, steps=1, save_every=3, optimizer={"learning_rate": 0.0}, **changes)
     _, alone = trained(tmp_path / "one", batch=4, steps=3, save_every=3, **changes)
