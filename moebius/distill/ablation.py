@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moebius.config import PredictionType
 from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.distill.losses import NAMES, LossOptions
 from moebius.distill.samples import fill_latents
 from moebius.distill.settings import Settings
-from moebius.distill.timesteps import add_noise, alphas_cumprod
+from moebius.distill.timesteps import add_noise, alphas_cumprod, velocity
 from moebius.distill.trainer import Trainer
 from moebius.errors import TrainingError
 from moebius.student import Moebius
@@ -39,14 +40,14 @@ class Row(NamedTuple):
 
     Attributes:
         name: of the combination.
-        noise_error: mean squared error of the predicted noise, over five timesteps.
+        error: mean squared error of what is predicted, over five timesteps.
         psnr: in dB, of the filled pictures inside of their holes, against the true picture through the VAE; pixels of
             all samples together.
         seconds: of the training.
     """
 
     name: str
-    noise_error: float
+    error: float
     psnr: float
     seconds: float
 
@@ -70,9 +71,16 @@ def settings_of(base: Settings, combination: Combination, steps: int) -> Setting
 
 
 def evaluate(
-    student: Moebius, held_out: EncodedStream, decoder: VaeDecoder, *, count: int, steps: int, seed: int = 0
+    student: Moebius,
+    held_out: EncodedStream,
+    decoder: VaeDecoder,
+    *,
+    count: int,
+    steps: int,
+    prediction_type: PredictionType = "epsilon",
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """`Row.noise_error` and `Row.psnr` on the first `count` samples of a stream that is at its start.
+    """`Row.error` and `Row.psnr` on the first `count` samples of a stream that is at its start.
 
     Noise is drawn from `seed`, so every network sees the same.
     """
@@ -81,8 +89,10 @@ def evaluate(
     bars, errors, inside, places = alphas_cumprod(), [], 0.0, 0.0
     done = 0
     for batch in held_out:
-        errors.append(_noise_error(student, batch, bars, generator))
-        filled = fill_latents(student, batch, steps=steps, guidance_scale=1.0, generator=generator)
+        errors.append(_error(student, batch, bars, generator, prediction_type))
+        filled = fill_latents(
+            student, batch, steps=steps, guidance_scale=1.0, generator=generator, prediction_type=prediction_type
+        )
         with torch.no_grad():
             truth, new = (decoder(value).clamp(-1, 1) for value in (batch.latents, filled))
         hole = torch.nn.functional.interpolate(batch.mask, size=truth.shape[2:], mode="nearest")
@@ -96,7 +106,9 @@ def evaluate(
 
 
 @torch.no_grad()
-def _noise_error(student: Moebius, batch: LatentBatch, bars: Tensor, generator: torch.Generator) -> Tensor:
+def _error(
+    student: Moebius, batch: LatentBatch, bars: Tensor, generator: torch.Generator, prediction_type: PredictionType
+) -> Tensor:
     terms = []
     count = batch.latents.shape[0]
     ids = student.conditional_ids[None].expand(count, -1)
@@ -104,7 +116,8 @@ def _noise_error(student: Moebius, batch: LatentBatch, bars: Tensor, generator: 
         times = torch.full((count,), timestep)
         noise = torch.randn(batch.latents.shape, generator=generator)
         seen = torch.cat([add_noise(batch.latents, noise, times, bars), batch.mask, batch.masked], dim=1)
-        terms.append((student(seen, times, ids) - noise).square().mean())
+        target = noise if prediction_type == "epsilon" else velocity(batch.latents, noise, times, bars)
+        terms.append((student(seen, times, ids) - target).square().mean())
     return torch.stack(terms).mean()
 
 
@@ -122,7 +135,7 @@ def ablate(
     Args:
         base: a student's run; its losses and steps are replaced.
         steps: of each.
-        measure: gives noise error and PSNR of the trained (averaged) network, see `evaluate`.
+        measure: gives error and PSNR of the trained (averaged) network, see `evaluate`.
         combinations: which.
         on_step: told name and step.
         on_row: given each row when it is known.

@@ -35,18 +35,19 @@ def ablate_command(
     from moebius.distill.ablation import COMBINATIONS, Row, ablate, evaluate
     from moebius.distill.assembly import decoder
 
-    decode = decoder(settings)
+    decode, predicted = decoder(settings), settings.network.build().prediction_type
 
     def measure(student: object) -> tuple[float, float]:
         with EncodedStream(held_out, batch=min(8, count), seed=0) as stream:
-            return evaluate(student, stream, decode, count=count, steps=sampler_steps)  # type: ignore[arg-type]
+            options = {"count": count, "steps": sampler_steps, "prediction_type": predicted}
+            return evaluate(student, stream, decode, **options)  # type: ignore[arg-type]
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console.err) as bars:
         tasks = {name: bars.add_task(name, total=steps) for name, _, _ in COMBINATIONS}
 
         def on_row(row: Row) -> None:
-            bars.console.print(f"{row.name}: noise error {row.noise_error:.4f}, {row.psnr:.2f} dB in the hole")
+            bars.console.print(f"{row.name}: error {row.error:.4f}, {row.psnr:.2f} dB in the hole")
 
         rows = ablate(
             settings,
@@ -55,9 +56,9 @@ def ablate_command(
             on_step=lambda name, step: bars.update(tasks[name], completed=step),
             on_row=on_row,
         )
-    table = Table("losses", "noise error", "PSNR in the hole", "training")
+    table = Table("losses", "error", "PSNR in the hole", "training")
     for row in rows:
-        table.add_row(row.name, f"{row.noise_error:.4f}", f"{row.psnr:.2f} dB", f"{row.seconds:.0f} s")
+        table.add_row(row.name, f"{row.error:.4f}", f"{row.psnr:.2f} dB", f"{row.seconds:.0f} s")
     console.out.print(table)
     if json_file:
         with atomic_write(json_file) as stream:

@@ -37,7 +37,10 @@ def write_weights(settings: Settings, task: Task, network: nn.Module, step: int)
     }
     sizes = settings.network.build()
     content: dict[str, Any] = {"trained": {"kind": settings.train, "steps": step, "settings": settings.identity()}}
-    content |= sizes.vae.to_diffusers() if settings.train == "vae" else asdict(getattr(sizes, settings.train))
+    if settings.train == "vae":
+        content |= sizes.vae.to_diffusers()
+    else:
+        content |= asdict(getattr(sizes, settings.train)) | {"prediction_type": sizes.prediction_type}
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         target = settings.out / WEIGHTS

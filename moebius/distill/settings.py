@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from moebius.config import Preset, StudentConfig, TeacherConfig, VaeConfig, preset
+from moebius.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
 from moebius.data.masks import HOLES, MaskSettings
 from moebius.data.pictures import CropSettings
 from moebius.distill.balance import BalanceOptions
@@ -72,9 +72,10 @@ _Crops = Annotated[CropSettings, _known(CropSettings)]
 
 
 class NetworkSettings(_Part):
-    """A preset, and the sizes of its networks that differ from it."""
+    """A preset, and what of its networks differs from it: sizes, and what they predict."""
 
     preset: str = "full"
+    prediction_type: PredictionType | None = None
     student: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
     vae: dict[str, Any] = {}
@@ -86,8 +87,12 @@ class NetworkSettings(_Part):
             TrainingError: a name that they do not have, or a value that they refuse.
         """
         base = preset(self.preset)
-        return Preset(
-            _changed(base.student, self.student), _changed(base.vae, self.vae), _changed(base.teacher, self.teacher)
+        return replace(
+            base,
+            student=_changed(base.student, self.student),
+            vae=_changed(base.vae, self.vae),
+            teacher=_changed(base.teacher, self.teacher),
+            prediction_type=self.prediction_type or base.prediction_type,
         )
 
 

@@ -23,7 +23,7 @@ from moebius.data.encoded import LatentBatch
 from moebius.distill.balance import balance, coarse_parameter, fine_parameter
 from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
-from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps
+from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps, velocity
 from moebius.errors import TrainingError
 from moebius.student import Moebius
 from moebius.teacher import Teacher
@@ -118,6 +118,7 @@ class DiffusionTask(Task):
     ) -> None:
         self.network, self.module = network, _Predictor(network)
         self._losses, self._balance = losses, settings.balance
+        self.prediction_type = settings.network.build().prediction_type
         self._timesteps: TimestepSettings = settings.timesteps
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
         self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
@@ -147,7 +148,11 @@ class DiffusionTask(Task):
             sample_timesteps(shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
         )
         noise = around.own(sample_noise(shape, around.generator, offset=drawn.noise_offset))
-        noisy = Noised(add_noise(sample.latents, noise, timesteps, self._bars), noise, timesteps)
+        target = noise
+        if self.prediction_type == "v_prediction":
+            target = velocity(sample.latents, noise, timesteps, self._bars)
+        seen_latents = add_noise(sample.latents, noise, timesteps, self._bars)
+        noisy = Noised(seen_latents, target, timesteps, self.prediction_type)
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted = Prediction(*module(seen, timesteps, sample.categories))
         wanted = None

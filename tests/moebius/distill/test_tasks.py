@@ -6,7 +6,9 @@ import torch
 from moebius import preset
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
+from moebius.distill.assembly import build_task
 from moebius.distill.losses import LossOptions, Prediction, distillation_losses
+from moebius.distill.settings import parse_settings
 from moebius.distill.tasks import (
     Surroundings,
     crop_to_hole,
@@ -17,8 +19,8 @@ from moebius.distill.tasks import (
     hole_weights,
 )
 from moebius.distill.timesteps import Noised, alphas_cumprod
-from moebius.errors import TrainingError
-from moebius.load import load_vae
+from moebius.errors import CheckpointError, TrainingError
+from moebius.load import check_prediction_type, load_vae
 
 
 def numbered(batch=3, side=16):
@@ -47,6 +49,48 @@ def test_a_crop_is_the_same_square_of_all_and_holds_some_of_the_hole():
     assert torch.equal(whole.latents, batch.latents)
     with pytest.raises(TrainingError, match="a crop of 17 from latents of 16x16"):
         crop_to_hole(batch, 17, torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_the_network_is_asked_for_what_the_settings_say(predicts):
+    """One batch, its draws repeated here, against the definition of the target."""
+    content = {
+        "train": "student",
+        "out": "unused",
+        "steps": 1,
+        "batch": 3,
+        "network": {"preset": "tiny", "prediction_type": predicts},
+        "data": {"latents": "unused"},
+        "losses": {"coarse": 0, "fine": 0, "perceptual": 0},
+        "timesteps": {"sampling": "uniform", "noise_offset": 0.0},
+    }
+    task = build_task(parse_settings(content, "test"))
+    task.network.eval()
+    clean, masked, mask, _ = numbered()
+    ids = task.network.conditional_ids[None].expand(3, -1)
+    around = Surroundings(torch.device("cpu"), torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        got = task.outcome(task.module, LatentBatch(clean, masked, mask, ids), around)
+        draws = torch.Generator().manual_seed(1)
+        timesteps = torch.randint(1000, (3,), generator=draws)
+        noise = torch.randn(clean.shape, generator=draws)
+        a = alphas_cumprod()[timesteps][:, None, None, None]
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        wanted = noise if predicts == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
+        answer = task.network(torch.cat([noisy, mask, masked], dim=1), timesteps, ids)
+    torch.testing.assert_close(got.total, (answer - wanted).square().mean(), rtol=1e-5, atol=0)
+
+
+def test_weights_that_predict_something_else_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"prediction_type": "v_prediction"}')
+    check_prediction_type(f"{tmp_path}", "v_prediction")
+    check_prediction_type("stand-in", "epsilon")  # says nothing
+    with pytest.raises(CheckpointError, match="says prediction_type = 'v_prediction', expected 'epsilon'"):
+        check_prediction_type(f"{tmp_path}", "epsilon")
+    content = {"train": "student", "out": "unused", "steps": 1, "batch": 1, "data": {"latents": "unused"}}
+    settings = content | {"network": {"preset": "tiny"}, "losses": {"perceptual": 0}, "teacher": str(tmp_path)}
+    with pytest.raises(CheckpointError, match="prediction_type"):
+        build_task(parse_settings(settings, "test"))
 
 
 def test_processes_share_what_is_drawn():
