@@ -23,6 +23,7 @@ from moebius.data.encoded import LatentBatch
 from moebius.distill.balance import balance, coarse_parameter, fine_parameter
 from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
+from moebius.distill.sharding import gathered_by_forward
 from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps, velocity
 from moebius.errors import TrainingError
 from moebius.student import Moebius
@@ -124,10 +125,6 @@ class DiffusionTask(Task):
         self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
         self._crop, self._hole_weight = settings.data.latent_crop, settings.hole_weight
         self._bars = alphas_cumprod()
-        if isinstance(network, Moebius):
-            self._fine = fine_parameter(network)
-            tap = losses.taps[-1].student if losses.coarse else 0
-            self._coarse = coarse_parameter(network, tap)
 
     def samples(self, batch: Batch | LatentBatch) -> LatentBatch:
         """The batch as latents."""
@@ -172,12 +169,17 @@ class DiffusionTask(Task):
         if len(values) == 1:
             ((name, value),) = values.items()
             return Outcome(self._losses.multiplier(name) * value, shown)
+        assert isinstance(self.network, Moebius)  # a teacher has the one loss
+        tap = self._losses.taps[-1].student if self._losses.coarse else 0
+        fine, coarse = fine_parameter(self.network), coarse_parameter(self.network, tap)
+        if self._balance.enabled:
+            fine, coarse = gathered_by_forward(fine, "θ_F"), gathered_by_forward(coarse, "θ_C")
         balanced = balance(
             values,
             self._losses,
             self._balance,
-            fine=self._fine,
-            coarse=self._coarse,
+            fine=fine,
+            coarse=coarse,
             scale=around.scale(),
             reduce=around.reduce,
         )

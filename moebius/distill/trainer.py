@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -21,6 +20,14 @@ from moebius.distill.checkpoints import RankState, RunState
 from moebius.distill.finishing import write_weights
 from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule
 from moebius.distill.settings import Settings
+from moebius.distill.sharding import (
+    check_distribution,
+    check_environment,
+    load_whole_state,
+    to_average,
+    whole,
+    whole_state,
+)
 from moebius.distill.tasks import Surroundings, Task, freeze_statistics
 from moebius.errors import TrainingError
 
@@ -67,13 +74,15 @@ class Trainer:
         self.settings, self._say = settings, say
         self.on_step: Callable[[Report], None] = lambda report: None
         self.on_samples: Callable[[int, Task, nn.Module], None] | None = None
+        check_environment()
         self._accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=_PRECISIONS[settings.precision],
             gradient_accumulation_steps=settings.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_partial(settings))],
         )
-        _check_distribution(self._accelerator)
+        unaveraged = settings.samples is not None and settings.ema is None
+        check_distribution(self._accelerator, samples_need_average=unaveraged)
         self._rank, self._world = self._accelerator.process_index, self._accelerator.num_processes
         torch.manual_seed(settings.seed)
         self.task = build_task(settings, say)
@@ -117,7 +126,7 @@ class Trainer:
         checkpoints.load_optimizer(
             self.task.module, self.optimizer, shared.optimizer, shared.numbers["optimizer_groups"]
         )
-        self.task.network.load_state_dict(shared.network, strict=True)
+        load_whole_state(self.task.network, shared.network)
         if self.average is not None and shared.average is not None:
             self.average.load_state_dict(shared.average, strict=True)
         self._schedule.load_state_dict(shared.numbers["schedule"])
@@ -159,8 +168,9 @@ class Trainer:
                     return None
         finally:
             self.stream.close()
+        state = whole_state(self.weights)
         if main:
-            write_weights(settings, self.task, self.weights, self.step)
+            write_weights(settings, state, self.step)
         self._accelerator.wait_for_everyone()
         return settings.out
 
@@ -190,7 +200,7 @@ class Trainer:
                 self._accelerator.backward(outcome.total)
                 if self._accelerator.sync_gradients:
                     limit = math.inf if self.settings.clip is None else self.settings.clip
-                    norm = self._accelerator.clip_grad_norm_(self._module.parameters(), limit)
+                    norm = whole(self._accelerator.clip_grad_norm_(self._module.parameters(), limit))
                     if self._accelerator.scaler is None:  # a scaler skips the step and tries a smaller factor
                         self._check_finite("gradient's norm", norm, self.step + 1)
                     sums["gradient_norm"] = norm.detach()
@@ -200,7 +210,7 @@ class Trainer:
         if not self._accelerator.optimizer_step_was_skipped:
             self._schedule.step()
             if self.average is not None:
-                self.average.update_parameters(self.task.network)
+                self.average.update_parameters(to_average(self.task.network))
         self.step += 1
         return Report(self.step, {name: float(value) for name, value in sums.items()})
 
@@ -223,7 +233,9 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        for name, value in self.task.network.state_dict().items():
+        network = whole_state(self.task.network)
+        tensors, groups = checkpoints.optimizer_state(self.task.module, self.optimizer)
+        for name, value in network.items():
             if value.is_floating_point():
                 self._check_finite(f"sum of {name}", value.sum(), self.step)
         own = RankState({"draws": self._around.generator.get_state(), "torch": torch.get_rng_state()})
@@ -236,7 +248,6 @@ class Trainer:
         checkpoints.write_rank(Path(part[0]), self._rank, own)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            tensors, groups = checkpoints.optimizer_state(self.task.module, self.optimizer)
             numbers = {
                 "step": self.step,
                 "settings": self.settings.identity(),
@@ -245,9 +256,8 @@ class Trainer:
                 "schedule": _plain(self._schedule.state_dict()),
                 "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else None,
             }
-            state = RunState(numbers, _apart(self.task.network), tensors, None)
-            if self.average is not None:
-                state.average = _apart(self.average)
+            average = None if self.average is None else whole_state(self.average)
+            state = RunState(numbers, network, tensors, average)
             self._saved = checkpoints.finish(Path(part[0]), self.settings.out, self.step, state, self.settings.keep)
         self._accelerator.wait_for_everyone()
 
@@ -261,25 +271,6 @@ class Trainer:
             )
 
 
-def _check_distribution(accelerator: Accelerator) -> None:
-    """Refuses what would train otherwise than it says.
-
-    Raises:
-        TrainingError: FSDP is asked for, or processes that accelerate does not join.
-    """
-    if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise TrainingError(
-            "FSDP is not served yet: checkpoints, averages and the balance need whole parameters; run accelerate "
-            "without it (DDP). The student and its optimizer take 4 GB of each GPU"
-        )
-    asked = os.environ.get("WORLD_SIZE", "1")
-    if asked != str(accelerator.num_processes):
-        raise TrainingError(
-            f"WORLD_SIZE is {asked} and accelerate joined {accelerator.num_processes}; start with `accelerate launch` "
-            "or `torchrun`"
-        )
-
-
 def _partial(settings: Settings) -> bool:
     """Whether a step leaves parameters without a gradient, which distributed training has to be told."""
     return settings.train == "student" and settings.losses.active == ("coarse",)
@@ -288,8 +279,3 @@ def _partial(settings: Settings) -> bool:
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """A scheduler's state without its functions, which the settings give again."""
     return {name: value for name, value in state.items() if name != "lr_lambdas"} | {"lr_lambdas": [None, None]}
-
-
-def _apart(network: nn.Module) -> dict[str, Tensor]:
-    """A state dict in which no two tensors share memory, as safetensors asks."""
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}

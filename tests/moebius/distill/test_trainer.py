@@ -227,11 +227,7 @@ def test_sample_pictures(tmp_path):
     assert (truth != filled).any()
 
 
-def test_what_is_not_served_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(TrainingError, match="FSDP is not served yet"):
-        Trainer(parse_settings(content(tmp_path), "test"))
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+def test_what_is_not_served_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="batch_norm: sync needs CUDA"):
         Trainer(parse_settings(content(tmp_path, batch_norm="sync"), "test"))
 
