@@ -26,7 +26,7 @@ def whole(value: Tensor) -> Tensor:
     """The gathered tensor; one that is not spread is returned as it is."""
     if not isinstance(value, DTensor):
         return value
-    gathered: Tensor = value.detach().full_tensor()
+    gathered: Tensor = value.detach().full_tensor()  # type: ignore[attr-defined]  # `detach` is typed as Tensor's
     return gathered
 
 
