@@ -213,6 +213,9 @@ class Settings(_Part):
         lambda_form: how λ layers compute, see `moebius.lambda_layers.set_lambda_form`.
         clip: greatest norm of the gradient; None leaves it.
         weights_dtype: of the finished weights; half as large as float16.
+        average_statistics: batches by which the batch norms of the averaged network are measured when the run ends.
+            With 0 they have those of the network in training, as in the released code: of other weights, which shows
+            where the learning rate is high.
     """
 
     train: Literal["student", "teacher", "vae"]
@@ -246,6 +249,7 @@ class Settings(_Part):
     samples: SampleSettings | None = None
     tensorboard: bool = True
     weights_dtype: Literal["float32", "float16"] = "float32"
+    average_statistics: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Settings:
@@ -286,6 +290,7 @@ class Settings(_Part):
             "samples",
             "tensorboard",
             "weights_dtype",
+            "average_statistics",
         }
         return json.loads(self.model_dump_json(exclude=free))
 

@@ -65,6 +65,10 @@ class Task(ABC):
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
         """The loss of a batch; `module` is `self.module`, wrapped."""
 
+    @abstractmethod
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+        """Passes a batch through a network of this kind as in training, for what the pass leaves in it."""
+
     frozen: tuple[nn.Module, ...] = ()
     """What is not trained; the trainer moves it to its device."""
 
@@ -133,8 +137,8 @@ class DiffusionTask(Task):
         assert self._encode is not None, "settings without a VAE and with pictures are refused"
         return self._encode(batch)
 
-    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
-        """The losses that are on, balanced."""
+    def _noised(self, batch: Batch | LatentBatch, around: Surroundings) -> tuple[LatentBatch, Noised]:
+        """The batch as latents, and as the network sees it at timesteps that are drawn."""
         sample = LatentBatch(*(value.to(around.device) for value in self.samples(batch)))
         count = sample.latents.shape[0]
         if self._crop:
@@ -149,7 +153,18 @@ class DiffusionTask(Task):
         if self.prediction_type == "v_prediction":
             target = velocity(sample.latents, noise, timesteps, self._bars)
         seen_latents = add_noise(sample.latents, noise, timesteps, self._bars)
-        noisy = Noised(seen_latents, target, timesteps, self.prediction_type)
+        return sample, Noised(seen_latents, target, timesteps, self.prediction_type)
+
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+        """See `Task`."""
+        sample, noisy = self._noised(batch, around)
+        with around.autocast():
+            network(torch.cat([noisy.latents, sample.mask, sample.masked], dim=1), noisy.timesteps, sample.categories)
+
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
+        """The losses that are on, balanced."""
+        sample, noisy = self._noised(batch, around)
+        timesteps = noisy.timesteps
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted = Prediction(*module(seen, timesteps, sample.categories))
         wanted = None
@@ -210,6 +225,9 @@ class VaeTask(Task):
     def __init__(self, vae: nn.Module, config: VaeConfig, losses: VaeLosses) -> None:
         self.network, self.module = vae, _Autoencoder(vae)
         self._config, self._losses = config, losses
+
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+        """Nothing: an autoencoder has no batch norms."""
 
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
         """Reconstruction losses; a share of the pictures has its hole emptied, in input and target alike."""

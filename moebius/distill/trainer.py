@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from moebius.distill import checkpoints
 from moebius.distill.assembly import Stream, build_stream, build_task
@@ -166,6 +166,8 @@ class Trainer:
                     self.on_samples(self.step, self.task, self.weights)
                 if last and self.step < settings.steps:
                     return None
+            if self.average is not None and settings.average_statistics:
+                self._measure_statistics(self.average.module, batches)
         finally:
             self.stream.close()
         state = whole_state(self.weights)
@@ -213,6 +215,14 @@ class Trainer:
                 self.average.update_parameters(to_average(self.task.network))
         self.step += 1
         return Report(self.step, {name: float(value) for name, value in sums.items()})
+
+    def _measure_statistics(self, network: nn.Module, batches: Iterator[Any]) -> None:
+        """Gives batch norms the mean statistics of further batches (Izmailov et al. 2018, section 3.2: averaged weights
+        have none of their own). Each process measures its own; the first one's are written."""
+        count = self.settings.average_statistics
+        self._say(f"measuring the averaged network's batch norms on {count} batches")
+        forward = _Forward(self.task, network, self._around)
+        update_bn(((next(batches),) for _ in range(count)), forward)
 
     def _means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._world == 1:
@@ -269,6 +279,18 @@ class Trainer:
                 f"{folder} is of a run with other settings ({', '.join(changed)}); a run that goes on keeps them. "
                 "Restore them, or choose another `out`"
             )
+
+
+class _Forward(nn.Module):
+    """A task's forward pass of a network, as torch's `update_bn` calls it."""
+
+    def __init__(self, task: Task, network: nn.Module, around: Surroundings) -> None:
+        super().__init__()
+        self.network = network
+        self._task, self._around = task, around
+
+    def forward(self, batch: Any) -> None:
+        self._task.forward(self.network, batch, self._around)
 
 
 def _partial(settings: Settings) -> bool:

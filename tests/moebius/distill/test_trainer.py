@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from moebius.distill import checkpoints
 from moebius.distill.settings import parse_settings
@@ -264,3 +265,24 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, chang
     start = flat(weights(tmp_path / "start"))
     moved = float((first - start).norm())
     assert float((first - second).norm()) < 0.1 * moved, float((first - second).norm()) / moved
+
+
+def test_the_averages_batch_norms_are_measured(tmp_path):
+    """Against the statistics of what reaches one batch norm, gathered by a hook over the same batches."""
+    trainer, _ = trained(tmp_path / "run", steps=2, average_statistics=3, ema={"decay": 0.9})
+    name, norm = next((n, m) for n, m in trainer.average.module.named_modules() if isinstance(m, nn.BatchNorm2d))
+    plain, _ = trained(tmp_path / "plain", steps=2, ema={"decay": 0.9})
+    other = plain.average.module.get_submodule(name)
+    assert torch.equal(other.weight, norm.weight), "weights stay as they were averaged"
+    assert not torch.equal(other.running_mean, norm.running_mean)
+    seen = []
+    other.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    plain.average.module.train()
+    batches = iter(plain.stream)
+    with torch.no_grad():
+        for _ in range(3):
+            plain.task.forward(plain.average.module, next(batches), plain._around)
+    mean = torch.stack([value.mean(dim=(0, 2, 3)) for value in seen]).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-6)
+    written = weights(tmp_path / "run")
+    torch.testing.assert_close(written[f"{name}.running_mean"], norm.running_mean)
