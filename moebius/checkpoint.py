@@ -59,8 +59,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The weights that `source` names, in the order of `expected`, with exactly its names, shapes and dtypes.
 
-    `source` is `hub:OWNER/REPO[/FOLDER][@REVISION]`, a local file or folder, or `stand-in[:SEED]`. float16
-    and bfloat16 are raised to float32 where that is expected. Averaged (EMA) weights are taken where there
+    `source` is `hub:OWNER/REPO[/FOLDER][@REVISION]`, a local file or folder, `shipped:NAME`, or `stand-in[:SEED]`.
+    float16 and bfloat16 are raised to float32 where that is expected. Averaged (EMA) weights are taken where there
     are any. Both are said in `origin`. `cache_dir` is where conversions are kept (default: see
     `cache_folder`). `progress` is called with a line of text before each step that takes time.
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from moebius.checkpoint import Checkpoint, load_checkpoint, load_config
-from moebius.config import StudentConfig, TeacherConfig, VaeConfig
+from moebius.config import PredictionType, StudentConfig, TeacherConfig, VaeConfig
 from moebius.errors import CheckpointError, MisfitError
 from moebius.stand_in import TensorSpec
 from moebius.student import Moebius
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 DEFAULT_WEIGHTS = "hub:hustvl/Moebius/ft_places2"
 DEFAULT_TEACHER = "hub:hustvl/PixelHacker/ft_places2"
 DEFAULT_VAE = "hub:hustvl/PixelHacker/vae"
+
+
+def default_sources(preset: str) -> tuple[str, str]:
+    """Weights of student and VAE that belong to a preset: the released ones, or those that come with this package."""
+    return ("shipped:small", "shipped:small/vae") if preset == "small" else (DEFAULT_WEIGHTS, DEFAULT_VAE)
 
 
 def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
@@ -96,6 +101,22 @@ def load_vae(
     with torch.device("meta"):
         vae = build_vae(config)
     return vae.eval(), _fill(vae, source, progress)
+
+
+def check_prediction_type(source: str, expected: PredictionType) -> None:
+    """Refuses weights that predict something else: they would run, and make noise of every picture.
+
+    Weights whose `config.json` does not say, such as the released ones, are taken as they are.
+
+    Raises:
+        CheckpointError: the `config.json` beside the weights names another prediction type.
+    """
+    found = (load_config(source) or {}).get("prediction_type", expected)
+    if found != expected:
+        raise CheckpointError(
+            f"{source}: its config.json says prediction_type = {found!r}, expected {expected!r}; choose weights that "
+            "were trained for it, or the --preset that they were trained at"
+        )
 
 
 def _fill(module: nn.Module, source: str, progress: Callable[[str], None] | None) -> Checkpoint:

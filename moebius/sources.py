@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from moebius.errors import CheckpointError
 
@@ -22,7 +23,9 @@ _HUB = re.compile(
     rf"hub:(?P<repo>{_PART}/{_PART})(?P<path>(?:/{_PART}){{0,8}})(?:@(?P<revision>{_PART}(?:/{_PART}){{0,4}}))?"
 )
 _STAND_IN = re.compile(r"stand-in(?::(?P<seed>0|[1-9][0-9]{0,17}))?")
-_FORMS = "hub:OWNER/REPO[/FOLDER][@REVISION], a local file or folder, or stand-in[:SEED]"
+_FORMS = "hub:OWNER/REPO[/FOLDER][@REVISION], a local file or folder, shipped:NAME, or stand-in[:SEED]"
+SHIPPED = MappingProxyType({"small": "small/student", "small/vae": "small/vae"})
+"""Names of the weights that come with this package, and their folders in it."""
 _LISTED = 8
 
 
@@ -50,7 +53,19 @@ class StandInSource:
     seed: int = 0
 
 
-WeightsSource = HubSource | LocalSource | StandInSource
+@dataclass(frozen=True)
+class ShippedSource:
+    """Weights that come with this package."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Their folder."""
+        return Path(__file__).parent / SHIPPED[self.name]
+
+
+WeightsSource = HubSource | LocalSource | ShippedSource | StandInSource
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,11 @@ def parse_source(text: str) -> WeightsSource:
         if not (match := _STAND_IN.fullmatch(text)):
             raise CheckpointError(f"weights {text!r}: expected stand-in or stand-in:SEED, SEED a whole number from 0")
         return StandInSource(int(match["seed"] or 0))
+    if text.startswith("shipped:"):
+        name = text.removeprefix("shipped:")
+        if name not in SHIPPED:
+            raise CheckpointError(f"weights {text!r}: expected {' or '.join(f'shipped:{known}' for known in SHIPPED)}")
+        return ShippedSource(name)
     if text.startswith("hub:"):
         match = _HUB.fullmatch(text)
         if not match or ".." in text:
@@ -168,6 +188,8 @@ def locate(text: str, progress: Progress | None = None) -> LocatedFile:
         from moebius import hub
 
         located = hub.fetch_weights(source, progress)
+    elif isinstance(source, ShippedSource):
+        located = LocatedFile(_locate_local(source.path).path, text)
     else:
         located = _locate_local(source.path)
     if is_ema_name(located.path.name):

@@ -8,14 +8,26 @@ from pathlib import Path
 
 import pytest
 
+_threads: list[int] = []
+
+
+def pytest_collection_finish() -> None:
+    """Notes torch's threads before any fixture, whatever its scope, has run something that changes them."""
+    if "torch" in sys.modules:
+        _threads[:] = [sys.modules["torch"].get_num_threads()]
+
 
 @pytest.fixture(autouse=True)
 def _torch_threads() -> Iterator[None]:
     """The runtime `torch` sets the threads of its process; with other threads, later tests' sums round differently."""
-    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    _restore_threads()
     yield
-    if before is not None and sys.modules["torch"].get_num_threads() != before:
-        sys.modules["torch"].set_num_threads(before)
+    _restore_threads()
+
+
+def _restore_threads() -> None:
+    if _threads and sys.modules["torch"].get_num_threads() != _threads[0]:
+        sys.modules["torch"].set_num_threads(_threads[0])
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moebius.errors import UserError
-from moebius_bench import cli_students
+from moebius_bench import cli_inpaint, cli_students
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
@@ -200,6 +199,7 @@ def masks(
 
 
 app.command()(cli_students.students)
+app.command()(cli_inpaint.inpaint)
 
 
 def _check(variants: Sequence[Variant]) -> None:
@@ -333,6 +333,8 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point of `moebius-bench`."""
+    from moebius.errors import UserError  # needs no PyTorch, but measuring a device needs nothing of this package
+
     console.run(app, (MoebiusError, UserError))
 
 

@@ -75,7 +75,7 @@ def measure_quality(
         InputError: folders that do not pair, pictures of different sizes, an unusable network.
         RuntimeUnavailableError: a network was given but its library is not installed.
     """
-    pairs = _pairs(real, fake, mask)
+    pairs = paired(real, fake, mask)
     not_computed, networks = {}, {}
     lpips = None
     if lpips_weights is None:
@@ -134,7 +134,8 @@ def quality_lines(result: Quality) -> Iterator[str]:
     yield f"least similar: {worst.stem}, SSIM {worst.ssim:.4f}"
 
 
-def _pairs(real: Path, fake: Path, mask: Path | None) -> list[tuple[str, tuple[Path, ...]]]:
+def paired(real: Path, fake: Path, mask: Path | None = None) -> list[tuple[str, tuple[Path, ...]]]:
+    """Stems, sorted, and the file of each folder that has it; `InputError` unless all folders have the same stems."""
     folders = [real, fake] if mask is None else [real, fake, mask]
     found = [_by_stem(folder) for folder in folders]
     for folder, files in zip(folders[1:], found[1:], strict=True):

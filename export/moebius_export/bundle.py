@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moebius import Preset, VaeDecoder, VaeEncoder, preset
 from moebius.checkpoint import Checkpoint
-from moebius.load import DEFAULT_VAE, DEFAULT_WEIGHTS, load_student, load_vae
+from moebius.load import DEFAULT_VAE, DEFAULT_WEIGHTS, check_prediction_type, load_student, load_vae
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.errors import ExportError
 from moebius_export.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
@@ -108,6 +108,7 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
     _check_place(Path(out))
     with placed_whole(Path(out)) as folder:
         progress("weights", "U-Net")
+        check_prediction_type(options.weights, sizes.prediction_type)
         student, student_weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
         parameters = sum(parameter.numel() for parameter in student.parameters())
         graphs: dict[GraphName, _Written] = {}
@@ -261,9 +262,11 @@ def _manifest(folder: Path, model: ModelInfo, sizes: Preset, graphs: dict[GraphN
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
-            prediction_type="epsilon",
+            prediction_type=sizes.prediction_type,
         ),
-        defaults=Defaults(num_inference_steps=20, guidance_scale=2.5, strength=0.99, noise_offset=0.0357),
+        defaults=Defaults(
+            num_inference_steps=20, guidance_scale=sizes.guidance_scale, strength=0.99, noise_offset=0.0357
+        ),
         graphs={name: graph.info for name, graph in graphs.items()},
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],

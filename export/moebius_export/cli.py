@@ -36,9 +36,19 @@ def _commands() -> None:
 def onnx(
     out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle there is replaced.")],
     weights: Annotated[
-        str, typer.Option(help="hub:OWNER/REPO/FOLDER\\[@REVISION], a file or folder, or stand-in[:SEED].")
-    ] = "hub:hustvl/Moebius/ft_places2",
-    vae: Annotated[str, typer.Option(help="The autoencoder's weights: as --weights.")] = "hub:hustvl/PixelHacker/vae",
+        str | None,
+        typer.Option(
+            help="hub:OWNER/REPO/FOLDER\\[@REVISION], a file or folder, shipped:small, or stand-in[:SEED]. Default: "
+            "hub:hustvl/Moebius/ft_places2; with --preset small, shipped:small."
+        ),
+    ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            help="The autoencoder's weights: as --weights. Default: hub:hustvl/PixelHacker/vae; with --preset small, "
+            "shipped:small/vae."
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option(help="Sizes of the network: full, small or tiny.")] = "full",
     precision: Annotated[
         str,
@@ -67,11 +77,14 @@ def onnx(
 ) -> None:
     """Exports the U-Net and the VAE to ONNX, compares each file with PyTorch, and writes the bundle."""
     typed = _typed_precisions(precision)
+    from moebius.load import default_sources
     from moebius_export.bundle import STAGES, ExportOptions, export_onnx
     from moebius_export.lowering import DEFAULT_TARGET, TARGETS, lowering_of
     from moebius_export.precision.planning import PlanOptions
     from moebius_export.rules import RULE_NAMES
 
+    own = default_sources(preset)
+    weights, vae = weights or own[0], vae or own[1]
     for option, value in (("--rules", rules), ("--target", target), ("--lowering", lowering)):
         if value is not None and not fuse:
             raise InputError(f"{option} {value} means nothing with --no-fuse; leave one of them out")

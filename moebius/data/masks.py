@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ Rng = np.random.Generator
 Point = tuple[float, float]
 
 REFERENCE_SIDE = 512  # pixels that the settings are for
+_MARGIN = 10  # pixels between a box and the picture's edge, at 512 pixels
 _BOX_SHARE = 0.3 / 1.3  # boxes three times in thirteen
 _TRIES = 1000
 
@@ -108,7 +110,13 @@ class MaskSettings:
             raise DataError(f"masks of most={self.most}: expected a share above 0 and up to 1")
 
 
-_MARGIN = 10  # pixels between a box and the picture's edge, at 512 pixels
+HOLES = MappingProxyType(
+    {
+        "training": MaskSettings(),  # the recipe's
+        "small": MaskSettings(strokes=2, width=80, length=160, boxes=2, box_side=(32, 128), most=0.15),
+    }
+)
+"""Settings that have a name. `small`: what a small network can learn to fill."""
 
 
 def training_mask(rng: Rng, size: int, settings: MaskSettings | None = None) -> Mask:

@@ -6,6 +6,8 @@ follow the shorter side, so the same scene at another size shows the same pictur
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -54,11 +56,21 @@ def scene(
         raise DataError(f"a scene of {height} x {width} pixels: expected sides of {_MIN_SIDE} to {_MAX_SIDE}")
     if index < 0 or seed < 0:
         raise DataError(f"scene {index} of seed {seed}: expected numbers of 0 or more")
-    rng = np.random.Generator(np.random.PCG64([2 * seed + held_out, index]))
+    rng, kind = _begin(index, seed, held_out)
     canvas = Canvas.of(height, width)
-    kind = KINDS[int(np.searchsorted(_SHARES, rng.random(), side="right"))]
     picture = _finish(rng, canvas, kind(rng, canvas))
     return np.ascontiguousarray(picture.transpose(1, 2, 0))
+
+
+def scene_kind(index: int, seed: int = 0, held_out: bool = False) -> str:
+    """What `scene` draws for the same arguments, without drawing it: the name of one of `KINDS`."""
+    return _begin(index, seed, held_out)[1].__name__
+
+
+def _begin(index: int, seed: int, held_out: bool) -> tuple[Rng, Callable[[Rng, Canvas], Plane]]:
+    """A scene's generator, and the kind that is its first draw."""
+    rng = np.random.Generator(np.random.PCG64([2 * seed + held_out, index]))
+    return rng, KINDS[int(np.searchsorted(_SHARES, rng.random(), side="right"))]
 
 
 def surface(rng: Rng, canvas: Canvas) -> Plane:

@@ -17,7 +17,7 @@ from moebius.distill.perceptual import ELatentLpips
 from moebius.distill.settings import DataSettings, PerceptualSettings, Settings
 from moebius.distill.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
 from moebius.errors import TrainingError
-from moebius.load import load_student, load_teacher, load_vae
+from moebius.load import check_prediction_type, load_student, load_teacher, load_vae
 from moebius.student import Moebius
 from moebius.teacher import Teacher
 from moebius.vae import VaeDecoder, build_vae
@@ -91,6 +91,7 @@ def build_task(settings: Settings, say: Say = lambda text: None) -> Task:
     student.diff_model.gradient_checkpointing = settings.gradient_checkpointing
     frozen = None
     if settings.teacher is not None and settings.losses.needs_teacher:
+        check_prediction_type(settings.teacher, sizes.prediction_type)
         frozen = load_teacher(settings.teacher, sizes.teacher, say)[0].requires_grad_(False)
     return DiffusionTask(
         student.requires_grad_(True),

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moebius.distill.sharding import spread_as, whole
 from moebius.errors import TrainingError
 
 _NAME = re.compile(r"step-([0-9]{8})")
@@ -141,12 +142,13 @@ def read(folder: Path, rank: int) -> tuple[RunState, RankState]:
 
 
 def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
-    """Tensors as `PARAMETER/NAME`, and the groups' options as JSON with parameter names in the place of numbers."""
+    """Whole tensors as `PARAMETER/NAME`, and the groups' options as JSON with parameter names in place of numbers."""
     names = _names(network, optimizer)
     state = optimizer.state_dict()
-    tensors = {f"{names[index]}/{key}": value for index, held in state["state"].items() for key, value in held.items()}
-    if loose := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+    held = {f"{names[index]}/{key}": value for index, kept in state["state"].items() for key, value in kept.items()}
+    if loose := [name for name, value in held.items() if not isinstance(value, Tensor)]:
         raise TrainingError(f"the optimizer's state has no tensor at {loose[0]}; it cannot be kept")
+    tensors = {name: whole(value) for name, value in held.items()}
     groups = [group | {"params": [names[index] for index in group["params"]]} for group in state["param_groups"]]
     return tensors, groups
 
@@ -161,11 +163,13 @@ def load_optimizer(
     """
     names = _names(network, optimizer)
     numbers = {name: index for index, name in names.items()}
+    parameters = dict(network.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     try:
         for name, value in tensors.items():
             parameter, key = name.rsplit("/", 1)
-            state.setdefault(numbers[parameter], {})[key] = value
+            like = parameters[parameter] if value.ndim else value  # a momentum has its parameter's rows, a step none
+            state.setdefault(numbers[parameter], {})[key] = spread_as(value, like)
         restored = [
             {key: tuple(value) if isinstance(value, list) else value for key, value in group.items()}
             | {"params": [numbers[name] for name in group["params"]]}

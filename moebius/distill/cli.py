@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from moebius.distill.cli_ablate import ablate_command
 from moebius.distill.cli_encode import encode_command
 from moebius.errors import TrainingError, UserError
 from moebius_runtime import console
@@ -70,6 +71,7 @@ def train_command(
 
 
 app.command(name="encode")(encode_command)
+app.command(name="ablate")(ablate_command)
 
 
 def _train(settings: Settings, resume: bool, make: type[Trainer]) -> None:

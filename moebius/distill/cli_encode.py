@@ -37,6 +37,7 @@ def encode_command(
         int | None, typer.Option(min=16, help="Pixels at which scenes are drawn, before the crop. Default: --size.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of order, crops and masks.")] = 0,
+    holes: Annotated[str, typer.Option(help="training (the paper's) or small.")] = "training",
     masks_per_picture: Annotated[int, typer.Option(min=1, help="Holes of each picture; its latent is kept once.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the latents in the files: float16 or float32.")] = "float16",
     bf16: Annotated[bool, typer.Option("--bf16", help="Let the encoder compute in bfloat16.")] = False,
@@ -49,6 +50,10 @@ def encode_command(
 
     Stopped at any moment, the same command goes on.
     """
+    from moebius.data.masks import HOLES
+
+    if holes not in HOLES:
+        raise DataError(f"--holes {holes}: expected {' or '.join(HOLES)}")
     if dtype not in ("float16", "float32"):
         raise DataError(f"--dtype {dtype}: expected float16 or float32")
     import torch
@@ -64,7 +69,7 @@ def encode_command(
         count, masks_per_picture, shard_size, batch, cast(Dtype, dtype), bf16, sizes.student.num_categories
     )
     pixels = size or sizes.student.sample_size * sizes.vae.downscale
-    with _stream(data, pixels, scene_size, seed, threads) as stream:
+    with _stream(data, pixels, scene_size, holes, seed, threads) as stream:
         network, weights = load_vae(vae, sizes.vae, console.err.print)
         if weights.stand_in:
             console.warn("the VAE's weights are random stand-ins: these latents are good for tests only")
@@ -93,12 +98,13 @@ def encode_command(
     console.out.print(f"{out}: {samples} samples of {count} pictures, {megabytes:.1f} MB{left_out}")
 
 
-def _stream(data: list[str], size: int, scene_size: int | None, seed: int, threads: int) -> Any:
+def _stream(data: list[str], size: int, scene_size: int | None, holes: str, seed: int, threads: int) -> Any:
     from moebius.data.datasets import SampleStream
+    from moebius.data.masks import HOLES
     from moebius.distill.assembly import joined
     from moebius.distill.settings import DataSettings
 
-    settings = DataSettings(pictures=tuple(weighted(text) for text in data), scene_size=scene_size)
+    settings = DataSettings(pictures=tuple(weighted(text) for text in data), scene_size=scene_size, masks=HOLES[holes])
     return SampleStream(
         joined(settings, size),
         size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +14,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
 from moebius.distill.settings import Settings
-from moebius.distill.tasks import Task
 from moebius.errors import TrainingError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def write_weights(settings: Settings, task: Task, network: nn.Module, step: int) -> Path:
+def write_weights(settings: Settings, state: Mapping[str, Tensor], step: int) -> Path:
     """Writes `diffusion_pytorch_model.safetensors` and `config.json` to `settings.out`; each whole or not at all.
 
     The folder is a weights source of `moebius-export onnx` and of a next run's `init`, `teacher` and `vae`.
@@ -33,11 +33,14 @@ def write_weights(settings: Settings, task: Task, network: nn.Module, step: int)
     dtype = {"float32": torch.float32, "float16": torch.float16}[settings.weights_dtype]
     tensors = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous().clone()
-        for name, value in network.state_dict().items()
+        for name, value in state.items()
     }
     sizes = settings.network.build()
     content: dict[str, Any] = {"trained": {"kind": settings.train, "steps": step, "settings": settings.identity()}}
-    content |= sizes.vae.to_diffusers() if settings.train == "vae" else asdict(getattr(sizes, settings.train))
+    if settings.train == "vae":
+        content |= sizes.vae.to_diffusers()
+    else:
+        content |= asdict(getattr(sizes, settings.train)) | {"prediction_type": sizes.prediction_type}
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         target = settings.out / WEIGHTS

@@ -3,9 +3,9 @@
 | name         | paper        | compares                                                                           |
 | ------------ | ------------ | ---------------------------------------------------------------------------------- |
 | `coarse`     | L_C_KD       | features at 16x16: student's after its last down level, teacher's after its first up |
-| `task`       | L_task       | the student's noise and the noise that was added                                    |
-| `fine`       | L_F_KD       | the student's noise and the teacher's                                               |
-| `perceptual` | L_perceptual | the clean latents that the student's noise and the true noise lead to in one step   |
+| `task`       | L_task       | the student's output and the noise that was added (or the velocity)                |
+| `fine`       | L_F_KD       | the student's output and the teacher's                                              |
+| `perceptual` | L_perceptual | the clean latents that the student's output and the true one lead to in one step    |
 
 Squared norms are means over all elements, as in the released code: the paper's sums differ by a constant per loss.
 """
@@ -38,9 +38,9 @@ class Distance(Protocol):
 
 
 class Prediction(NamedTuple):
-    """What `forward_features` of a network answers: noise [B, 4, S, S] and feature maps [B, C, H, W] in order."""
+    """What `forward_features` of a network answers: its output [B, 4, S, S] and feature maps [B, C, H, W] in order."""
 
-    noise: Tensor
+    output: Tensor
     features: Sequence[Tensor]
 
 
@@ -110,6 +110,7 @@ def distillation_losses(
     *,
     teacher: Prediction | None = None,
     perceptual: Distance | None = None,
+    weight: Tensor | None = None,
 ) -> dict[LossName, Tensor]:
     """The losses that are on, each a scalar without its multiplier, float32 at least; the others are not computed.
 
@@ -118,15 +119,16 @@ def distillation_losses(
     Args:
         options: which losses, and the taps of `coarse`.
         student: with its graph.
-        batch: what the student saw: noisy latents, the noise in them, timesteps.
+        batch: what the student saw: noisy latents, what is to be predicted from them, timesteps.
         bars: `moebius.distill.timesteps.alphas_cumprod()`.
         teacher: its answer to the same input; no gradient goes into it.
         perceptual: the distance of the `perceptual` loss. Must let gradients through to its first argument.
+        weight: of squared errors of the output in `task` and `fine`, [B, 1, S, S]; None counts all alike, as the paper.
 
     Raises:
         TrainingError: a loss is on and what it compares with is missing, or shapes or tap indices do not fit.
     """
-    noise = _wide(student.noise)
+    ours = _wide(student.output)
     losses: dict[LossName, Tensor] = {}
     if options.needs_teacher and teacher is None:
         wanted = " and ".join(name for name in ("coarse", "fine") if name in options.active)
@@ -134,9 +136,9 @@ def distillation_losses(
     if options.coarse and teacher is not None:
         losses["coarse"] = _coarse(options.taps, student.features, teacher.features)
     if options.task:
-        losses["task"] = _mse(noise, batch.noise, "the noise")
+        losses["task"] = _mse(ours, batch.target, "what is to be predicted", weight)
     if options.fine and teacher is not None:
-        losses["fine"] = _mse(noise, teacher.noise.detach(), "the teacher's noise")
+        losses["fine"] = _mse(ours, teacher.output.detach(), "the teacher's output", weight)
     if options.perceptual:
         if perceptual is None:
             raise TrainingError(
@@ -144,8 +146,10 @@ def distillation_losses(
                 "multiplier 0 to train without it"
             )
         noisy = _wide(batch.latents)
-        reached = predict_clean(noisy, noise, batch.timesteps, bars)
-        wanted_clean = predict_clean(noisy, _wide(batch.noise), batch.timesteps, bars)
+        reached, wanted_clean = (
+            predict_clean(noisy, value, batch.timesteps, bars, batch.prediction_type)
+            for value in (ours, _wide(batch.target))
+        )
         losses["perceptual"] = _wide(perceptual(reached, wanted_clean)).mean()
     return losses
 
@@ -165,14 +169,16 @@ def _feature(features: Sequence[Tensor], index: int, whose: str) -> Tensor:
     return features[index]
 
 
-def _mse(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
+def _mse(ours: Tensor, theirs: Tensor, name: str, weight: Tensor | None = None) -> Tensor:
     """The mean squared difference. Shapes must be equal: broadcasting would hide a wrong tap."""
     if ours.shape != theirs.shape:
         raise TrainingError(
             f"{name} has shape {list(theirs.shape)} and the student's {list(ours.shape)}; expected equal shapes, "
             "choose taps of the same resolution and width"
         )
-    return F.mse_loss(ours, theirs.to(ours.dtype))
+    if weight is None:
+        return F.mse_loss(ours, theirs.to(ours.dtype))
+    return ((ours - theirs.to(ours.dtype)).square() * weight).mean()
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -63,7 +64,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon takes matrices only, so a kernel [out, in, ...] is handed to it as the matrix [out, in * ...]: a view of the
     same memory, made anew at each step, with the gradient in the same form. Groups, state, hooks, `zero_grad`,
-    schedulers and gradient scalers see the network's own parameters. Of the two groups the first is Muon's.
+    schedulers and gradient scalers see the network's own parameters. Of the two groups the first is Muon's. Where FSDP
+    has put DTensors into the groups since, the matrices are DTensors, too: momenta stay spread, and the products of
+    Newton-Schulz are those of the whole matrix.
 
     A momentum is kept as its matrix, which is how it stands in `state_dict`.
 
@@ -102,6 +105,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([{"params": matrices, **muon}, {"params": vectors, **adamw}], {})
         self._frozen_groups = True
         self._views = [nn.Parameter(_matrix(parameter.detach())) for parameter in matrices]
+        self._spread = False
         # An optimizer cannot be made of nothing; a network without matrices or vectors is a test's, but a legal one.
         self._muon = torch.optim.Muon(self._views, adjust_lr_fn="match_rms_adamw", **muon) if matrices else None
         self._adamw = torch.optim.AdamW(vectors, **adamw) if vectors else None
@@ -128,12 +132,17 @@ class MuonAdamW(torch.optim.Optimizer):
             self._step_muon(self._muon, matrices)
         if self._adamw is not None:
             _take_options(self._adamw.param_groups[0], vectors)
+            self._adamw.param_groups[0]["params"] = vectors["params"]  # FSDP puts others in their place
             self._adamw.state = self.state  # both have the same parameters as keys
             self._adamw.step()
         return loss
 
     def _step_muon(self, muon: torch.optim.Optimizer, group: dict[str, Any]) -> None:
         _take_options(muon.param_groups[0], group)
+        if not self._spread and any(isinstance(parameter.data, DTensor) for parameter in group["params"]):
+            self._views = [nn.Parameter(_matrix(parameter.detach())) for parameter in group["params"]]
+            muon.param_groups[0]["params"] = self._views
+            self._spread = True
         pairs = list(zip(group["params"], self._views, strict=True))
         for parameter, view in pairs:
             view.data = _matrix(parameter.data)  # a network may have been moved to another device since

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from moebius.config import PredictionType
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
 from moebius.distill.tasks import DiffusionTask, Task, VaeTask
@@ -21,7 +22,13 @@ Picture = npt.NDArray[np.uint8]
 
 @torch.no_grad()
 def fill_latents(
-    network: Moebius | Teacher, batch: LatentBatch, *, steps: int, guidance_scale: float, generator: torch.Generator
+    network: Moebius | Teacher,
+    batch: LatentBatch,
+    *,
+    steps: int,
+    guidance_scale: float,
+    generator: torch.Generator,
+    prediction_type: PredictionType = "epsilon",
 ) -> Tensor:
     """Fills the holes by DDIM (Song et al. 2020), from noise, with guidance between the two category branches.
 
@@ -31,6 +38,7 @@ def fill_latents(
         steps: of the sampler, evenly spaced in 1000 timesteps.
         guidance_scale: 1 evaluates the conditional branch alone.
         generator: of the starting noise, on the CPU.
+        prediction_type: what the network predicts.
 
     Returns:
         Scaled latents [B, 4, S, S].
@@ -38,7 +46,12 @@ def fill_latents(
     from diffusers import DDIMScheduler  # seconds to import
 
     scheduler = DDIMScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        clip_sample=False,
     )
     scheduler.set_timesteps(steps)
     device = batch.masked.device
@@ -49,11 +62,11 @@ def fill_latents(
     for timestep in scheduler.timesteps:
         times = timestep.to(device).expand(count)
         seen = torch.cat([latents, batch.mask, batch.masked], dim=1)  # [B, 9, S, S]
-        noise = network(seen, times, ids)
+        predicted = network(seen, times, ids)
         if guidance_scale != 1:
             other = network(seen, times, against)
-            noise = other + guidance_scale * (noise - other)
-        latents = scheduler.step(noise, int(timestep), latents).prev_sample
+            predicted = other + guidance_scale * (predicted - other)
+        latents = scheduler.step(predicted, int(timestep), latents).prev_sample
     return latents
 
 
@@ -102,7 +115,14 @@ def _filled(
     device = _device(network)
     samples = LatentBatch(*(value.to(device) for value in task.samples(batch)))
     generator = torch.Generator().manual_seed(seed)
-    filled = fill_latents(network, samples, steps=steps, guidance_scale=guidance_scale, generator=generator)
+    filled = fill_latents(
+        network,
+        samples,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        generator=generator,
+        prediction_type=task.prediction_type,
+    )
     decoder = decoder.to(device)
     with torch.no_grad():
         truth, masked, new = (decoder(value).cpu() for value in (samples.latents, samples.masked, filled))

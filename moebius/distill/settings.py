@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from moebius.config import Preset, StudentConfig, TeacherConfig, VaeConfig, preset
-from moebius.data.masks import MaskSettings
+from moebius.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
+from moebius.data.masks import HOLES, MaskSettings
 from moebius.data.pictures import CropSettings
 from moebius.distill.balance import BalanceOptions
 from moebius.distill.losses import LossOptions, Tap
@@ -50,6 +50,10 @@ def _known(kind: type[Any]) -> BeforeValidator:
     names = [field.name for field in fields(kind)]
 
     def check(value: Any) -> Any:
+        if kind is MaskSettings and isinstance(value, str):
+            if value not in HOLES:
+                raise ValueError(f"no holes are called {value}; expected {' or '.join(HOLES)}, or numbers")
+            return HOLES[value]
         if isinstance(value, dict) and (unknown := [str(name) for name in value if name not in names]):
             raise ValueError(f"no {', '.join(unknown)} here; expected some of {', '.join(names)}")
         if isinstance(value, dict) and "taps" in value:
@@ -68,9 +72,10 @@ _Crops = Annotated[CropSettings, _known(CropSettings)]
 
 
 class NetworkSettings(_Part):
-    """A preset, and the sizes of its networks that differ from it."""
+    """A preset, and what of its networks differs from it: sizes, and what they predict."""
 
     preset: str = "full"
+    prediction_type: PredictionType | None = None
     student: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
     vae: dict[str, Any] = {}
@@ -82,8 +87,12 @@ class NetworkSettings(_Part):
             TrainingError: a name that they do not have, or a value that they refuse.
         """
         base = preset(self.preset)
-        return Preset(
-            _changed(base.student, self.student), _changed(base.vae, self.vae), _changed(base.teacher, self.teacher)
+        return replace(
+            base,
+            student=_changed(base.student, self.student),
+            vae=_changed(base.vae, self.vae),
+            teacher=_changed(base.teacher, self.teacher),
+            prediction_type=self.prediction_type or base.prediction_type,
         )
 
 
@@ -111,7 +120,9 @@ class DataSettings(_Part):
         latents: a folder of encoded samples.
         size: pixels of the side of a sample; default: what the student's latents ask for.
         scene_size: pixels at which scenes are drawn, before the crop; default: `size`.
-        masks, crops: of pictures; encoded samples have theirs.
+        masks, crops: of pictures; encoded samples have theirs. Masks may be the name `small` or `training`.
+        latent_crop: side of a square that is cut from the latents around some place of the hole; None takes them
+            whole. For the teacher, which takes any size: smaller is faster.
         threads: that draw and decode ahead.
         broken: whether a picture that cannot be used is left out or ends the run.
     """
@@ -122,6 +133,7 @@ class DataSettings(_Part):
     scene_size: int | None = Field(default=None, ge=16)
     masks: _Masks = MaskSettings()
     crops: _Crops = CropSettings()
+    latent_crop: int | None = Field(default=None, ge=8)
     threads: int = Field(default=2, ge=0)
     broken: Literal["skip", "refuse"] = "skip"
 
@@ -156,12 +168,14 @@ class VaeLosses(_Part):
     Attributes:
         pixels: mean absolute difference.
         edges: the same of differences between neighbouring pixels, at full, half and quarter size.
+        colours: mean absolute difference of means over 8x8 pixels. The others hardly miss a colour that is off.
         kl: Kullback-Leibler divergence from N(0, 1), per latent number.
         masked: share of the batch that is seen with its hole emptied: the encoder meets such pictures, too.
     """
 
     pixels: float = Field(default=1.0, ge=0)
     edges: float = Field(default=1.0, ge=0)
+    colours: float = Field(default=1.0, ge=0)
     kl: float = Field(default=1e-6, ge=0)
     masked: float = Field(default=0.25, ge=0, le=1)
 
@@ -192,11 +206,16 @@ class Settings(_Part):
         init: a weights source to start from (fine-tuning); None draws fresh weights.
         teacher: a weights source; None trains the student on the true noise alone.
         vae: a weights source, where samples are pictures and for sample pictures.
+        hole_weight: how often squared errors of the noise count inside of the hole; the paper's 1 leaves small holes
+            little say. Weights are scaled to a mean of 1.
         batch_norm: `train`; `frozen` keeps the statistics (fine-tuning in small batches); `sync` shares them between
             processes (CUDA).
         lambda_form: how λ layers compute, see `moebius.lambda_layers.set_lambda_form`.
         clip: greatest norm of the gradient; None leaves it.
         weights_dtype: of the finished weights; half as large as float16.
+        average_statistics: batches by which the batch norms of the averaged network are measured when the run ends.
+            With 0 they have those of the network in training, as in the released code: of other weights, which shows
+            where the learning rate is high.
     """
 
     train: Literal["student", "teacher", "vae"]
@@ -212,6 +231,7 @@ class Settings(_Part):
     data: DataSettings
     losses: _Losses = LossOptions()
     balance: _Balance = BalanceOptions()
+    hole_weight: float = Field(default=1.0, gt=0)
     vae_losses: VaeLosses = VaeLosses()
     perceptual: PerceptualSettings | None = None
     timesteps: TimestepSettings = TimestepSettings()
@@ -229,6 +249,7 @@ class Settings(_Part):
     samples: SampleSettings | None = None
     tensorboard: bool = True
     weights_dtype: Literal["float32", "float16"] = "float32"
+    average_statistics: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Settings:
@@ -246,6 +267,8 @@ class Settings(_Part):
                 )
         elif self.teacher is not None:
             raise ValueError(f"`teacher` is for `train: student`; with `train: {self.train}` leave it out")
+        if self.data.latent_crop and self.train != "teacher":
+            raise ValueError("`latent_crop` is for `train: teacher`; the student is tied to one size")
         if self.train == "vae":
             if self.data.latents is not None:
                 raise ValueError("the VAE is trained on pictures; give `data: {pictures: ...}`")
@@ -256,7 +279,7 @@ class Settings(_Part):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run may not change: all but where, how long, how the learning rate falls, and what is shown."""
+        """What a resumed run may not change: all but where, how long, the schedule, and what is kept and shown."""
         free = {
             "out",
             "steps",
@@ -267,6 +290,7 @@ class Settings(_Part):
             "samples",
             "tensorboard",
             "weights_dtype",
+            "average_statistics",
         }
         return json.loads(self.model_dump_json(exclude=free))
 

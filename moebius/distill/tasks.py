@@ -23,7 +23,9 @@ from moebius.data.encoded import LatentBatch
 from moebius.distill.balance import balance, coarse_parameter, fine_parameter
 from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
-from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps
+from moebius.distill.sharding import gathered_by_forward
+from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps, velocity
+from moebius.errors import TrainingError
 from moebius.student import Moebius
 from moebius.teacher import Teacher
 from moebius.vae import VaeDecoder, VaeEncoder
@@ -62,6 +64,10 @@ class Task(ABC):
     @abstractmethod
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
         """The loss of a batch; `module` is `self.module`, wrapped."""
+
+    @abstractmethod
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+        """Passes a batch through a network of this kind as in training, for what the pass leaves in it."""
 
     frozen: tuple[nn.Module, ...] = ()
     """What is not trained; the trainer moves it to its device."""
@@ -117,14 +123,12 @@ class DiffusionTask(Task):
     ) -> None:
         self.network, self.module = network, _Predictor(network)
         self._losses, self._balance = losses, settings.balance
+        self.prediction_type = settings.network.build().prediction_type
         self._timesteps: TimestepSettings = settings.timesteps
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
         self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
+        self._crop, self._hole_weight = settings.data.latent_crop, settings.hole_weight
         self._bars = alphas_cumprod()
-        if isinstance(network, Moebius):
-            self._fine = fine_parameter(network)
-            tap = losses.taps[-1].student if losses.coarse else 0
-            self._coarse = coarse_parameter(network, tap)
 
     def samples(self, batch: Batch | LatentBatch) -> LatentBatch:
         """The batch as latents."""
@@ -133,16 +137,34 @@ class DiffusionTask(Task):
         assert self._encode is not None, "settings without a VAE and with pictures are refused"
         return self._encode(batch)
 
-    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
-        """The losses that are on, balanced."""
+    def _noised(self, batch: Batch | LatentBatch, around: Surroundings) -> tuple[LatentBatch, Noised]:
+        """The batch as latents, and as the network sees it at timesteps that are drawn."""
         sample = LatentBatch(*(value.to(around.device) for value in self.samples(batch)))
         count = sample.latents.shape[0]
+        if self._crop:
+            drawn_places = torch.rand(count * around.world, 3, generator=around.generator)
+            sample = crop_to_hole(sample, self._crop, around.own(drawn_places))
         drawn, shape = self._timesteps, (count * around.world, *sample.latents.shape[1:])
         timesteps = around.own(
             sample_timesteps(shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
         )
         noise = around.own(sample_noise(shape, around.generator, offset=drawn.noise_offset))
-        noisy = Noised(add_noise(sample.latents, noise, timesteps, self._bars), noise, timesteps)
+        target = noise
+        if self.prediction_type == "v_prediction":
+            target = velocity(sample.latents, noise, timesteps, self._bars)
+        seen_latents = add_noise(sample.latents, noise, timesteps, self._bars)
+        return sample, Noised(seen_latents, target, timesteps, self.prediction_type)
+
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+        """See `Task`."""
+        sample, noisy = self._noised(batch, around)
+        with around.autocast():
+            network(torch.cat([noisy.latents, sample.mask, sample.masked], dim=1), noisy.timesteps, sample.categories)
+
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
+        """The losses that are on, balanced."""
+        sample, noisy = self._noised(batch, around)
+        timesteps = noisy.timesteps
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted = Prediction(*module(seen, timesteps, sample.categories))
         wanted = None
@@ -150,24 +172,38 @@ class DiffusionTask(Task):
             with torch.no_grad(), around.autocast():
                 wanted = Prediction(*self._teacher.forward_features(seen, timesteps, sample.categories))
         values = distillation_losses(
-            self._losses, predicted, noisy, self._bars, teacher=wanted, perceptual=self._perceptual
+            self._losses,
+            predicted,
+            noisy,
+            self._bars,
+            teacher=wanted,
+            perceptual=self._perceptual,
+            weight=None if self._hole_weight == 1 else hole_weights(sample.mask, self._hole_weight),
         )
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
         if len(values) == 1:
             ((name, value),) = values.items()
             return Outcome(self._losses.multiplier(name) * value, shown)
+        assert isinstance(self.network, Moebius)  # a teacher has the one loss
+        tap = self._losses.taps[-1].student if self._losses.coarse else 0
+        fine, coarse = fine_parameter(self.network), coarse_parameter(self.network, tap)
+        if self._balance.enabled:
+            fine, coarse = gathered_by_forward(fine, "θ_F"), gathered_by_forward(coarse, "θ_C")
         balanced = balance(
             values,
             self._losses,
             self._balance,
-            fine=self._fine,
-            coarse=self._coarse,
+            fine=fine,
+            coarse=coarse,
             scale=around.scale(),
             reduce=around.reduce,
         )
         shown |= {f"weight/{name}": value for name, value in balanced.weights.items()}
         shown |= {f"norm/{name}": value for name, value in balanced.norms.items()}
         return Outcome(balanced.total, shown)
+
+
+_BLOCK = 8  # pixels of a side over which colours are averaged
 
 
 class _Autoencoder(nn.Module):
@@ -190,6 +226,9 @@ class VaeTask(Task):
         self.network, self.module = vae, _Autoencoder(vae)
         self._config, self._losses = config, losses
 
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+        """Nothing: an autoencoder has no batch norms."""
+
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
         """Reconstruction losses; a share of the pictures has its hole emptied, in input and target alike."""
         assert isinstance(batch, Batch), "settings that train a VAE on latents are refused"
@@ -206,9 +245,10 @@ class VaeTask(Task):
         values = {
             "pixels": (decoded - image).abs().mean(),
             "edges": edge_loss(decoded, image),
+            "colours": F.avg_pool2d(decoded - image, _BLOCK).abs().mean(),
             "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
         }
-        total = options.pixels * values["pixels"] + options.edges * values["edges"] + options.kl * values["kl"]
+        total = torch.stack([getattr(options, name) * value for name, value in values.items()]).sum()
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
         return Outcome(total, shown | {"latents/std": mean.detach().std()})
 
@@ -224,6 +264,34 @@ def edge_loss(image: Tensor, wanted: Tensor, scales: int = 3) -> Tensor:
             difference = F.avg_pool2d(difference, 2)
         terms += [difference.diff(dim=axis).abs().mean() for axis in (2, 3)]
     return torch.stack(terms).mean()
+
+
+def hole_weights(mask: Tensor, weight: float) -> Tensor:
+    """`weight` in the hole and 1 elsewhere, divided by the mean over each sample: [B, 1, S, S] -> the same."""
+    counts = 1 + (weight - 1) * mask
+    return counts / counts.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def crop_to_hole(batch: LatentBatch, size: int, places: Tensor) -> LatentBatch:
+    """A square of each sample that holds some place of its hole.
+
+    Args:
+        batch: on one device, S >= size.
+        size: of the square.
+        places: [B, 3] in [0, 1): which place of the hole, and where in the square it comes to lie.
+    """
+    side = batch.mask.shape[-1]
+    if side < size:
+        raise TrainingError(f"a crop of {size} from latents of {side}x{side}; give latent_crop {side} or less")
+    rows: list[list[Tensor]] = []
+    for index, (which, down, right) in enumerate(places.tolist()):
+        hole = batch.mask[index, 0].nonzero()  # [places, 2]
+        y, x = hole[int(which * len(hole))].tolist() if len(hole) else (side // 2, side // 2)
+        top, left = (min(max(at - int(share * size), 0), side - size) for at, share in ((y, down), (x, right)))
+        square = (slice(index, index + 1), slice(None), slice(top, top + size), slice(left, left + size))
+        rows.append([value[square] for value in (batch.latents, batch.masked, batch.mask)])
+    latents, masked, mask = (torch.cat(values) for values in zip(*rows, strict=True))
+    return LatentBatch(latents, masked, mask, batch.categories)
 
 
 def freeze_statistics(network: nn.Module) -> None:

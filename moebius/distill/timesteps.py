@@ -13,17 +13,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from moebius.config import PredictionType
 from moebius.errors import TrainingError
 
 TimestepSampling = Literal["uniform", "lognorm"]
 
 
 class Noised(NamedTuple):
-    """A batch after the forward process: noisy latents and noise [B, C, h, w], timesteps int64 [B]."""
+    """A batch after the forward process: noisy latents and what is asked of the network [B, C, h, w], timesteps [B]."""
 
     latents: Tensor
-    noise: Tensor
+    target: Tensor
     timesteps: Tensor
+    prediction_type: PredictionType = "epsilon"
 
 
 def alphas_cumprod(count: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
@@ -115,14 +117,34 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -
     return signal * latents + spread * noise
 
 
-def predict_clean(noisy: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -> Tensor:
-    """The one-step estimate (noisy - sqrt(1 - a) * noise) / sqrt(a) of the clean latents: `add_noise` turned round.
+def velocity(latents: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -> Tensor:
+    """sqrt(a) * noise - sqrt(1 - a) * latents: what a network of `prediction_type` "v_prediction" is asked for.
 
-    Ho et al. 2020, equation 15. Shapes and types as in `add_noise`; `noise` is the true noise or a prediction of it.
-    An error in the noise comes out multiplied by sqrt((1 - a) / a): by 14.6 at the last timestep.
+    Salimans and Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models", appendix D. Shapes and types
+    as in `add_noise`.
+    """
+    signal, spread = _factors(timesteps, bars, latents)
+    return signal * noise - spread * latents
+
+
+def predict_clean(
+    noisy: Tensor,
+    predicted: Tensor,
+    timesteps: Tensor,
+    bars: Tensor,
+    prediction_type: PredictionType = "epsilon",
+) -> Tensor:
+    """The one-step estimate of the clean latents: `add_noise` turned round.
+
+    From the noise, (noisy - sqrt(1 - a) * noise) / sqrt(a) (Ho et al. 2020, equation 15): an error in the noise comes
+    out multiplied by sqrt((1 - a) / a), by 14.6 at the last timestep. From the velocity, sqrt(a) * noisy -
+    sqrt(1 - a) * velocity (Salimans and Ho 2022): an error in it comes out multiplied by at most 1. Shapes and types
+    as in `add_noise`; `predicted` is the true value or a prediction of it.
     """
     signal, spread = _factors(timesteps, bars, noisy)
-    return (noisy - spread * noise) / signal
+    if prediction_type == "v_prediction":
+        return signal * noisy - spread * predicted
+    return (noisy - spread * predicted) / signal
 
 
 def _factors(timesteps: Tensor, bars: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

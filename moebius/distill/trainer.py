@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from moebius.distill import checkpoints
 from moebius.distill.assembly import Stream, build_stream, build_task
@@ -20,6 +20,14 @@ from moebius.distill.checkpoints import RankState, RunState
 from moebius.distill.finishing import write_weights
 from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule
 from moebius.distill.settings import Settings
+from moebius.distill.sharding import (
+    check_distribution,
+    check_environment,
+    load_whole_state,
+    to_average,
+    whole,
+    whole_state,
+)
 from moebius.distill.tasks import Surroundings, Task, freeze_statistics
 from moebius.errors import TrainingError
 
@@ -66,12 +74,15 @@ class Trainer:
         self.settings, self._say = settings, say
         self.on_step: Callable[[Report], None] = lambda report: None
         self.on_samples: Callable[[int, Task, nn.Module], None] | None = None
+        check_environment()
         self._accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=_PRECISIONS[settings.precision],
             gradient_accumulation_steps=settings.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_partial(settings))],
         )
+        unaveraged = settings.samples is not None and settings.ema is None
+        check_distribution(self._accelerator, samples_need_average=unaveraged)
         self._rank, self._world = self._accelerator.process_index, self._accelerator.num_processes
         torch.manual_seed(settings.seed)
         self.task = build_task(settings, say)
@@ -115,7 +126,7 @@ class Trainer:
         checkpoints.load_optimizer(
             self.task.module, self.optimizer, shared.optimizer, shared.numbers["optimizer_groups"]
         )
-        self.task.network.load_state_dict(shared.network, strict=True)
+        load_whole_state(self.task.network, shared.network)
         if self.average is not None and shared.average is not None:
             self.average.load_state_dict(shared.average, strict=True)
         self._schedule.load_state_dict(shared.numbers["schedule"])
@@ -155,10 +166,13 @@ class Trainer:
                     self.on_samples(self.step, self.task, self.weights)
                 if last and self.step < settings.steps:
                     return None
+            if self.average is not None and settings.average_statistics:
+                self._measure_statistics(self.average.module, batches)
         finally:
             self.stream.close()
+        state = whole_state(self.weights)
         if main:
-            write_weights(settings, self.task, self.weights, self.step)
+            write_weights(settings, state, self.step)
         self._accelerator.wait_for_everyone()
         return settings.out
 
@@ -188,7 +202,7 @@ class Trainer:
                 self._accelerator.backward(outcome.total)
                 if self._accelerator.sync_gradients:
                     limit = math.inf if self.settings.clip is None else self.settings.clip
-                    norm = self._accelerator.clip_grad_norm_(self._module.parameters(), limit)
+                    norm = whole(self._accelerator.clip_grad_norm_(self._module.parameters(), limit))
                     if self._accelerator.scaler is None:  # a scaler skips the step and tries a smaller factor
                         self._check_finite("gradient's norm", norm, self.step + 1)
                     sums["gradient_norm"] = norm.detach()
@@ -198,9 +212,17 @@ class Trainer:
         if not self._accelerator.optimizer_step_was_skipped:
             self._schedule.step()
             if self.average is not None:
-                self.average.update_parameters(self.task.network)
+                self.average.update_parameters(to_average(self.task.network))
         self.step += 1
         return Report(self.step, {name: float(value) for name, value in sums.items()})
+
+    def _measure_statistics(self, network: nn.Module, batches: Iterator[Any]) -> None:
+        """Gives batch norms the mean statistics of further batches (Izmailov et al. 2018, section 3.2: averaged weights
+        have none of their own). Each process measures its own; the first one's are written."""
+        count = self.settings.average_statistics
+        self._say(f"measuring the averaged network's batch norms on {count} batches")
+        forward = _Forward(self.task, network, self._around)
+        update_bn(((next(batches),) for _ in range(count)), forward)
 
     def _means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._world == 1:
@@ -221,7 +243,9 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        for name, value in self.task.network.state_dict().items():
+        network = whole_state(self.task.network)
+        tensors, groups = checkpoints.optimizer_state(self.task.module, self.optimizer)
+        for name, value in network.items():
             if value.is_floating_point():
                 self._check_finite(f"sum of {name}", value.sum(), self.step)
         own = RankState({"draws": self._around.generator.get_state(), "torch": torch.get_rng_state()})
@@ -234,7 +258,6 @@ class Trainer:
         checkpoints.write_rank(Path(part[0]), self._rank, own)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            tensors, groups = checkpoints.optimizer_state(self.task.module, self.optimizer)
             numbers = {
                 "step": self.step,
                 "settings": self.settings.identity(),
@@ -243,20 +266,31 @@ class Trainer:
                 "schedule": _plain(self._schedule.state_dict()),
                 "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else None,
             }
-            state = RunState(numbers, _apart(self.task.network), tensors, None)
-            if self.average is not None:
-                state.average = _apart(self.average)
+            average = None if self.average is None else whole_state(self.average)
+            state = RunState(numbers, network, tensors, average)
             self._saved = checkpoints.finish(Path(part[0]), self.settings.out, self.step, state, self.settings.keep)
         self._accelerator.wait_for_everyone()
 
     def _check_identity(self, found: dict[str, Any], folder: Path) -> None:
         ours = self.settings.identity()
-        changed = [name for name in ours if ours[name] != found.get(name)]
+        changed = [name for name in found if found[name] != ours.get(name)]  # options added since have done nothing
         if changed:
             raise TrainingError(
                 f"{folder} is of a run with other settings ({', '.join(changed)}); a run that goes on keeps them. "
                 "Restore them, or choose another `out`"
             )
+
+
+class _Forward(nn.Module):
+    """A task's forward pass of a network, as torch's `update_bn` calls it."""
+
+    def __init__(self, task: Task, network: nn.Module, around: Surroundings) -> None:
+        super().__init__()
+        self.network = network
+        self._task, self._around = task, around
+
+    def forward(self, batch: Any) -> None:
+        self._task.forward(self.network, batch, self._around)
 
 
 def _partial(settings: Settings) -> bool:
@@ -267,8 +301,3 @@ def _partial(settings: Settings) -> bool:
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """A scheduler's state without its functions, which the settings give again."""
     return {name: value for name, value in state.items() if name != "lr_lambdas"} | {"lr_lambdas": [None, None]}
-
-
-def _apart(network: nn.Module) -> dict[str, Tensor]:
-    """A state dict in which no two tensors share memory, as safetensors asks."""
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from moebius_runtime.errors import BundleError, InputError
 from moebius_runtime.files import atomic_write, open_plain, sha256_file
-from moebius_runtime.schedule import NoiseSchedule
+from moebius_runtime.schedule import NoiseSchedule, PredictionType
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -130,7 +130,7 @@ class ScheduleInfo(StrictModel):
     beta_start: Annotated[float, Field(gt=0, lt=1)]
     beta_end: Annotated[float, Field(gt=0, lt=1)]
     beta_schedule: Literal["scaled_linear"]
-    prediction_type: Literal["epsilon"]
+    prediction_type: PredictionType
 
     def build(self) -> NoiseSchedule:
         """The schedule with its tables; `InputError` where the numbers leave no usable noise level."""

@@ -23,7 +23,10 @@ from moebius_runtime.errors import InputError, OutputError
 from moebius_runtime.schedule import Latents, NoiseSchedule, Spacing
 
 Denoise = Callable[[Latents, int], Latents]
-"""(latents [B, 4, h, w], timestep) -> predicted noise, same shape, guidance already applied."""
+"""(latents [B, 4, h, w], timestep) -> what the network predicts, same shape, guidance already applied.
+
+Noise or velocity, by the schedule's `prediction_type`; the samplers work with the noise that it means.
+"""
 
 Callback = Callable[[int, int, Latents], None]
 """(step from 0, its timestep, latents after it); the latents are the sampler's own: do not change them."""
@@ -72,7 +75,7 @@ def ddim(
         target = levels[step + 1]
         return target.signal * _clean(x, noise, levels[step]) + target.noise * noise
 
-    return _walk(denoise, latents, timesteps, callback, advance)
+    return _walk(denoise, latents, schedule, timesteps, callback, advance)
 
 
 def dpmpp_2m(
@@ -100,7 +103,7 @@ def dpmpp_2m(
         del past[:-2]
         return _extrapolate(x, past, levels, step)
 
-    return _walk(denoise, latents, timesteps, callback, advance)
+    return _walk(denoise, latents, schedule, timesteps, callback, advance)
 
 
 def unipc(
@@ -129,7 +132,7 @@ def unipc(
         origin[:] = [_correct(origin[0], past, levels, step) if step else x]
         return _extrapolate(origin[0], past, levels, step)
 
-    return _walk(denoise, latents, timesteps, callback, advance)
+    return _walk(denoise, latents, schedule, timesteps, callback, advance)
 
 
 SAMPLERS: dict[str, Sampler] = {"ddim": ddim, "dpmpp-2m": dpmpp_2m, "unipc": unipc}
@@ -167,6 +170,7 @@ def _levels(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> list[_
 def _walk(
     denoise: Denoise,
     latents: Latents,
+    schedule: NoiseSchedule,
     timesteps: npt.NDArray[np.int64],
     callback: Callback | None,
     advance: Callable[[int, Latents, Latents], Latents],
@@ -182,13 +186,14 @@ def _walk(
             "the starting latents hold NaN or infinity; expected finite numbers. Check the noise and the encoder."
         )
     for step, timestep in enumerate(np.asarray(timesteps).tolist()):
-        noise = np.asarray(denoise(x, timestep), np.float32)
-        if noise.shape != x.shape:
+        predicted = np.asarray(denoise(x, timestep), np.float32)
+        if predicted.shape != x.shape:
             raise OutputError(
-                f"the predicted noise of step {step} (timestep {timestep}) has shape {list(noise.shape)}; "
+                f"the predicted noise of step {step} (timestep {timestep}) has shape {list(predicted.shape)}; "
                 f"expected {list(x.shape)}. Check that the bundle's network belongs to this version."
             )
-        _require_finite("predicted noise", noise, step, timestep)
+        _require_finite("predicted noise", predicted, step, timestep)
+        noise = schedule.predicted_noise(predicted, x, timestep)
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported on the next line
             x = advance(step, x, noise)
         _require_finite("latents", x, step, timestep)

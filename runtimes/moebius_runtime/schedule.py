@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from moebius_runtime.errors import InputError
 
 Latents = npt.NDArray[np.float32]
 Spacing = Literal["leading", "logsnr"]
+PredictionType = Literal["epsilon", "v_prediction"]
 
 # A manifest is read from outside: without a bound, one number in it could ask for all the memory.
 _MAX_TRAIN_TIMESTEPS = 10_000
@@ -26,8 +27,9 @@ class NoiseSchedule:
     """The forward process x_t = sqrt(a_t) * data + sqrt(1 - a_t) * noise, a_t being `alphas_cumprod[t]`.
 
     Ho et al. 2020, equation 4; "scaled_linear" (betas whose square roots are evenly spaced) is that of latent
-    diffusion, Rombach et al. 2022. `beta_schedule` and `prediction_type` have one legal value each: they are
-    fields so that a bundle made for another process is refused instead of being run wrongly.
+    diffusion, Rombach et al. 2022. `beta_schedule` has one legal value: it is a field so that a bundle made for
+    another process is refused instead of being run wrongly. `prediction_type` says what the network answers, see
+    `predicted_noise`.
 
     Raises:
         InputError: an argument is of the wrong type, out of range, or names a process that is not run here.
@@ -37,7 +39,7 @@ class NoiseSchedule:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
-    prediction_type: str = "epsilon"
+    prediction_type: PredictionType = "epsilon"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a schedule."""
@@ -50,11 +52,12 @@ class NoiseSchedule:
                 "Moebius was trained with 0.00085 and 0.012."
             )
         for name, received, known in (
-            ("beta_schedule", self.beta_schedule, "scaled_linear"),
-            ("prediction_type", self.prediction_type, "epsilon"),
+            ("beta_schedule", self.beta_schedule, ("scaled_linear",)),
+            ("prediction_type", self.prediction_type, get_args(PredictionType)),
         ):
-            if received != known:
-                raise InputError(f"{name} is {received!r}; only {known!r} is run here. Export the bundle again.")
+            if received not in known:
+                listed = " and ".join(map(repr, known))
+                raise InputError(f"{name} is {received!r}; only {listed} can be run here. Export the bundle again.")
         bars = self.alphas_cumprod
         # The samplers divide by sqrt(a), sqrt(1 - a) and by differences of log(a / (1 - a)).
         if not (bars[0] < 1 and bars[-1] > 0 and np.all(np.diff(bars) < 0)):
@@ -137,6 +140,26 @@ class NoiseSchedule:
         # Near timestep 0 the steps are shorter than a timestep: there each takes the next free one.
         rank = np.arange(steps - 1, -1, -1)
         return np.maximum.accumulate((timesteps - rank)[::-1])[::-1] + rank
+
+    def predicted_noise(self, predicted: Latents, latents: Latents, timestep: int) -> Latents:
+        """The noise in `latents` according to what the network predicted from them.
+
+        With `prediction_type` "epsilon" that is the prediction itself; with "v_prediction" (Salimans and Ho 2022,
+        appendix D: v = sqrt(a) * noise - sqrt(1 - a) * data) it is sqrt(a) * v + sqrt(1 - a) * latents.
+
+        Args:
+            predicted: the network's answer, float32 [B, 4, h, w].
+            latents: noisy latents that it was given, of the same shape.
+            timestep: of the latents, from 0 to num_train_timesteps - 1.
+
+        Returns:
+            float32 [B, 4, h, w].
+        """
+        if self.prediction_type == "epsilon":
+            return predicted
+        bar = float(self.alphas_cumprod[timestep])
+        noise: Latents = math.sqrt(bar) * predicted + math.sqrt(1 - bar) * latents
+        return noise
 
     def add_noise(self, latents: Latents, noise: Latents, timestep: int) -> Latents:
         """Latents as they are at `timestep` of the forward process (Ho et al. 2020, equation 4).

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moebius.errors import CheckpointError
-from moebius.sources import HubSource, LocalSource, StandInSource, choose_weights, locate, parse_source
+from moebius.sources import HubSource, LocalSource, ShippedSource, StandInSource, choose_weights, locate, parse_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -15,6 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
     [
         ("hub:hustvl/Moebius/ft_places2", HubSource("hustvl/Moebius", "ft_places2")),
         ("hub:hustvl/Moebius", HubSource("hustvl/Moebius")),
+        ("shipped:small/vae", ShippedSource("small/vae")),
         ("hub:o/r/a/b.c/d_e@refs/pr/1", HubSource("o/r", "a/b.c/d_e", None, "refs/pr/1")),
         (f"hub:o/r/vae@{COMMIT}", HubSource("o/r", "vae", None, COMMIT)),
         ("hub:o/r@v1.0", HubSource("o/r", "", None, "v1.0")),
@@ -39,6 +40,8 @@ def test_source_strings(text: str, source: object) -> None:
         "a\0b",
         "a\nb",
         "\x1b[31m",
+        "shipped:large",
+        "shipped:../small",
         "hub:",
         "hub:Moebius",
         "hub:/Moebius/x",

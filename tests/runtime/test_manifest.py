@@ -133,7 +133,7 @@ def test_paths_that_could_leave_the_bundle(toy_copy, edit_manifest, path):
         (lambda c: c["schedule"].update(beta_start=0.9, beta_end=0.99), ["usable noise level"]),
         (lambda c: c["schedule"].update(num_train_timesteps=10**9), ["num_train_timesteps"]),
         (lambda c: c["schedule"].update(beta_schedule="linear"), ["beta_schedule"]),
-        (lambda c: c["schedule"].update(prediction_type="v_prediction"), ["prediction_type"]),
+        (lambda c: c["schedule"].update(prediction_type="sample"), ["prediction_type"]),
         (lambda c: c["defaults"].update(strength=0), ["strength"]),
         (lambda c: c["defaults"].update(strength=1.01), ["strength"]),
         (lambda c: c["defaults"].update(num_inference_steps=0), ["num_inference_steps"]),

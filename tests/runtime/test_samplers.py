@@ -23,7 +23,7 @@ def toy_denoiser(latents, timestep):
     return noise.astype(np.float32)
 
 
-def diffusers_scheduler(name, timesteps):
+def diffusers_scheduler(name, timesteps, prediction_type="epsilon"):
     """The scheduler of diffusers that `name` stands for, made to walk the whole list of `timesteps`."""
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
@@ -35,6 +35,7 @@ def diffusers_scheduler(name, timesteps):
         "beta_schedule": "scaled_linear",
         "timestep_spacing": "leading",
         "steps_offset": 0,
+        "prediction_type": prediction_type,
     }
     if name == "ddim":
         scheduler = diffusers.DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
@@ -66,7 +67,8 @@ def relative_l2(ours, theirs):
 @pytest.mark.parametrize("strength", [0.3, 0.75, 0.99, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 12, 20, 50])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_latent_agrees_with_diffusers(name, steps, strength):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_latent_agrees_with_diffusers(prediction_type, name, steps, strength):
     torch = pytest.importorskip("torch")
 
     if int(steps * strength) == 0:
@@ -88,13 +90,14 @@ def test_every_latent_agrees_with_diffusers(name, steps, strength):
         assert (step, timestep) == (len(ours), timesteps[step])
         ours.append(latents)
 
-    result = SAMPLERS[name](denoise, start, SCHEDULE, timesteps, callback)
+    schedule = NoiseSchedule(prediction_type=prediction_type)
+    result = SAMPLERS[name](denoise, start, schedule, timesteps, callback)
 
     np.testing.assert_array_equal(start, before)
     assert [timestep for timestep, _ in outputs] == timesteps.tolist()
     assert result is ours[-1]
     assert result.dtype == np.float32
-    scheduler = diffusers_scheduler(name, SCHEDULE.inference_timesteps(steps, 1.0))
+    scheduler = diffusers_scheduler(name, SCHEDULE.inference_timesteps(steps, 1.0), prediction_type)
     if name != "ddim":
         scheduler.set_begin_index(steps - len(timesteps))  # as the image-to-image pipelines cut by strength
     theirs = torch.from_numpy(start)

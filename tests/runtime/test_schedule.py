@@ -65,7 +65,7 @@ def test_alphas_cumprod_is_cached_and_cannot_be_changed():
         ({"beta_start": 1e-9}, "no usable noise level"),  # 1 - beta rounds to 1: no noise at t = 0
         ({"beta_start": 0.9, "beta_end": 0.9}, "no usable noise level"),  # the signal underflows
         ({"beta_schedule": "linear"}, "'linear'; only 'scaled_linear'"),
-        ({"prediction_type": "v_prediction"}, "'v_prediction'; only 'epsilon'"),
+        ({"prediction_type": "sample"}, "'sample'; only 'epsilon' and 'v_prediction'"),
         ({"prediction_type": ["epsilon"]}, "only 'epsilon'"),
     ],
 )

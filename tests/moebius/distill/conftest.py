@@ -41,8 +41,8 @@ class Scene:
         return Prediction(*self.student.forward_features(self.sample[rows], self.batch.timesteps[rows], self.ids[rows]))
 
     def losses(self, options=None, rows=slice(None), student=None):
-        batch = Noised(*(value[rows] for value in self.batch))
-        teacher = Prediction(self.teacher.noise[rows], [feature[rows] for feature in self.teacher.features])
+        batch = Noised(*(value[rows] for value in self.batch[:3]), self.batch.prediction_type)
+        teacher = Prediction(self.teacher.output[rows], [feature[rows] for feature in self.teacher.features])
         student = student or self.predict(rows)
         return distillation_losses(
             options or self.options, student, batch, self.bars, teacher=teacher, perceptual=self.distance

@@ -39,9 +39,9 @@ def losses_as_written(scene, student):
 
     return {
         "coarse": torch.mean((scene.teacher.features[2] - features[1]) ** 2),
-        "task": torch.mean((scene.batch.noise - noise) ** 2),
-        "fine": torch.mean((scene.teacher.noise - noise) ** 2),
-        "perceptual": torch.mean(scene.distance(x0(noise), x0(scene.batch.noise))),
+        "task": torch.mean((scene.batch.target - noise) ** 2),
+        "fine": torch.mean((scene.teacher.output - noise) ** 2),
+        "perceptual": torch.mean(scene.distance(x0(noise), x0(scene.batch.target))),
     }
 
 
@@ -202,7 +202,7 @@ def test_bfloat16_autocast_stays_in_the_neighbourhood(scene_of, exponent):
     with torch.autocast("cpu", torch.bfloat16):
         student = scene.predict()
         inside = scene.losses(student=student)["perceptual"]
-    assert student.noise.dtype == torch.bfloat16
+    assert student.output.dtype == torch.bfloat16
     assert inside.dtype == torch.float32
     losses = scene.losses(student=student)
     assert all(loss.dtype == torch.float32 for loss in losses.values())
@@ -286,7 +286,7 @@ def test_weights_are_clamped(scene):
 
 def test_a_student_that_equals_its_teacher_meets_the_limit(scene):
     """No gradient to divide by: the weight is the limit, the weighted loss 0, and nothing is NaN."""
-    scene.teacher = scene.teacher._replace(noise=scene.predict().noise.detach())
+    scene.teacher = scene.teacher._replace(output=scene.predict().output.detach())
     found = balanced(scene, settings=BalanceOptions())
     assert float(found.weights["fine"]) == 1e6
     assert torch.isfinite(found.total)

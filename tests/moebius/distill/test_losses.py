@@ -12,7 +12,7 @@ from moebius.errors import TrainingError
 
 def test_each_loss_is_its_formula(scene):
     student, losses = scene.predict(), scene.losses()
-    noise, true = student.noise, scene.batch.noise
+    noise, true = student.output, scene.batch.target
     assert list(losses) == ["coarse", "task", "fine", "perceptual"]
     assert all(loss.dtype == torch.float64 and loss.shape == () for loss in losses.values())
     a = scene.bars.double()[scene.batch.timesteps][:, None, None, None]
@@ -21,11 +21,28 @@ def test_each_loss_is_its_formula(scene):
     expected = {
         "coarse": ((student.features[1] - scene.teacher.features[2]) ** 2).sum() / student.features[1].numel(),
         "task": ((noise - true) ** 2).sum() / true.numel(),
-        "fine": ((noise - scene.teacher.noise) ** 2).sum() / true.numel(),
+        "fine": ((noise - scene.teacher.output) ** 2).sum() / true.numel(),
         "perceptual": scene.distance(x0, x0_true).sum() / len(true),
     }
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name], rtol=1e-12, atol=0, msg=name)
+
+
+def test_a_velocity_leads_to_the_same_clean_latents(scene):
+    """The perceptual loss of a network that predicts velocity, against the one of the noise that it means."""
+    a = scene.bars.double()[scene.batch.timesteps][:, None, None, None]
+    seen = scene.batch.latents
+
+    def as_velocity(noise):
+        return (noise - (1 - a).sqrt() * seen) / a.sqrt()  # v from eps: both are linear in the noisy latents
+
+    options = LossOptions(coarse=0.0, task=0.0, fine=0.0)
+    noise = scene.predict()
+    moved = scene.batch._replace(target=as_velocity(scene.batch.target), prediction_type="v_prediction")
+    got = distillation_losses(
+        options, Prediction(as_velocity(noise.output), []), moved, scene.bars, perceptual=scene.distance
+    )
+    torch.testing.assert_close(got["perceptual"], scene.losses()["perceptual"], rtol=1e-9, atol=0)
 
 
 def test_several_taps_add_up(scene):
@@ -48,7 +65,7 @@ def test_without_a_teacher_the_other_losses_stand(scene):
 
 
 def test_no_gradient_goes_into_the_teacher(scene):
-    noise = scene.teacher.noise.clone().requires_grad_()
+    noise = scene.teacher.output.clone().requires_grad_()
     features = [feature.clone().requires_grad_() for feature in scene.teacher.features]
     losses = distillation_losses(
         scene.options,

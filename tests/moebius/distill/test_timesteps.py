@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from moebius.distill.timesteps import add_noise, alphas_cumprod, predict_clean, sample_noise, sample_timesteps
+from moebius.distill.timesteps import (
+    add_noise,
+    alphas_cumprod,
+    predict_clean,
+    sample_noise,
+    sample_timesteps,
+    velocity,
+)
 from moebius.errors import TrainingError
 from moebius_runtime.schedule import NoiseSchedule
 
@@ -49,6 +56,28 @@ def test_the_clean_estimate_turns_the_noise_round():
     expected = ((1 - bars.double()[timesteps]) / bars.double()[timesteps]).sqrt()
     torch.testing.assert_close((back - moved).mean(dim=(1, 2, 3)), expected, rtol=1e-12, atol=0)
     assert 14.6 < expected[2] < 14.7  # as its docstring says
+
+
+def test_the_velocity_is_the_runtimes_and_diffusers():
+    """All three say what noise and what clean latents a velocity means."""
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", prediction_type="v_prediction", clip_sample=False)
+    schedule, bars = NoiseSchedule(prediction_type="v_prediction"), alphas_cumprod()
+    timesteps = torch.tensor([0, 250, 999])
+    clean, noise = (torch.randn(3, 4, 5, 5, generator=seeded(seed)) for seed in range(2))
+    noisy, asked = add_noise(clean, noise, timesteps, bars), velocity(clean, noise, timesteps, bars)
+    torch.testing.assert_close(asked, theirs.get_velocity(clean, noise, timesteps), rtol=0, atol=1e-6)
+    # Two products and a sum of float32 numbers of size 1 to 4: 6e-8 of each.
+    back = predict_clean(noisy, asked, timesteps, bars, "v_prediction")
+    torch.testing.assert_close(back, clean, rtol=0, atol=1e-6)
+    for row, timestep in enumerate(timesteps.tolist()):
+        found = schedule.predicted_noise(asked[row].numpy(), noisy[row].numpy(), timestep)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, noise[row].numpy(), rtol=0, atol=1e-6)
+    # A wrong velocity: off by sqrt(1 - a) times its error, which is at most that.
+    moved = predict_clean(noisy, asked + 1, timesteps, bars, "v_prediction")
+    torch.testing.assert_close((back - moved).mean(dim=(1, 2, 3)), (1 - bars[timesteps]).sqrt(), rtol=0, atol=1e-6)
 
 
 def test_half_precision_is_raised():
