@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -58,7 +59,7 @@ def planned(fused_bundle, tmp_path_factory):
 def test_the_guided_graph_is_watched_where_pictures_need_no_guidance(fused_bundle, default, scale):
     bundle = Bundle.open(fused_bundle)
     defaults = bundle.manifest.defaults.model_copy(update={"guidance_scale": default})
-    bundle.manifest = bundle.manifest.model_copy(update={"defaults": defaults})
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"defaults": defaults}))
     scenes = [seeded_scene(bundle.manifest, 2, 1)]
     guided, alone = (measure.follow(bundle, {}, scenes, which, silent).inputs for which in (True, False))
     assert "unet" in guided
