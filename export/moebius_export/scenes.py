@@ -28,6 +28,15 @@ class Scene:
     options: InpaintOptions
 
 
+_GUIDED = 2.5  # the paper's, table 6
+
+
+def guided_scale(manifest: Manifest) -> float:
+    """A guidance scale at which the graph `unet` runs: the bundle's, or 2.5 where that is 1 and another graph would."""
+    scale = manifest.defaults.guidance_scale
+    return _GUIDED if scale == 1 else scale
+
+
 def seeded_scene(manifest: Manifest, steps: int, seed: int) -> Scene:
     """A drawn scene of the network's size with an uneven hole in it, and noise of the same seed."""
     size, geometry = manifest.geometry.image_size, manifest.geometry

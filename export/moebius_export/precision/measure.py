@@ -10,7 +10,7 @@ import numpy as np
 from moebius_export.precision.graph import Opened
 from moebius_export.precision.ranges import Ranges, observed
 from moebius_export.precision.sessions import ChangedBackend, session_of
-from moebius_export.scenes import Scene
+from moebius_export.scenes import Scene, guided_scale
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.manifest import GraphName
 from moebius_runtime.pictures import Picture
@@ -43,7 +43,7 @@ def follow(
         bundle: whose float32 files run.
         graphs: those to observe value by value; the others run as they are.
         scenes: what to fill.
-        guided: with the bundle's guidance, or without any, by the graph `unet_conditional` alone.
+        guided: with guidance (see `guided_scale`), or without any, by the graph `unet_conditional` alone.
         say: told each step.
 
     Raises:
@@ -64,7 +64,7 @@ def follow(
     pipeline = InpaintPipeline(ChangedBackend(bundle, sessions, watch), memory="fast" if len(scenes) > 1 else "low")
     try:
         for index, scene in enumerate(scenes, 1):
-            options = scene.options if guided else replace(scene.options, guidance_scale=1.0)
+            options = replace(scene.options, guidance_scale=guided_scale(bundle.manifest) if guided else 1.0)
             what = f"picture {index} of {len(scenes)}" + ("" if guided else ", without guidance")
             pipeline.inpaint(
                 Picture(scene.picture, "RGB"),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from moebius_export.cli import app
 from moebius_export.errors import ExportError, PrecisionError
-from moebius_export.precision import planning
+from moebius_export.precision import measure, planning
 from moebius_export.precision.choose import Chooser
 from moebius_export.precision.graph import Opened, opened
 from moebius_export.precision.plan import read_plan, write_plan
@@ -52,6 +53,20 @@ def planned(fused_bundle, tmp_path_factory):
     shutil.copytree(fused_bundle, folder)
     typed_bundle(folder)
     return folder
+
+
+@pytest.mark.parametrize(("default", "scale"), [(1.0, 2.5), (1.5, 1.5)])
+def test_the_guided_graph_is_watched_where_pictures_need_no_guidance(fused_bundle, default, scale):
+    bundle = Bundle.open(fused_bundle)
+    defaults = bundle.manifest.defaults.model_copy(update={"guidance_scale": default})
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"defaults": defaults}))
+    scenes = [seeded_scene(bundle.manifest, 2, 1)]
+    guided, alone = (measure.follow(bundle, {}, scenes, which, silent).inputs for which in (True, False))
+    assert "unet" in guided
+    assert "unet_conditional" not in guided
+    assert guided["unet"][0]["guidance_scale"].tolist() == [scale]
+    assert "unet_conditional" in alone
+    assert "unet" not in alone
 
 
 @pytest.fixture
