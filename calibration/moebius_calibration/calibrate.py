@@ -86,6 +86,13 @@ class Calibrator:
         self.bundle, self.options, self._say = bundle, options, say
         self.works = {name: work_of(bundle, name, options.target) for name in graphs_of(bundle, options.target)}
         self.psnr: float | None = None
+        there: list[GraphName] = [name for name in ("unet", "unet_conditional") if name in self.works]
+        if bundle.manifest.defaults.guidance_scale == 1:
+            there.reverse()
+        self.main = there[0]
+        """The graph of the U-Net that makes the bundle's pictures unless asked otherwise: it is searched."""
+        self.follower = there[1] if len(there) > 1 else None
+        """The other one: it takes over what was found."""
 
     def run(self) -> dict[GraphName, Int8Plan]:
         """A plan for every graph.
@@ -98,14 +105,14 @@ class Calibrator:
         scenes = scenes_of(self.bundle.manifest, options.steps, options.pictures, options.seed, options.data)
         check_scenes(scenes, options.pictures, options.data)
         held_out = self._held_out()
-        guided: list[GraphName] = [name for name in self.works if name != "unet_conditional"]
-        seen = self._collect(guided, scenes, guided=True)
-        graphs = {name: self._graph(name, seen[name]) for name in guided}
+        searched: list[GraphName] = [name for name in self.works if name != self.follower]
+        seen = self._collect(searched, scenes, guided=self.main == "unet")
+        graphs = {name: self._graph(name, seen[name]) for name in searched}
         self._by_pictures(graphs, held_out)
         plans = {name: self._plan(graph) for name, graph in graphs.items()}
-        if "unet_conditional" in self.works:
-            alone = self._collect(["unet_conditional"], scenes[: max(1, len(scenes) // 4)], guided=False)
-            plans["unet_conditional"] = self._conditional(alone["unet_conditional"], plans["unet"])
+        if self.follower is not None:
+            other = self._collect([self.follower], scenes[: max(1, len(scenes) // 4)], guided=self.main != "unet")
+            plans[self.follower] = self._following(other[self.follower], plans[self.main])
         return {name: plans[name] for name in self.works}
 
     def _held_out(self) -> Scene:
@@ -123,8 +130,8 @@ class Calibrator:
     ) -> dict[GraphName, Statistics]:
         options = self.options
         state = options.state
-        if state is not None and not guided:
-            state = state.with_name(f"{state.name}.conditional")
+        if state is not None and self.follower in names:
+            state = state.with_name(f"{state.name}.{self.follower}")
         watched = {name: (self.works[name].graph, self.works[name].products) for name in names}
         one = options.one_timestep
         return collect(self.bundle, watched, scenes, self._say, guided=guided, one_timestep=one, state=state)
@@ -213,18 +220,19 @@ class Calibrator:
             }
         )
 
-    def _conditional(self, statistics: Statistics, guided: Int8Plan) -> Int8Plan:
-        """The same products as in the guided graph, with ranges of its own."""
-        work, options = self.works["unet_conditional"], self.options
+    def _following(self, statistics: Statistics, main: Int8Plan) -> Int8Plan:
+        """The same products as in the graph that was searched, with ranges of its own."""
+        assert self.follower is not None
+        work, options = self.works[self.follower], self.options
         work.fix(statistics, any_gain=options.any_gain)
-        on_there = {same_node(name) for name in guided.chosen}
+        on_there = {same_node(name) for name in main.chosen}
         on = {name for name in work.groups if name not in work.fixed and same_node(name) in on_there}
-        reasons = {name: work.fixed.get(name, "as in the guided graph") for name in work.groups if name not in on}
+        reasons = {name: work.fixed.get(name, f"as in {main.graph}") for name in work.groups if name not in on}
         judge = work.judge(statistics, options.samples)
-        chosen = best_scheme(work, statistics, judge, guided.observer, self._say)
+        chosen = best_scheme(work, statistics, judge, main.observer, self._say)
         error = judge.error(work.switched(chosen.scheme), [one.node for name in on for one in work.groups[name]])
-        plan = self._bare(work, statistics, guided.observer, chosen.scheme, on, reasons)
-        verdict = f"{len(on)} of {len(work.groups)} nodes in INT8, as when guided" if on else guided.verdict
+        plan = self._bare(work, statistics, main.observer, chosen.scheme, on, reasons)
+        verdict = f"{len(on)} of {len(work.groups)} nodes in INT8, as in {main.graph}" if on else main.verdict
         return plan.model_copy(update={"errors": {"all": chosen.error, "plan": error}, "verdict": verdict})
 
     def _bare(
@@ -237,7 +245,7 @@ class Calibrator:
         reasons: Mapping[str, str],
     ) -> Int8Plan:
         options = self.options
-        pictures = options.pictures if work.name != "unet_conditional" else max(1, options.pictures // 4)
+        pictures = options.pictures if work.name != self.follower else max(1, options.pictures // 4)
         calibration = Calibration(
             pictures=pictures,
             steps=options.steps,

@@ -23,7 +23,7 @@ from moebius_export.errors import ExportError
 from moebius_export.precision.graph import Opened
 from moebius_export.precision.measure import Say
 from moebius_export.precision.sessions import ChangedBackend, session_of
-from moebius_export.scenes import Scene
+from moebius_export.scenes import Scene, guided_scale
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import InputError
 from moebius_runtime.manifest import GraphName
@@ -151,7 +151,7 @@ def collect(
         graphs: those to watch, with their products.
         scenes: what to fill; see `check_scenes`.
         say: told each step.
-        guided: with guidance, or by `unet_conditional` alone.
+        guided: with guidance (see `guided_scale`), or by `unet_conditional` alone.
         one_timestep: watch only each picture's first run of a graph: what calibration without trajectories is.
         state: where the statistics are kept after each picture, and taken up again. None keeps none.
 
@@ -191,7 +191,7 @@ def collect(
     try:
         for at in range(done, len(scenes)):
             scene = scenes[at]
-            options = scene.options if guided else replace(scene.options, guidance_scale=1.0)
+            options = replace(scene.options, guidance_scale=guided_scale(bundle.manifest) if guided else 1.0)
             what = f"calibrate: picture {at + 1} of {len(scenes)}" + ("" if guided else ", without guidance")
             runs.clear()
             pipeline.inpaint(

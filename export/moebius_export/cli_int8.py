@@ -119,7 +119,7 @@ def int8(
             console.warn(f"{plan.graph}: {plan.verdict}")
         elif plan.verdict:
             console.out.print(f"{plan.graph}: {plan.verdict}")
-        if plan.psnr is not None and plan.graph == "unet":
+        if plan.psnr is not None and plan.graph.startswith("unet"):
             console.out.print(f"whole picture, INT8 against fp32: {plan.psnr:.1f} dB inside the mask")
     size = sum(file.size for file in manifest.files.values())
     named = "int8" if target == "tensorrt" else "int8_cpu"

@@ -88,6 +88,21 @@ def test_every_timestep_is_calibrated_on(tiny_bundle):
     assert len(wider) > len(every.seen) / 4
 
 
+def test_the_graph_that_makes_the_pictures_is_searched(tiny_bundle):
+    """Without guidance that is `unet_conditional`; the other takes over what was found, and is run with guidance."""
+    bundle = Bundle.open(tiny_bundle)
+    assert (Calibrator(bundle, Int8Options(), quiet).main, bundle.manifest.defaults.guidance_scale) == ("unet", 2.5)
+    defaults = bundle.manifest.defaults.model_copy(update={"guidance_scale": 1.0})
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"defaults": defaults}))
+    options = Int8Options(steps=2, pictures=1, samples=1)
+    calibrator = Calibrator(bundle, options, quiet)
+    assert (calibrator.main, calibrator.follower) == ("unet_conditional", "unet")
+    scenes = [seeded_scene(bundle.manifest, 2, 1)]
+    main = calibrator._collect(["unet_conditional"], scenes, guided=False)
+    other = calibrator._collect(["unet"], scenes, guided=True)
+    assert main["unet_conditional"].runs == other["unet"].runs == 1  # the strength leaves one of two out
+
+
 def test_a_stopped_calibration_goes_on(tiny_bundle, tmp_path, monkeypatch):
     bundle = Bundle.open(tiny_bundle)
     work = work_of(bundle, "unet", "tensorrt")
