@@ -33,8 +33,8 @@ demo: $(VENV)/.ready  ## Exports the small network that comes with the project a
 	$(BIN)/moebius-inpaint docs/demo/photo.jpg --mask docs/demo/mask.png --bundle $(DEMO)/bundle \
 	  --out $(DEMO)/after.png --save-comparison --overwrite
 	@echo "== look at $(DEMO)/after-comparison.png (before | mask | after)."
-	@echo "   This network has a sixtieth of Moebius' parameters and has been trained for two hours on a CPU so far: its"
-	@echo "   fill is noisy (docs/small.md). With the released weights: moebius-export onnx --out moebius-bundle"
+	@echo "   This network has a sixtieth of Moebius' parameters and was trained on two CPU cores for some hours: it fills small"
+	@echo "   holes in simple scenery (docs/small.md). With the released weights: moebius-export onnx --out moebius-bundle"
 
 test: $(VENV)/.ready  ## Lints, type-checks, and runs the tests (some minutes).
 	$(MAKE) lint

@@ -328,6 +328,19 @@ def parse_settings(content: Any, name: str) -> Settings:
     return settings
 
 
+def changed(found: dict[str, Any], now: Settings) -> list[str]:
+    """Names of an earlier run's `Settings.identity` that have another value now.
+
+    Options that did not exist then are taken as their defaults, which do nothing.
+    """
+    try:
+        before = Settings.model_validate(found | {"out": now.out, "steps": now.steps}).identity()
+    except ValidationError as error:
+        return [_fault(fault) for fault in error.errors()]
+    ours = now.identity()
+    return [name for name in ours if before[name] != ours[name]]
+
+
 def _fault(fault: Any) -> str:
     place = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")

@@ -19,7 +19,7 @@ from moebius.distill.assembly import Stream, build_stream, build_task
 from moebius.distill.checkpoints import RankState, RunState
 from moebius.distill.finishing import write_weights
 from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule
-from moebius.distill.settings import Settings
+from moebius.distill.settings import Settings, changed
 from moebius.distill.sharding import (
     check_distribution,
     check_environment,
@@ -272,11 +272,9 @@ class Trainer:
         self._accelerator.wait_for_everyone()
 
     def _check_identity(self, found: dict[str, Any], folder: Path) -> None:
-        ours = self.settings.identity()
-        changed = [name for name in found if found[name] != ours.get(name)]  # options added since have done nothing
-        if changed:
+        if other := changed(found, self.settings):
             raise TrainingError(
-                f"{folder} is of a run with other settings ({', '.join(changed)}); a run that goes on keeps them. "
+                f"{folder} is of a run with other settings ({', '.join(other)}); a run that goes on keeps them. "
                 "Restore them, or choose another `out`"
             )
 

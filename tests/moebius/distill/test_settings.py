@@ -3,7 +3,7 @@
 import pytest
 
 from moebius.distill.losses import Tap
-from moebius.distill.settings import load_settings, parse_settings
+from moebius.distill.settings import changed, load_settings, parse_settings
 from moebius.errors import TrainingError
 
 STUDENT = {
@@ -85,3 +85,16 @@ def test_files(tmp_path):
     path.write_bytes(b" " * (1 << 21))
     with pytest.raises(TrainingError, match="larger than 1 MiB"):
         load_settings(path)
+
+
+def test_what_changed_since_a_run_is_named_and_new_options_count_as_their_defaults():
+    now = parse_settings(STUDENT, "test")
+    before = now.identity()
+    assert changed(before, now) == []
+    del before["hole_weight"], before["network"]["prediction_type"]  # as written before they existed
+    assert changed(before, now) == []
+    other = parse_settings(
+        STUDENT | {"hole_weight": 20, "network": {"preset": "tiny", "prediction_type": "v_prediction"}}, "test"
+    )
+    assert sorted(changed(before, other)) == ["hole_weight", "network"]
+    assert changed(before | {"strange": 1}, now) == ["strange: Extra inputs are not permitted (received 1)"]
