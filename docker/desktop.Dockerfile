@@ -16,6 +16,7 @@ COPY moebius moebius
 COPY export export
 COPY runtimes runtimes
 COPY benchmarks benchmarks
+COPY calibration calibration
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 # TensorRT-RTX from its wheel. It needs nothing of CUDA but the driver, which --gpus all mounts: 580 or later.

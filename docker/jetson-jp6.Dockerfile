@@ -16,6 +16,7 @@ COPY moebius moebius
 COPY export export
 COPY runtimes runtimes
 COPY benchmarks benchmarks
+COPY calibration calibration
 RUN python3 -m venv /opt/build \
  && /opt/build/bin/pip install --no-cache-dir --upgrade "pip>=24" \
  && /opt/build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
