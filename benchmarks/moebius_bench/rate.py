@@ -1,4 +1,4 @@
-"""The machine's own rate of fp32 matrix products: what a graph's speed is held against."""
+"""The machine's own rate of matrix products, of fp32 numbers and of bytes: what a graph's speed is held against."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from moebius_bench.jobs import Job
-from moebius_bench.results import Rate
+from moebius_bench.results import Rate, RateKind
 from moebius_bench.stats import summary
 from moebius_bench.variants import TORCH
 from moebius_runtime.backends.ort import import_onnxruntime, physical_cores
@@ -25,18 +25,28 @@ MATMUL = bytes.fromhex(
     "100a0308801042040a00100d"
 )
 
+# The same with `MatMulInteger`: a uint8 times b int8 gives c int32.
+MATMUL_OF_BYTES = bytes.fromhex(
+    "08083a670a180a01610a0162120163220d4d61744d756c496e746567657212066d61746d756c5a150a016112100a0e08"
+    "02120a0a030880100a030880105a150a016212100a0e0803120a0a030880100a0308801062150a016312100a0e080612"
+    "0a0a030880100a0308801042040a00100d"
+)
+
 
 def measure_rate(job: Job) -> Rate:
-    """MAC per second of square fp32 products in the runtime's own library, with its number of threads.
+    """MAC per second of square products in the runtime's own library, with its number of threads.
+
+    Of bytes where the job's precision is `int8_cpu`, else of fp32 numbers.
 
     Raises:
         InputError: the runtime has no such product here.
     """
     threads = job.threads or physical_cores()
-    if job.runtime == TORCH:
+    kind: RateKind = "bytes" if job.precision == "int8_cpu" else "fp32"
+    if job.runtime == TORCH and kind == "fp32":
         library, multiply = _torch_product(threads)
     elif job.runtime in _PROVIDERS:
-        library, multiply = _ort_product(job.runtime, threads)
+        library, multiply = _ort_product(job.runtime, threads, kind)
     else:
         raise InputError(f"runtime {job.runtime!r}: its matrix-product rate is not measured in this version")
     multiply()
@@ -46,20 +56,22 @@ def measure_rate(job: Job) -> Rate:
         started = time.perf_counter()
         multiply()
         rates.append(SIZE**3 / (time.perf_counter() - started))
-    return Rate(runtime=job.runtime, library=library, threads=threads, size=SIZE, macs_per_second=summary(rates))
+    found = summary(rates)
+    return Rate(runtime=job.runtime, library=library, threads=threads, size=SIZE, macs_per_second=found, kind=kind)
 
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider"}
 
 
-def _ort_product(runtime: str, threads: int) -> tuple[str, Callable[[], object]]:
+def _ort_product(runtime: str, threads: int, kind: RateKind = "fp32") -> tuple[str, Callable[[], object]]:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = ort.InferenceSession(MATMUL, options, providers=[_PROVIDERS[runtime]])
-    a, b = _matrices()
-    return f"onnxruntime {ort.__version__} MatMul", lambda: session.run(None, {"a": a, "b": b})
+    model, name = (MATMUL_OF_BYTES, "MatMulInteger") if kind == "bytes" else (MATMUL, "MatMul")
+    session = ort.InferenceSession(model, options, providers=[_PROVIDERS[runtime]])
+    a, b = _matrices(kind)
+    return f"onnxruntime {ort.__version__} {name}", lambda: session.run(None, {"a": a, "b": b})
 
 
 def _torch_product(threads: int) -> tuple[str, Callable[[], object]]:
@@ -71,7 +83,9 @@ def _torch_product(threads: int) -> tuple[str, Callable[[], object]]:
     return f"torch {torch.__version__} mm", lambda: torch.mm(a, b)
 
 
-def _matrices() -> tuple[np.ndarray, np.ndarray]:
+def _matrices(kind: RateKind = "fp32") -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
+    if kind == "bytes":
+        return rng.integers(0, 256, (SIZE, SIZE), np.uint8), rng.integers(-127, 128, (SIZE, SIZE), np.int8)
     a, b = (rng.standard_normal((SIZE, SIZE), dtype=np.float32) for _ in range(2))
     return a, b

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+RateKind = Literal["fp32", "bytes"]
+
 STAGES = ("preprocess", "encode", "step", "decode", "paste")
 
 
@@ -88,21 +90,31 @@ class GraphProfile(_Strict):
 
 
 class Rate(_Strict):
-    """The machine's own rate of fp32 matrix products, MAC per second, and in what it was measured."""
+    """The machine's own rate of matrix products, MAC per second, and in what it was measured.
+
+    `kind`: products of fp32 numbers, or of bytes (uint8 by int8, summed in int32).
+    """
 
     runtime: str
     library: str
     threads: int | None
     size: int
     macs_per_second: Summary
+    kind: RateKind = "fp32"
 
 
 class StageCost(_Strict):
-    """MACs of one run of a stage, the rate that it reaches, and the share of the machine's own rate that this is."""
+    """MACs of one run of a stage, the rate that it reaches, and the share of the machine's own rate that this is.
+
+    `byte_macs`: those of two bytes. `least_seconds`: what all would take at the machine's rates, each kind at its own;
+    the share is this time over the measured one.
+    """
 
     macs: int
     macs_per_second: float
     share_of_rate: float | None
+    byte_macs: int = 0
+    least_seconds: float | None = None
 
 
 class Power(_Strict):

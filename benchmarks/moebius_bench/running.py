@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from moebius_bench.jobs import Job
 from moebius_bench.processes import Answer, Runner
-from moebius_bench.results import BundleFacts, GraphProfile, Rate, Ratio, VariantResult, WorkerResult
+from moebius_bench.results import BundleFacts, GraphProfile, Rate, RateKind, Ratio, VariantResult, WorkerResult
 from moebius_bench.stats import median, ratio
 from moebius_bench.summing import Round, sum_up
 from moebius_bench.variants import TORCH, Variant
@@ -21,6 +21,8 @@ from moebius_runtime.manifest import MANIFEST_NAME
 _COMPARED: tuple[Literal["step", "total"], ...] = ("step", "total")
 OnTurn = Callable[[int, str], None]
 """Told (round from 1, what runs now)."""
+RateKey = tuple[str, int | None, RateKind]
+"""Runtime, threads, and kind of the products."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +79,25 @@ def measure_variants(
     """Runs every variant once per round, A B A B, so that a machine that drifts drifts under all of them alike.
 
     A variant that fails is not run again; the others go on. The machine's matrix-product rate is measured at the
-    head of every round, once per library and number of threads.
+    head of every round, once per library and number of threads, and that of bytes where a variant is in INT8.
     """
     facts = {bundle: bundle_facts(bundle) for bundle in {variant.bundle for variant in variants}}
     rounds: dict[str, list[Round]] = {variant.name: [] for variant in variants}
     failures: dict[str, str] = {}
-    rates: dict[tuple[str, int | None], list[Rate]] = {}
+    rates: dict[RateKey, list[Rate]] = {}
     notes: list[str] = []
     order: list[str] = []
     with tempfile.TemporaryDirectory(prefix="moebius-bench-") as folder:
         for number in range(1, plan.rounds + 1):
-            for key in dict.fromkeys(key for key in map(_rate_key, variants) if key):
+            for key in dict.fromkeys(key for variant in variants for key in _rate_keys(variant)):
                 if number > 1 and key not in rates:
                     continue  # it could not be measured; that was said once
-                on_turn(number, f"matrix products, {key[0]}")
-                answer = run(Job(kind="rate", runtime=key[0], threads=key[1]))
+                runtime, threads, kind = key
+                on_turn(number, f"matrix products of {kind}, {runtime}")
+                precision = "int8_cpu" if kind == "bytes" else "fp32"
+                answer = run(Job(kind="rate", runtime=runtime, threads=threads, precision=precision))
                 if answer.result is None:
-                    notes.append(f"matrix-product rate of {key[0]} not measured: {answer.error}")
+                    notes.append(f"matrix-product rate of {runtime}, {kind}, not measured: {answer.error}")
                 else:
                     rates.setdefault(key, []).append(Rate.model_validate(answer.result))
             for index, variant in enumerate(variants):
@@ -118,18 +122,19 @@ def measure_variants(
         profile, note = _profile(variant, plan, run, on_turn) if plan.profile and not reason else ([], None)
         if note:
             notes.append(f"{variant.name}: {note}")
-        rate = pooled.get(_rate_key(variant) or ("", None))
-        result = sum_up(variant, done, reason, facts[variant.bundle], costs, rate, power_source)
+        own = {key[2]: pooled[key] for key in _rate_keys(variant) if key in pooled}
+        result = sum_up(variant, done, reason, facts[variant.bundle], costs, own, power_source)
         results.append(result.model_copy(update={"difference_to_first": difference, "profile": profile}))
     complete = {v.name: rounds[v.name] for v in variants if v.name not in failures}
     return Measured(results, _ratios(variants, complete), list(pooled.values()), notes, order)
 
 
-def _rate_key(variant: Variant) -> tuple[str, int | None] | None:
-    """Which library's matrix products a variant is held against; None for a runtime that may be on a GPU."""
+def _rate_keys(variant: Variant) -> list[RateKey]:
+    """Which library's matrix products a variant is held against; none for a runtime that may be on a GPU."""
     if variant.runtime == TORCH and not variant.baseline:
-        return None
-    return variant.runtime, variant.threads
+        return []
+    kinds: list[RateKind] = ["fp32", "bytes"] if variant.precision == "int8_cpu" else ["fp32"]
+    return [(variant.runtime, variant.threads, kind) for kind in kinds]
 
 
 def bundle_facts(folder: str) -> BundleFacts:

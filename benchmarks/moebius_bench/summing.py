@@ -14,6 +14,7 @@ from moebius_bench.results import (
     PictureRun,
     Power,
     Rate,
+    RateKind,
     StageCost,
     Summary,
     VariantResult,
@@ -37,7 +38,7 @@ def sum_up(
     failure: str | None,
     facts: BundleFacts,
     costs: Mapping[str, Mapping[str, int]],
-    rate: Rate | None,
+    rates: Mapping[RateKind, Rate],
     power_source: str,
 ) -> VariantResult:
     """A variant's result. A failed one keeps no figures, even of the rounds before it failed."""
@@ -75,7 +76,7 @@ def sum_up(
         "peak_memory": max(result.peak_memory for result in results),
         "peak_device_memory": max((r.answer.peak_device_memory or 0 for r in rounds), default=0) or None,
         "power": _power(rounds, power_source),
-        "cost": _stage_costs(pictures, _of_loaded(costs, results[0]), rate),
+        "cost": _stage_costs(pictures, _of_loaded(costs, results[0]), rates),
         "output_sha256": hashes,
     }
     if len(set(hashes)) > 1:
@@ -99,7 +100,7 @@ def _cold(runs: Sequence[PictureRun]) -> dict[str, Summary]:
 
 
 def _stage_costs(
-    pictures: Sequence[PictureRun], costs: Mapping[str, Mapping[str, int]], rate: Rate | None
+    pictures: Sequence[PictureRun], costs: Mapping[str, Mapping[str, int]], rates: Mapping[RateKind, Rate]
 ) -> dict[str, StageCost]:
     """Cost and speed of one run of each stage that has products. A guided step is one run of the U-Net's graph."""
     found = {}
@@ -108,11 +109,24 @@ def _stage_costs(
         graph = next((name for name in graphs if name in costs), None)
         if graph is None or not seconds:
             continue
-        macs = costs[graph]["all"]
-        speed = macs / median(seconds)
-        share = speed / rate.macs_per_second.median if rate else None
-        found[stage] = StageCost(macs=macs, macs_per_second=speed, share_of_rate=share)
+        macs, of_bytes = costs[graph]["all"], costs[graph].get("bytes", 0)
+        least = _least_seconds({"fp32": macs - of_bytes, "bytes": of_bytes}, rates)
+        took = median(seconds)
+        found[stage] = StageCost(
+            macs=macs,
+            macs_per_second=macs / took,
+            share_of_rate=None if least is None else least / took,
+            byte_macs=of_bytes,
+            least_seconds=least,
+        )
     return found
+
+
+def _least_seconds(macs: Mapping[RateKind, int], rates: Mapping[RateKind, Rate]) -> float | None:
+    """What products take at the machine's rates; None where one of these was not measured."""
+    if any(count and kind not in rates for kind, count in macs.items()):
+        return None
+    return sum(count / rates[kind].macs_per_second.median for kind, count in macs.items() if count)
 
 
 def _power(rounds: Sequence[Round], source: str) -> Power | None:

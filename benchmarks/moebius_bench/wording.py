@@ -54,7 +54,10 @@ def roofline_lines(row: VariantResult) -> list[str]:
     lines = []
     for stage, cost in row.cost.items():
         share = "" if cost.share_of_rate is None else f", {cost.share_of_rate:.0%} of the matrix-product rate"
-        lines.append(f"{stage}: {gmac(cost.macs)} GMAC a run, {gmac(cost.macs_per_second)} GMAC/s{share}")
+        of_bytes = f" ({cost.byte_macs / cost.macs:.0%} of bytes)" if cost.byte_macs else ""
+        if share and cost.least_seconds is not None:
+            share += f": at least {seconds(cost.least_seconds)}"
+        lines.append(f"{stage}: {gmac(cost.macs)} GMAC a run{of_bytes}, {gmac(cost.macs_per_second)} GMAC/s{share}")
     return lines
 
 
@@ -62,7 +65,7 @@ def rate_line(rate: Rate) -> str:
     """The machine's own rate, and in what it was measured."""
     value = rate.macs_per_second
     return (
-        f"matrix-product rate of this machine: {gmac(value.median)} GMAC/s fp32 ({gmac(value.min)} to "
+        f"matrix-product rate of this machine: {gmac(value.median)} GMAC/s {rate.kind} ({gmac(value.min)} to "
         f"{gmac(value.max)}; {rate.size}^3 in {rate.library}, {rate.threads} thread{'s' * (rate.threads != 1)})"
     )
 

@@ -33,12 +33,18 @@ _STANDARD = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class NodeCost:
-    """MACs of one node. `dtype` is the element type that its products are made in, such as FLOAT or INT8."""
+    """MACs of one node.
+
+    `dtype` is the element type that its products are made in, such as FLOAT or INT8. `of_bytes`: both operands are
+    whole numbers of a byte, by their type or because they come from a quantisation, as in the Q/DQ form and in the
+    bodies of `moebius::Int8...`; a runtime that knows these multiplies bytes.
+    """
 
     name: str
     op_type: str
     macs: int
     dtype: str
+    of_bytes: bool = False
 
     @property
     def is_convolution(self) -> bool:
@@ -67,13 +73,16 @@ def node_costs(model: onnx.ModelProto | str | Path, *, batch: int = 1) -> list[N
             _check_free(node)
     model = _with_shapes(model, batch)
     types = _value_types(model.graph)
+    bytes_there = _Bytes(model.graph, types)
     costs = []
     for node in (node for node in model.graph.node if node.op_type in _COUNTERS):
         shapes = [types.get(name, (None, None))[0] if name else None for name in node.input]
         output = types.get(node.output[0], (None, None))[0]
         macs = _COUNTERS[node.op_type](_Node(node, shapes, output))
-        operand = node.input[_WEIGHT_INPUT.get(node.op_type, 1 if len(node.input) > 1 else 0)]
-        costs.append(NodeCost(node.name, node.op_type, macs, types[operand][1] or "UNDEFINED"))
+        place = _WEIGHT_INPUT.get(node.op_type, 1 if len(node.input) > 1 else 0)
+        dtype = types[node.input[place]][1] or "UNDEFINED"
+        of_bytes = bytes_there.holds(node.input[0]) and bytes_there.holds(node.input[place])
+        costs.append(NodeCost(node.name, node.op_type, macs, dtype, of_bytes))
     return costs
 
 
@@ -85,6 +94,11 @@ def total_macs(costs: Iterable[NodeCost]) -> int:
 def convolution_macs(costs: Iterable[NodeCost]) -> int:
     """The convolutions' products alone, which is what the paper calls FLOPs."""
     return sum(cost.macs for cost in costs if cost.is_convolution)
+
+
+def byte_macs(costs: Iterable[NodeCost]) -> int:
+    """The products of two bytes."""
+    return sum(cost.macs for cost in costs if cost.of_bytes)
 
 
 def macs_by_dtype(costs: Iterable[NodeCost]) -> dict[str, int]:
@@ -235,6 +249,39 @@ _COUNTERS: Mapping[str, Callable[[_Node], int]] = {
     "Einsum": _einsum,
 }
 _WEIGHT_INPUT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
+
+
+# What a value passes through and is the same whole numbers behind: moves, casts, a cut, less a zero point.
+_SAME_NUMBERS = (
+    *("Cast", "Clip", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
+)
+_ROUNDED = ("DequantizeLinear", "QuantizeLinear", "Round")
+
+
+class _Bytes:
+    """Which values are whole numbers of a byte, times a scale at most."""
+
+    def __init__(self, graph: onnx.GraphProto, types: Mapping[str, tuple[Shape | None, str | None]]) -> None:
+        self._makers = {output: node for node in graph.node for output in node.output}
+        self._types = types
+        self._known: dict[str, bool] = {}
+
+    def holds(self, value: str) -> bool:
+        path = []
+        while value not in self._known:
+            path.append(value)
+            maker = self._makers.get(value)
+            if self._types.get(value, (None, None))[1] in ("INT8", "UINT8", "FLOAT8E4M3FN"):
+                self._known[value] = True
+            elif maker is None or maker.op_type not in (*_SAME_NUMBERS, *_ROUNDED):
+                self._known[value] = False
+            elif maker.op_type in _ROUNDED:
+                self._known[value] = True
+            else:
+                value = maker.input[0]
+        found = self._known[value]
+        self._known.update(dict.fromkeys(path, found))
+        return found
 
 
 def _check_free(node: onnx.NodeProto) -> None:

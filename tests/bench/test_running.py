@@ -12,11 +12,14 @@ from moebius_runtime.errors import BundleError
 def play(tiny_bundle, worker_result, rate_result, cost_result):
     """Measures variants whose workers are `answers[name]`: a function of the round, or None for the usual result."""
 
-    def measure(names, answers=None, rounds=3, baseline=None, **plan):
+    def measure(names, answers=None, rounds=3, baseline=None, precision="fp32", **plan):
         seen, counts = [], {}
 
         def run(job):
             seen.append((job.kind, job.runtime))
+            if job.kind == "rate" and job.precision == "int8_cpu":
+                macs = {name: 4 * value for name, value in rate_result["macs_per_second"].items()} | {"count": 7}
+                return Answer(dict(rate_result, runtime=job.runtime, kind="bytes", macs_per_second=macs))
             if job.kind == "rate":
                 return Answer(dict(rate_result, runtime=job.runtime))
             if job.kind == "cost":
@@ -27,7 +30,9 @@ def play(tiny_bundle, worker_result, rate_result, cost_result):
             answer = (answers or {}).get(job.runtime, lambda number: Answer(worker_result()))(counts[job.runtime])
             return answer
 
-        variants = [Variant(str(tiny_bundle), name, "fp32", 2, None, name, baseline=name == baseline) for name in names]
+        variants = [
+            Variant(str(tiny_bundle), name, precision, 2, None, name, baseline=name == baseline) for name in names
+        ]
         return measure_variants(variants, Plan(rounds=rounds, **plan), run, lambda number, what: None), seen
 
     return measure
@@ -77,6 +82,19 @@ def test_speed_is_held_against_the_machine_s_own_rate(play):
     assert step.macs == 315_977_082_112  # both branches: the graph with guidance ran
     assert step.macs_per_second == pytest.approx(3.15977082112e12)
     assert step.share_of_rate == pytest.approx(3159.77082112 / 132)
+    assert (step.byte_macs, step.least_seconds) == (0, pytest.approx(315.977082112 / 132))
+
+
+def test_products_of_bytes_are_held_against_the_rate_of_bytes(play, cost_result):
+    """300 of the step's 315.98 GMAC are of bytes, which this machine makes four times as fast."""
+    cost_result["unet"]["bytes"] = 300_000_000_000
+    measured, seen = play(["A"], rounds=1, precision="int8_cpu")
+    assert seen[:3] == [("rate", "A"), ("rate", "A"), ("measure", "A")]
+    assert [rate.kind for rate in measured.rates] == ["fp32", "bytes"]
+    step = measured.variants[0].cost["step"]
+    least = 300 / 528 + 15.977082112 / 132
+    assert (step.byte_macs, step.least_seconds) == (300_000_000_000, pytest.approx(least))
+    assert step.share_of_rate == pytest.approx(least / 0.1)
 
 
 def test_the_conditional_graph_s_cost_counts_where_it_ran(play, worker_result):

@@ -60,7 +60,7 @@ def test_integer_operators_and_their_types():
     zeros = [(f"z{i}", [], u8 if i != 1 else i8) for i in range(3)]
     qconv = helper.make_node("QLinearConv", ["x", "s0", "z0", "w", "s1", "z1", "s2", "z2"], ["y"])
     model = graph([qconv], [("x", [1, 4, 6, 6], u8)], [("y", None, u8)], [("w", [8, 4, 3, 3], i8), *scalar, *zeros])
-    assert (only(model).macs, only(model).dtype) == (8 * 4 * 4 * 4 * 9, "INT8")
+    assert (only(model).macs, only(model).dtype, only(model).of_bytes) == (8 * 4 * 4 * 4 * 9, "INT8", True)
 
     qmat = helper.make_node("QLinearMatMul", ["x", "s0", "z0", "w", "s1", "z1", "s2", "z2"], ["y"])
     model = graph([qmat], [("x", [5, 7], u8)], [("y", None, u8)], [("w", [7, 3], i8), *scalar, *zeros])
@@ -73,6 +73,45 @@ def test_integer_operators_and_their_types():
         node = helper.make_node(op, ["x", "w"], ["y"])
         model = graph([node], [("x", x, u8)], [("y", None, TensorProto.INT32)], [("w", w, i8)])
         assert (only(model).macs, only(model).dtype) == (expected, "INT8")
+
+
+def through_bytes(value, name):
+    """Nodes that take a value through int8 and back as NAME."""
+    scale = ["s", "z"]
+    return [
+        helper.make_node("QuantizeLinear", [value, *scale], [f"{name}q"]),
+        helper.make_node("DequantizeLinear", [f"{name}q", *scale], [name]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ([], [], False),
+        (through_bytes("x", "left"), [], False),
+        ([], [helper.make_node("DequantizeLinear", ["w8", "s", "z"], ["right"])], False),
+        (through_bytes("x", "left"), [helper.make_node("DequantizeLinear", ["w8", "s", "z"], ["right"])], True),
+        # whole numbers kept in float32, as in the bodies of moebius::Int8...
+        (
+            [helper.make_node("Round", ["x"], ["r"]), helper.make_node("Clip", ["r", "s", "s"], ["left"])],
+            [helper.make_node("Transpose", ["w8"], ["t"]), helper.make_node("Cast", ["t"], ["right"], to=1)],
+            True,
+        ),
+        # scaled after it was rounded: no whole number any more
+        (
+            [helper.make_node("Round", ["x"], ["r"]), helper.make_node("Mul", ["r", "s"], ["left"])],
+            [helper.make_node("Cast", ["w8"], ["right"], to=1)],
+            False,
+        ),
+    ],
+)
+def test_products_of_bytes_are_told_from_those_of_numbers(left, right, expected):
+    product = helper.make_node("MatMul", ["left" if left else "x", "right" if right else "w"], ["y"])
+    i8 = TensorProto.INT8
+    constants = [("w", [7, 7]), ("w8", [7, 7], i8), ("s", []), ("z", [], i8)]
+    model = graph([*left, *right, product], [("x", [5, 7])], [("y", None)], constants)
+    assert only(model).of_bytes is expected
+    assert cost.byte_macs(node_costs(model)) == (5 * 7 * 7 if expected else 0)
 
 
 @pytest.mark.parametrize(
