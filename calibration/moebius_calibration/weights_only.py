@@ -26,6 +26,8 @@ _RATES = Rates(0.0, 0.0, 10.0)  # only what is read counts: 10 us per MB
 def weight_plans(bundle: Bundle, options: Int8Options, say: Say) -> dict[GraphName, Int8Plan]:
     """A plan for every graph that stores its products' weights as bytes, as many as the error budget allows.
 
+    Only where all of them together exceed the budget is each tried alone.
+
     Args:
         bundle: with its float32 files.
         options: `error`, `samples`, `evaluations`, and of the one picture that the error is measured on `data`,
@@ -63,6 +65,7 @@ def _plan(
     same: Sequence[str] | None,
 ) -> Int8Plan:
     """Of one graph; `same`: the nodes to take, as `same_node` calls them, in place of a search."""
+    say(f"{work.name}: all weights as bytes", 0, 0)
     for node, (product,) in work.groups.items():
         if product.weight is None:
             work.fixed[node] = "no weight: it multiplies two activations"
@@ -74,7 +77,9 @@ def _plan(
     session = work.switched(scheme, weights_only=True)
     errors = {"all": judge.error(session, list(work.open)), "budget": options.error}
     reasons, tables = dict(work.fixed), {}
-    if same is None:
+    if same is None and errors["all"] <= options.error:
+        on = {product.node for product in work.open.values()}
+    elif same is None:
         open_groups = {node: group for node, group in work.groups.items() if node not in work.fixed}
         layers = layers_of(open_groups, options.evaluations, work.target)
         search = Search(
