@@ -15,8 +15,10 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, convert_outputs_to_fp32
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moebius.errors import TrainingError
@@ -120,8 +122,43 @@ def check_distribution(accelerator: Accelerator, *, samples_need_average: bool =
         )
 
 
+def before_prepare(accelerator: Accelerator, module: nn.Module) -> None:
+    """Gives a module that FSDP will spread the forward pass that accelerate gives all others: under autocast, with
+    float32 outputs. Called before `prepare`; without FSDP, or in float32, it changes nothing.
+
+    Raises:
+        TrainingError: the configuration names layers to spread by themselves that the module has not.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    there = {type(part).__name__ for part in module.modules() if next(part.children(), None) is not None}
+    if strange := set(accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap or ()) - there:
+        raise TrainingError(
+            f"fsdp_transformer_layer_cls_to_wrap names {', '.join(sorted(strange))}, which is no layer of "
+            f"{type(module).__name__}; it has {', '.join(sorted(there - {type(module).__name__}))}"
+        )
+    if accelerator.native_amp:
+        forward = module.forward
+
+        def under_autocast(*inputs: Any, **named: Any) -> Any:
+            with accelerator.autocast():
+                return forward(*inputs, **named)
+
+        module.forward = convert_outputs_to_fp32(under_autocast)
+
+
 def _check_plugin(plugin: Any) -> None:
     _check_version(str(plugin.fsdp_version))
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise TrainingError(
+            "fsdp_offload_params: true keeps parameters on the CPU, where averaged weights and checkpoints cannot be "
+            "gathered; write `fsdp_offload_params: false`, and `ema: null` or more processes to save memory"
+        )
+    if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
+        raise TrainingError(
+            "fsdp_auto_wrap_policy: SIZE_BASED_WRAP spreads whatever is large by itself, also layers whose weights "
+            "their parents use; write `TRANSFORMER_BASED_WRAP` with `fsdp_transformer_layer_cls_to_wrap`, or `NO_WRAP`"
+        )
     if plugin.activation_checkpointing:
         raise TrainingError(
             "accelerate's activation checkpointing renames layers; switch it off and write "
@@ -130,6 +167,9 @@ def _check_plugin(plugin: Any) -> None:
     # On by default, it hands out weights that one process has read, and fails on buffers, which batch norms have (it
     # looks for a buffer's mesh). Here each process reads the weights itself.
     plugin.cpu_ram_efficient_loading = False
+    # For bf16 and fp16 accelerate has FSDP cast parameters and inputs. A batch norm whose statistics are float32 then
+    # refuses its input, and norms, sums and losses lose bits. `before_prepare` puts autocast in its place.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
 def _check_version(version: str) -> None:

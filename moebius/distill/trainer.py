@@ -21,6 +21,7 @@ from moebius.distill.finishing import write_weights
 from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule
 from moebius.distill.settings import Settings, changed
 from moebius.distill.sharding import (
+    before_prepare,
     check_distribution,
     check_environment,
     load_whole_state,
@@ -97,6 +98,7 @@ class Trainer:
             self.average = averaged(self.task.network, settings.ema.decay, device=self._accelerator.device)
         self.optimizer = MuonAdamW(module.parameters(), settings.optimizer)
         self._schedule = learning_rate_schedule(self.optimizer, settings.schedule)
+        before_prepare(self._accelerator, module)
         self._module, self._prepared = self._accelerator.prepare(module, self.optimizer)
         for frozen in self.task.frozen:
             frozen.to(self._accelerator.device)

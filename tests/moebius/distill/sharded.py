@@ -20,8 +20,10 @@ class ShardingAccelerator(Accelerator):
 
     def __init__(self, **options):
         super().__init__(**options)
-        shared = AcceleratorState._shared_state
-        shared["distributed_type"], shared["fsdp_plugin"] = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+        shared, plugin = AcceleratorState._shared_state, FullyShardedDataParallelPlugin()
+        if self.mixed_precision != "no":
+            plugin.set_mixed_precision(self.mixed_precision)  # as its own set-up does for FSDP
+        shared["distributed_type"], shared["fsdp_plugin"] = DistributedType.FSDP, plugin
 
 
 if __name__ == "__main__":
