@@ -1,34 +1,61 @@
-"""Numbers as signed bytes: symmetric, zero point 0, a scale per output channel for weights."""
+"""Numbers as bytes of TensorRT's forms: symmetric, zero point 0, a scale per output channel for weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+
+from moebius_calibration.plan import Target
 
 Array = np.ndarray
 
-LARGEST = 127
 _SMALLEST = 1e-12  # of a scale, where everything is 0
 
 
-def activation_scale(low: float, high: float) -> float:
-    """What a level of a signed byte is worth."""
-    return max(max(-low, high) / LARGEST, _SMALLEST)
+@dataclass(frozen=True)
+class Format:
+    """What one byte holds: its type, and the largest number that is used, with either sign."""
+
+    name: str
+    dtype: Any
+    largest: float
+
+    @property
+    def zero(self) -> Array:
+        """The zero point, a scalar array."""
+        return np.array(0, self.dtype)
 
 
-def weight_scales(weight: Array, axis: int | None) -> Array:
-    """What a level is worth: float32 [outputs] along `axis`, or a scalar array for the whole tensor."""
+INT8 = Format("INT8", np.dtype(np.int8), 127.0)
+FP8 = Format("FP8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
+"""E4M3 of Micikevicius et al., "FP8 Formats for Deep Learning" (2022): no infinity; beyond 448 it saturates here."""
+
+FORMATS: Mapping[Target, Format] = MappingProxyType({"tensorrt": INT8, "tensorrt-fp8": FP8, "ort-cpu": INT8})
+
+
+def activation_scale(low: float, high: float, form: Format = INT8) -> float:
+    """What the number 1 of a byte is worth."""
+    return max(max(-low, high) / form.largest, _SMALLEST)
+
+
+def weight_scales(weight: Array, axis: int | None, form: Format = INT8) -> Array:
+    """What the number 1 is worth: float32 [outputs] along `axis`, or a scalar array for the whole tensor."""
     if axis is None:
-        return np.array(max(float(np.abs(weight).max()) / LARGEST, _SMALLEST), np.float32)
+        return np.array(max(float(np.abs(weight).max()) / form.largest, _SMALLEST), np.float32)
     others = tuple(index for index in range(weight.ndim) if index != axis)
     largest = np.abs(weight).max(axis=others)
-    return (np.where(largest > 0, largest, LARGEST * _SMALLEST) / LARGEST).astype(np.float32)
+    return (np.where(largest > 0, largest, form.largest * _SMALLEST) / form.largest).astype(np.float32)
 
 
-def as_bytes(weight: Array, scales: Array, axis: int | None) -> Array:
-    """int8 of the weight's shape, rounded to nearest."""
-    return np.clip(np.rint(weight / along(scales, weight.ndim, axis)), -LARGEST, LARGEST).astype(np.int8)
+def as_bytes(weight: Array, scales: Array, axis: int | None, form: Format = INT8) -> Array:
+    """Numbers of the format in the weight's shape, rounded to nearest, ties to even."""
+    scaled = np.clip(weight / along(scales, weight.ndim, axis), -form.largest, form.largest)
+    return (np.rint(scaled) if form is INT8 else scaled).astype(form.dtype)
 
 
 def along(values: Array, rank: int, axis: int | None) -> Array:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from moebius_calibration.bytes_of import FORMATS
 from moebius_calibration.graph_work import Chosen, GraphWork, best_scheme, search_of
 from moebius_calibration.observe import check_scenes, collect
-from moebius_calibration.plan import Calibration, Int8Plan, Observer, Target
+from moebius_calibration.plan import Calibration, Int8Plan, Observer, Target, choice_of
 from moebius_calibration.scheme import Scheme
 from moebius_calibration.search import Found, Search
 from moebius_calibration.simulate import Switched
@@ -202,12 +203,13 @@ class Calibrator:
         share = sum(work.products[name].gmac for name in products) / max(
             sum(p.gmac for p in work.products.values()), 1e-12
         )
+        form = work.form.name
         verdict = (
-            f"{len(on)} of {len(work.groups)} nodes in INT8, {share:.0%} of the GMAC, {found.gain:.3g} us less by "
+            f"{len(on)} of {len(work.groups)} nodes in {form}, {share:.0%} of the GMAC, {found.gain:.3g} us less by "
             "the cost model"
             if on
-            else "INT8 does not win here: no layer is both faster by the cost model and within the budget; this part "
-            "stays in float"
+            else f"{form} does not win here: no layer is both faster by the cost model and within the budget; this "
+            "part stays in float"
         )
         plan = self._bare(work, graph.statistics, graph.chosen.observer, graph.chosen.scheme, on, reasons)
         return plan.model_copy(
@@ -232,7 +234,9 @@ class Calibrator:
         chosen = best_scheme(work, statistics, judge, main.observer, self._say)
         error = judge.error(work.switched(chosen.scheme), [one.node for name in on for one in work.groups[name]])
         plan = self._bare(work, statistics, main.observer, chosen.scheme, on, reasons)
-        verdict = f"{len(on)} of {len(work.groups)} nodes in INT8, as in {main.graph}" if on else main.verdict
+        verdict = (
+            f"{len(on)} of {len(work.groups)} nodes in {work.form.name}, as in {main.graph}" if on else main.verdict
+        )
         return plan.model_copy(update={"errors": {"all": chosen.error, "plan": error}, "verdict": verdict})
 
     def _bare(
@@ -286,7 +290,7 @@ def plan_of(
         weights_sha256=files[file.weights].sha256 if file.weights else None,
         observer=observer,
         calibration=calibration,
-        nodes={name: "int8" if name in on else "float" for name in work.groups},
+        nodes={name: choice_of(work.target) if name in on else "float" for name in work.groups},
         reasons={name: reasons[name] for name in work.groups if name not in on},
         ranges={name: [float(f"{end:.6g}") for end in ends] for name, ends in ranges.items()},
         smooth={name: [float(f"{x:.5g}") for x in factors] for name, factors in smooth.items()},
@@ -297,16 +301,17 @@ def plan_of(
 def scheme_from(plan: Int8Plan) -> Scheme:
     """The numbers of a plan."""
     return Scheme(
-        plan.target == "tensorrt",
+        plan.target != "ort-cpu",
         {name: (low, high) for name, (low, high) in plan.ranges.items()},
         {name: np.array(factors, np.float32) for name, factors in plan.smooth.items()},
         {name: np.array(shift, np.float32) for name, shift in plan.shifts.items()},
+        FORMATS[plan.target],
     )
 
 
 def graphs_of(bundle: Bundle, target: Target) -> list[GraphName]:
     """Graphs that get an INT8 file: all for TensorRT, on the CPU the U-Net, whose layers have operators in bytes."""
-    return [name for name in bundle.manifest.graphs if target == "tensorrt" or name.startswith("unet")]
+    return [name for name in bundle.manifest.graphs if target != "ort-cpu" or name.startswith("unet")]
 
 
 def work_of(bundle: Bundle, name: GraphName, target: Target) -> GraphWork:

@@ -19,11 +19,16 @@ class Rates:
     per_weight: float
 
 
-# A small RTX card, as in `moebius_export.precision.choose`: 25 TMAC/s in fp16, twice of that in INT8, 100 GB/s. Bytes
-# that an activation's maker writes save traffic, bytes that a kernel of their own makes cost it; the latter weigh more.
+# A small RTX card, as in `moebius_export.precision.choose`: 25 TMAC/s in fp16, twice of that in INT8 and FP8, 100 GB/s.
+# Bytes that an activation's maker writes save traffic, bytes that a kernel of their own makes cost it; the latter weigh
+# more.
 # CPU: ONNX Runtime with compiled kernels on two cores with AVX512-VNNI; bytes are made while values are in the cache.
 RATES: Mapping[Target, Rates] = MappingProxyType(
-    {"tensorrt": Rates(20.0, 5.0, 10.0), "ort-cpu": Rates(7000.0, 300.0, 100.0)}
+    {
+        "tensorrt": Rates(20.0, 5.0, 10.0),
+        "tensorrt-fp8": Rates(20.0, 5.0, 10.0),
+        "ort-cpu": Rates(7000.0, 300.0, 100.0),
+    }
 )
 
 

@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import onnx
 
+from moebius_calibration.bytes_of import FORMATS, INT8, Format
 from moebius_calibration.gain import RATES, gain_of
 from moebius_calibration.ort_cpu import Candidate, candidates
 from moebius_calibration.plan import Observer, Target
@@ -24,6 +25,7 @@ from moebius_export.precision.sessions import session_of
 from moebius_runtime.manifest import GraphName
 
 OBSERVERS: tuple[Observer, ...] = get_args(Observer)
+_FOR_FP8: tuple[Observer, ...] = ("minmax", "minmean", "percentile")
 ALPHAS = (0.5, 0.8)
 """Strengths of SmoothQuant that are tried; what lowers no error is not taken."""
 
@@ -56,7 +58,7 @@ class GraphWork:
 
         `keep`: functions that stay functions, as the fp16 plan has it; for TensorRT alone.
         """
-        graph = Opened(opened(path, keep if target == "tensorrt" else ()))
+        graph = Opened(opened(path, () if target == "ort-cpu" else keep))
         products = products_of(graph)
         groups = {node: [product] for node, product in products.items()}
         fixed: dict[str, str] = {}
@@ -91,7 +93,12 @@ class GraphWork:
     @property
     def symmetric(self) -> bool:
         """Whether the target's activations are."""
-        return self.target == "tensorrt"
+        return self.target != "ort-cpu"
+
+    @property
+    def form(self) -> Format:
+        """What the target's bytes hold."""
+        return FORMATS[self.target]
 
     def nodes(self, products: Collection[str]) -> set[str]:
         """The nodes whose products these are."""
@@ -143,7 +150,7 @@ def best_scheme(
         work: of the graph.
         statistics: of it.
         judge: of it.
-        observer: the only one to try; None tries all.
+        observer: the only one to try; None tries all, but in FP8 not `entropy` and `mse`, which are of equal steps.
         say: told each trial.
     """
     tried: dict[str, float] = {}
@@ -154,8 +161,9 @@ def best_scheme(
         return tried[what]
 
     best: Chosen | None = None
-    for name in OBSERVERS if observer is None else (observer,):
-        scheme = scheme_of(statistics, work.open, name, symmetric=work.symmetric)
+    several = OBSERVERS if work.form is INT8 else _FOR_FP8
+    for name in several if observer is None else (observer,):
+        scheme = scheme_of(statistics, work.open, name, symmetric=work.symmetric, form=work.form)
         found = error(name, scheme)
         if best is None or found < best.error:
             best = Chosen(name, scheme, found, tried)

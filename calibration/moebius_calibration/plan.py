@@ -17,8 +17,8 @@ from moebius_export.errors import ExportError
 from moebius_runtime.files import atomic_write, open_plain
 from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
 
-Target = Literal["tensorrt", "ort-cpu"]
-NodeChoice = Literal["int8", "float"]
+Target = Literal["tensorrt", "tensorrt-fp8", "ort-cpu"]
+NodeChoice = Literal["int8", "fp8", "float"]
 Observer = Literal["minmax", "minmean", "percentile", "entropy", "mse"]
 
 MAX_PLAN_BYTES = 32 << 20
@@ -69,7 +69,8 @@ class Int8Plan(StrictModel):
     Attributes:
         target: whose form the file has.
         graph_sha256, weights_sha256: of the float32 files that the plan belongs to.
-        nodes: every node that could be in INT8, by its name in the float32 graph.
+        nodes: every node that could be in INT8 (in FP8 for the target `tensorrt-fp8`), by its name in the float32
+            graph.
         reasons: why a node stays in float.
         ranges: lowest and highest value of activations, by the tensor's name in the float32 graph with its functions
             inlined (`moebius_export.precision.graph.opened`).
@@ -105,6 +106,16 @@ class Int8Plan(StrictModel):
     verdict: ShortText = ""
 
     @model_validator(mode="after")
+    def _choices_of_the_target(self) -> Int8Plan:
+        expected = choice_of(self.target)
+        for name, choice in self.nodes.items():
+            if choice not in (expected, "float"):
+                raise ValueError(
+                    f"{name!r} is {choice!r} in a plan for {self.target}; expected {expected!r} or 'float'"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _ranges_in_order(self) -> Int8Plan:
         for name, (low, high) in self.ranges.items():
             if not low <= high:
@@ -113,8 +124,8 @@ class Int8Plan(StrictModel):
 
     @property
     def chosen(self) -> list[str]:
-        """Nodes in INT8."""
-        return [name for name, choice in self.nodes.items() if choice == "int8"]
+        """Nodes in INT8, or FP8."""
+        return [name for name, choice in self.nodes.items() if choice != "float"]
 
     def check(self, candidates: Iterable[str], needed: Iterable[str]) -> None:
         """Refuses a plan that does not fit its graph.
@@ -136,6 +147,11 @@ class Int8Plan(StrictModel):
                 f"the INT8 plan of {self.graph} has no range of {min(missing)!r}, which a node in INT8 reads; "
                 "add it, or calibrate again"
             )
+
+
+def choice_of(target: Target) -> NodeChoice:
+    """What a plan for the target calls its bytes."""
+    return "fp8" if target == "tensorrt-fp8" else "int8"
 
 
 def plan_bytes(plan: Int8Plan) -> bytes:

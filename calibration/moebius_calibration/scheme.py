@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from moebius_calibration.bytes_of import along, as_bytes, smooth_factors, weight_scales
+from moebius_calibration.bytes_of import INT8, Format, along, as_bytes, smooth_factors, weight_scales
 from moebius_calibration.observers import range_of
 from moebius_calibration.plan import Observer
 from moebius_calibration.products import Operand, Product
@@ -23,7 +23,7 @@ Range = tuple[float, float]
 class Scheme:
     """See `plan.Int8Plan` for `ranges`, `smooth` and `shifts`.
 
-    `symmetric`: activations are signed bytes with zero point 0 (TensorRT); else unsigned bytes with a zero point
+    `symmetric`: activations are bytes of `form` with zero point 0 (TensorRT); else unsigned bytes with a zero point
     (ONNX Runtime's CPU kernels), and the parts of a concatenation are brought to one scale by `smooth`.
     """
 
@@ -31,6 +31,7 @@ class Scheme:
     ranges: dict[str, Range]
     smooth: dict[str, Array] = field(default_factory=dict)
     shifts: dict[str, Array] = field(default_factory=dict)
+    form: Format = INT8
 
     def factors(self, operand: Operand) -> Array | None:
         """What an activation is divided by, [channels]; None where by nothing."""
@@ -53,14 +54,14 @@ class Scheme:
         return [slice(start, end) for start, end in pairwise(ends)]
 
     def quantised(self, product: Product, weight: Array) -> list[tuple[Array, Array]]:
-        """Of each of the `parts` of the smoothed weight: int8 of its shape, and its scales."""
+        """Of each of the `parts` of the smoothed weight: bytes of its shape, and its scales."""
         wide = self.smoothed(product, weight)
         axis = product.weight.axis if product.weight else None
         found = []
         for part in self.parts(product):
             own = wide if part == slice(None) else wide[:, part]
-            scales = weight_scales(own, axis)
-            found.append((as_bytes(own, scales, axis), scales))
+            scales = weight_scales(own, axis, self.form)
+            found.append((as_bytes(own, scales, axis, self.form), scales))
         return found
 
 
@@ -75,7 +76,12 @@ def summed_axis(product: Product) -> int:
 
 
 def scheme_of(
-    statistics: Statistics, products: Mapping[str, Product], observer: Observer, *, symmetric: bool
+    statistics: Statistics,
+    products: Mapping[str, Product],
+    observer: Observer,
+    *,
+    symmetric: bool,
+    form: Format = INT8,
 ) -> Scheme:
     """Ranges by one observer, without smoothing; where not symmetric, concatenated parts get factors."""
     names = dict.fromkeys(name for product in products.values() for name in product.watched)
@@ -94,7 +100,7 @@ def scheme_of(
                 for (name, _), share in zip(operand.halves, shares, strict=True)
             ]
             ranges[operand.source] = (min(low for low, _ in ends), max(high for _, high in ends))
-    return Scheme(symmetric, ranges, smooth)
+    return Scheme(symmetric, ranges, smooth, form=form)
 
 
 def constant_activations(statistics: Statistics, products: Mapping[str, Product]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""INT8 simulated in float32: one session in which each product is quantised or not, by a switch.
+"""INT8 and FP8 simulated in float32: one session in which each product is quantised or not, by a switch.
 
 Activations and weights pass through bytes and back (`QuantizeLinear`, `DequantizeLinear`), the product itself is made
 in float32, which holds sums of bytes exactly enough. So a search tries any set of layers without loading the graph
@@ -187,7 +187,7 @@ class _Writer:
         if back in self._made:
             return back
         if self._scheme.symmetric:
-            scale, zero = activation_scale(low, high), np.array(0, np.int8)
+            scale, zero = activation_scale(low, high, self._scheme.form), self._scheme.form.zero
         else:
             scale = max((high - low) / 255, 1e-12)
             zero = np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8)

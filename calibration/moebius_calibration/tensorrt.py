@@ -1,7 +1,7 @@
-"""TensorRT's form of INT8: Q/DQ pairs in the typed graph.
+"""TensorRT's form of INT8 and FP8: Q/DQ pairs in the typed graph.
 
-Its rules: signed bytes with zero point 0; weights per output channel on axis 0, stored as bytes; activations per
-tensor; every input of a convolution or matrix product is quantised, and so is the other input of an Add that a
+Its rules: signed bytes, or E4M3, with zero point 0; weights per output channel on axis 0, stored as bytes; activations
+per tensor; every input of a convolution or matrix product is quantised, and so is the other input of an Add that a
 quantised convolution runs into, which lets the two fuse; no Q/DQ on a bias. Scales have the type of what they scale.
 
 A matrix on the right of a product is stored transposed, so that its outputs are axis 0, and turned back behind its
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.bytes_of import LARGEST, activation_scale, along, as_bytes, weight_scales
+from moebius_calibration.bytes_of import Format, activation_scale, along, as_bytes, weight_scales
 from moebius_calibration.products import Operand, Product
 from moebius_calibration.scheme import Scheme
 from moebius_calibration.simulate import output_axis
@@ -110,7 +110,7 @@ class _Quantising:
     def _whole(self, node: onnx.NodeProto, product: Product) -> None:
         kind = self._kind(node)
         factors = self.scheme.factors(product.activations[0]) if not self.weights_only else None
-        scheme = self.scheme if factors is not None else Scheme(True, self.scheme.ranges)
+        scheme = self.scheme if factors is not None else Scheme(True, self.scheme.ranges, form=self.scheme.form)
         for operand in product.operands:
             if operand.constant:
                 wide = scheme.smoothed(product, self.weights[operand.value])
@@ -202,11 +202,12 @@ class _Quantising:
         turned = operand.axis == 1 and wide.ndim == 2
         array = np.ascontiguousarray(wide.T) if turned else wide
         axis = None if operand.axis is None else 0
-        scales = _held(weight_scales(array, axis), kind)
+        form = self.scheme.form
+        scales = _held(weight_scales(array, axis, form), kind, form)
         stored = [
-            self._store(f"{mark}/bytes", as_bytes(array, scales.astype(np.float32), axis)),
+            self._store(f"{mark}/bytes", as_bytes(array, scales.astype(np.float32), axis, form)),
             self._store(f"{mark}/scale", scales),
-            self._store(f"{mark}/zero", np.zeros(scales.shape, np.int8)),
+            self._store(f"{mark}/zero", np.zeros(scales.shape, form.dtype)),
         ]
         self._node("DequantizeLinear", stored, mark, **({} if axis is None else {"axis": 0}))
         if not turned:
@@ -225,9 +226,10 @@ class _Quantising:
             self._node("Cast", [value], cast, to=kind)
             self.types[cast], value = kind, cast
         low, high = self.scheme.ranges[source]
-        scale = _held(np.array(activation_scale(low, high), np.float32), kind)
+        form = self.scheme.form
+        scale = _held(np.array(activation_scale(low, high, form), np.float32), kind, form)
         mark = f"{value}/{MARK}"
-        stored = [self._store(f"{mark}/scale", scale), self._store(f"{mark}/zero", np.array(0, np.int8))]
+        stored = [self._store(f"{mark}/scale", scale), self._store(f"{mark}/zero", form.zero)]
         self._node("QuantizeLinear", [value, *stored], f"{mark}/bytes")
         self._node("DequantizeLinear", [f"{mark}/bytes", *stored], f"{mark}/back")
         return f"{mark}/back"
@@ -264,11 +266,11 @@ class _Quantising:
         return with_types(self.model)
 
 
-def _held(scales: Array, kind: int) -> Array:
+def _held(scales: Array, kind: int, form: Format) -> Array:
     """Scales in the type, none so small that a value would be cut off: rounded up where rounding goes down."""
     narrow = scales.astype(_TYPES[kind])
     if kind == TensorProto.FLOAT16:
         narrow = np.where(narrow.astype(np.float32) < scales, np.nextafter(narrow, np.float16(np.inf)), narrow)
-        if (narrow.astype(np.float32) * LARGEST > np.finfo(np.float16).max).any():
+        if (narrow.astype(np.float32) * form.largest > np.finfo(np.float16).max).any():
             raise ExportError("a range is beyond what float16 holds; keep that node in float")
     return np.asarray(narrow, _TYPES[kind])

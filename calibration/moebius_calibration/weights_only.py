@@ -38,6 +38,11 @@ def weight_plans(bundle: Bundle, options: Int8Options, say: Say) -> dict[GraphNa
         ExportError: the target is not TensorRT, whose form has such weights.
         BundleError, InputError, OutputError: the bundle, the picture.
     """
+    if options.target == "tensorrt-fp8":
+        raise ExportError(
+            "--weights-only with --target tensorrt-fp8: a weight of FP8 is as large as one of INT8 and less exact; use "
+            "--target tensorrt"
+        )
     if options.target != "tensorrt":
         raise ExportError(
             f"--weights-only with --target {options.target}: ONNX Runtime's CPU would widen such weights in every run; "

@@ -24,8 +24,11 @@ from moebius_runtime.bundle import Bundle
 from moebius_runtime.files import atomic_write
 from moebius_runtime.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
 
-PRECISION: Mapping[Target, Precision] = {"tensorrt": "int8", "ort-cpu": "int8_cpu"}
-_INT8: Precision = "int8"
+PRECISION: Mapping[Target, Precision] = {
+    "tensorrt": "int8",
+    "tensorrt-fp8": "fp8",
+    "ort-cpu": "int8_cpu",
+}
 
 
 def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
@@ -39,7 +42,8 @@ def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
         file = bundle.graph(name).files.get(PRECISION[target])
         if file is None or file.plan is None:
             raise ExportError(
-                f"{bundle.path}: {name} has no INT8 plan for {target}; make one: moebius-export int8 {bundle.path}"
+                f"{bundle.path}: {name} has no INT8 plan for {target}; make one: moebius-export int8 {bundle.path} "
+                f"--target {target}"
             )
         path = bundle.path / file.plan
         if not path.resolve().is_relative_to(bundle.path.resolve()):
@@ -116,20 +120,21 @@ def write_int8(
     if any(plan.target == "ort-cpu" for plan in plans.values()):
         return _write_cpu(bundle, plans, works, say)
     works = works or {name: work_of(bundle, name, plan.target) for name, plan in plans.items()}
+    (precision,) = {PRECISION[plan.target] for plan in plans.values()}
     with placed_whole(bundle.path) as folder:
-        files = linked(bundle, folder, _INT8, only)
+        files = linked(bundle, folder, precision, only)
         infos = dict(bundle.manifest.graphs)
         groups: dict[Path, list[GraphName]] = {}
         for name in plans:
             groups.setdefault(Path(infos[name].files["fp32"].model).parent, []).append(name)
         for done, (group, names) in enumerate(groups.items()):
-            data = f"model_{_INT8}.onnx.data"
+            data = f"model_{precision}.onnx.data"
             with weights_file(folder / group, data) as weights:
                 for name in names:
                     say(f"write {name}", done, len(groups))
                     stem = Path(infos[name].files["fp32"].model).stem
-                    model_path = f"{group}/{stem}_{_INT8}.onnx"
-                    plan_path = f"{group}/{stem.replace('model', 'precision', 1)}_{_INT8}.json"
+                    model_path = f"{group}/{stem}_{precision}.onnx"
+                    plan_path = f"{group}/{stem.replace('model', 'precision', 1)}_{precision}.json"
                     model = model_of(bundle, works[name], plans[name])
                     weights.add(model)
                     with atomic_write(folder / model_path) as stream:
@@ -137,8 +142,8 @@ def write_int8(
                     del model
                     write_plan(plans[name], folder / plan_path)
                     file = GraphFile(model=model_path, weights=f"{group}/{data}", plan=plan_path)
-                    kept = {} if only else {key: other for key, other in infos[name].files.items() if key != _INT8}
-                    infos[name] = infos[name].model_copy(update={"files": {**kept, _INT8: file}})
+                    kept = {} if only else {key: other for key, other in infos[name].files.items() if key != precision}
+                    infos[name] = infos[name].model_copy(update={"files": {**kept, precision: file}})
                     for path in (model_path, plan_path):
                         files[path] = file_info(folder / path)
             files[f"{group}/{data}"] = file_info(folder / group / data)

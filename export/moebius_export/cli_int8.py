@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 def int8(
     bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, with its fp32 files.")],
     target: Annotated[
-        str, typer.Option(help="tensorrt (Q/DQ pairs), or ort-cpu (layers in bytes, for processors with VNNI).")
+        str,
+        typer.Option(
+            help="tensorrt (Q/DQ pairs), tensorrt-fp8 (the same in E4M3, for Ada and newer), or ort-cpu (layers in "
+            "bytes, for processors with VNNI)."
+        ),
     ] = "tensorrt",
     data: Annotated[
         Path | None, typer.Option(help="Folder with folders images and masks, paired by stem; default: drawn ones.")
@@ -49,7 +53,7 @@ def int8(
         Path | None, typer.Option(help="File for the statistics after each picture; a stopped run goes on from it.")
     ] = None,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="Weights as bytes, activations in float: for size. TensorRT only.")
+        bool, typer.Option("--weights-only", help="Weights as bytes, activations in float: for size; target tensorrt.")
     ] = False,
     reapply: Annotated[
         bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; measure nothing.")
@@ -62,7 +66,7 @@ def int8(
     from moebius_calibration.calibrate import Calibrator, Int8Options
     from moebius_calibration.plan import Observer, Target
     from moebius_calibration.weights_only import weight_plans
-    from moebius_calibration.write import plans_of, write_int8
+    from moebius_calibration.write import PRECISION, plans_of, write_int8
     from moebius_runtime.bundle import Bundle
     from moebius_runtime.files import check_writable
 
@@ -76,7 +80,7 @@ def int8(
         raise InputError(
             "--reapply takes the plans as they are: leave --data, --state and --weights-only out, or edit the plans"
         )
-    if only and target != "tensorrt":
+    if only and target == "ort-cpu":
         raise InputError(f"--only with --target {target}: the runtime needs the fp32 files of the VAE; leave it out")
     if state is not None:
         check_writable(state)
@@ -111,26 +115,35 @@ def int8(
             plans, works = calibrator.run(), calibrator.works
         manifest = write_int8(opened, plans, works, say, only=only)
     console.out.print(plan_table(plans.values()))
-    for plan in plans.values():
+    if reapply:
+        console.out.print("written as the plans say now; their errors are those of the search, nothing was measured")
+    else:
+        _print_findings(plans.values())
+    size = sum(file.size for file in manifest.files.values())
+    named = PRECISION[options.target]
+    files = {path for info in manifest.graphs.values() if (f := info.files.get(named)) for path in f.paths}
+    written = sum(manifest.files[path].size for path in files)
+    console.out.print(f"{bundle}: {size / 1e6:,.0f} MB, of which {named} {written / 1e6:,.0f} MB")
+
+
+def _print_findings(plans: Collection[Int8Plan]) -> None:
+    """Fronts, verdicts, and what the whole picture showed."""
+    for plan in plans:
         if plan.front:
             console.out.print(front_table(plan))
-    for plan in plans.values():
+    for plan in plans:
         if not plan.chosen:
             console.warn(f"{plan.graph}: {plan.verdict}")
         elif plan.verdict:
             console.out.print(f"{plan.graph}: {plan.verdict}")
         if plan.psnr is not None and plan.graph.startswith("unet"):
-            console.out.print(f"whole picture, INT8 against fp32: {plan.psnr:.1f} dB inside the mask")
-    size = sum(file.size for file in manifest.files.values())
-    named = "int8" if target == "tensorrt" else "int8_cpu"
-    files = {path for info in manifest.graphs.values() if (f := info.files.get(named)) for path in f.paths}  # type: ignore[call-overload]
-    written = sum(manifest.files[path].size for path in files)
-    console.out.print(f"{bundle}: {size / 1e6:,.0f} MB, of which {named} {written / 1e6:,.0f} MB")
+            form = "FP8" if plan.target == "tensorrt-fp8" else "INT8"
+            console.out.print(f"whole picture, {form} against fp32: {plan.psnr:.1f} dB inside the mask")
 
 
 def plan_table(plans: Iterable[Int8Plan]) -> Table:
-    """A row per graph: what is in INT8, its errors, and what keeps nodes in float."""
-    table = Table("graph", "observer", "int8", "float", "all", "plan", "float because", box=None, header_style="bold")
+    """A row per graph: what is in bytes, its errors, and what keeps nodes in float."""
+    table = Table("graph", "observer", "bytes", "float", "all", "plan", "float because", box=None, header_style="bold")
     for plan in plans:
         why = Counter(
             plan.reasons.get(node, "edited").partition(":")[0] for node, c in plan.nodes.items() if c == "float"

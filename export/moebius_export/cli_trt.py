@@ -39,6 +39,10 @@ def trt(
     int8: Annotated[
         bool, typer.Option("--int8", help="Engines of the graphs that `moebius-export int8` wrote.")
     ] = False,
+    fp8: Annotated[
+        bool,
+        typer.Option("--fp8", help="Engines of what `moebius-export int8 --target tensorrt-fp8` wrote (Ada and up)."),
+    ] = False,
     backend: Annotated[str | None, typer.Option(help="tensorrt or tensorrt-rtx; default: what is installed.")] = None,
     sm: Annotated[
         str | None,
@@ -85,7 +89,7 @@ def trt(
         precision_of,
     )
 
-    precision = precision_of(fp16, fp32, bf16, int8)
+    precision = precision_of(fp16=fp16, fp32=fp32, bf16=bf16, int8=int8, fp8=fp8)
     named = next((known for known in _BACKENDS if known == backend), None)
     if backend is not None and named is None:
         raise InputError(f"--backend {backend}: expected one of {', '.join(_BACKENDS)}")

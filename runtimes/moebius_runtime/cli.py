@@ -69,6 +69,7 @@ class PrecisionName(str, Enum):
     bf16 = "bf16"
     int8 = "int8"
     int8_cpu = "int8_cpu"
+    fp8 = "fp8"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_cpu"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_cpu", "fp8"]
 GraphName = Literal["unet", "unet_conditional", "vae_encoder", "vae_decoder"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, Field(max_length=1000)]

@@ -92,7 +92,7 @@ class Passport(StrictModel):
     @property
     def rebuild(self) -> str:
         """The command that builds such engines again, without the bundle's name."""
-        flag = {"fp32": "--fp32", "fp16": "--fp16", "bf16": "--bf16"}.get(self.precision, "--int8")
+        flag = "--int8" if self.precision == "int8_cpu" else f"--{self.precision}"
         where = "" if self.gpu else f" --sm {','.join(map(str, self.sm))}"
         switch = "MOEBIUS_TRT_PLUGIN=1 " if self.flags.get("plugins") == "on" else ""
         return f"{switch}moebius-export trt BUNDLE {flag} --backend {self.backend}{where}"

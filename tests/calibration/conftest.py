@@ -31,3 +31,27 @@ def calibrated(tiny_bundle, options, tmp_path_factory):
     plans = calibrator.run()
     write_int8(bundle, plans, calibrator.works, lambda what, done, total: None)
     return folder, plans, calibrator.works
+
+
+@pytest.fixture(scope="package")
+def in_fp8(calibrated, tmp_path_factory):
+    """The same in FP8, with the ranges of INT8's plans: the bundle's folder, its plans and works. Read only."""
+    from dataclasses import replace
+
+    from moebius_calibration.write import write_int8
+    from moebius_runtime.bundle import Bundle
+
+    folder = tmp_path_factory.mktemp("fp8") / "bundle"
+    shutil.copytree(calibrated[0], folder)
+    plans = {
+        name: plan.model_copy(
+            update={
+                "target": "tensorrt-fp8",
+                "nodes": {node: "float" if choice == "float" else "fp8" for node, choice in plan.nodes.items()},
+            }
+        )
+        for name, plan in calibrated[1].items()
+    }
+    works = {name: replace(work, target="tensorrt-fp8") for name, work in calibrated[2].items()}
+    write_int8(Bundle.open(folder), plans, works, lambda what, done, total: None)
+    return folder, plans, works

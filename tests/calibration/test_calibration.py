@@ -280,6 +280,8 @@ EDITS = [
     (lambda c: c["ranges"].clear(), "has no range of"),
     (lambda c: c.update(graph_sha256="0" * 64), "for the file 0000000000000000..."),
     (lambda c: c.update(target="ort-cpu"), "a plan for ort-cpu; expected one for tensorrt"),
+    (lambda c: c.update(target="tensorrt-fp8"), "'int8' in a plan for tensorrt-fp8; expected 'fp8' or 'float'"),
+    (lambda c: c["nodes"].update({next(iter(c["nodes"])): "fp8"}), "'fp8' in a plan for tensorrt; expected 'int8'"),
     (lambda c: c.update(graph="vae_decoder"), "a plan of vae_decoder"),
     (lambda c: c.update(more=1), "not an INT8 plan: more"),
     (lambda c: c["ranges"].update({next(iter(c["ranges"])): [1.0, -1.0]}), "expected the lower number first"),
@@ -386,10 +388,11 @@ REFUSED = [
     ([picture(0)], ["--pictures", "2"], "1 pictures are too small a set, --pictures asks for 2"),
     ([GREY], ["--pictures", "1"], "picture 1 is of one colour"),
     ([picture(0), picture(0)], ["--pictures", "2"], "all 2 pictures are the same"),
-    ([picture(0)], ["--target", "cuda"], "--target cuda: expected one of tensorrt, ort-cpu"),
+    ([picture(0)], ["--target", "cuda"], "--target cuda: expected one of tensorrt, tensorrt-fp8, ort-cpu"),
     ([picture(0)], ["--observer", "best"], "--observer best: expected one of minmax"),
     ([picture(0)], ["--reapply"], "leave --data, --state"),
     ([picture(0)], ["--target", "ort-cpu", "--only"], "--only with --target ort-cpu"),
+    ([picture(0)], ["--target", "tensorrt-fp8", "--weights-only"], "as large as one of INT8 and less exact"),
 ]
 
 
@@ -418,15 +421,28 @@ def test_a_value_that_is_not_finite():
         Statistics().add(7, {"range:x": np.array([0, np.nan, 1], np.float32), "sample:x": np.zeros(3, np.float32)})
 
 
-def test_the_command_end_to_end(tiny_bundle, tmp_path):
-    """Calibrates, writes, and says what came of it; TensorRT-RTX then builds engines with --int8."""
+@pytest.mark.parametrize(("target", "named"), [("tensorrt", "INT8"), ("tensorrt-fp8", "FP8")])
+def test_the_command_end_to_end(target, named, tiny_bundle, tmp_path):
+    """Calibrates, writes, and says what came of it; TensorRT-RTX then builds engines with --int8 and --fp8."""
+    flag, precision = f"--{named.lower()}", named.lower()
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    quick = ["--pictures", 1, "--steps", 2, "--samples", 1, "--observer", "mse", "--evaluations", 20]
+    quick = ["--pictures", 1, "--steps", 2, "--samples", 1, "--observer", "minmax", "--evaluations", 20]
+    quick += ["--target", target]
     code, out, error = invoke("int8", folder, *quick, "--error", 0.4, "--psnr", 5, "--any-gain")
     assert code == 0, error
-    assert "whole picture, INT8 against fp32" in out
+    assert f"whole picture, {named} against fp32" in out
     assert "share of GMAC" in out
     pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")
-    code, _, error = invoke("trt", folder, "--int8", "--backend", "tensorrt-rtx", "--sm", "89", "--graphs", "unet")
+    build = ["--backend", "tensorrt-rtx", "--graphs", "unet"]
+    code, _, error = invoke("trt", folder, flag, *build, "--sm", "89")
     assert code == 0, error
-    assert [path.name for path in (folder / "engines").glob("*-int8")]
+    assert [path.name for path in (folder / "engines").glob(f"*-{precision}")]
+    if precision == "fp8":
+        code, _, error = invoke("trt", folder, flag, *build, "--sm", "86,89")
+        assert code != 0
+        assert "SM 86 has no FP8, which begins with Ada (SM 89)" in str(error)
+    plans = plans_of(Bundle.open(folder), target)
+    code, out, error = invoke("int8", folder, "--target", target, "--reapply")
+    assert code == 0, error
+    assert "nothing was measured" in out
+    assert plans_of(Bundle.open(folder), target) == plans

@@ -42,6 +42,8 @@ def check_options(
     tuning, where = options.tuning, f"{library.backend} {library.version}"
     if options.precision == "bf16" and min(targets) < 80:
         raise InputError(f"--bf16: SM {min(targets)} has no bfloat16, which begins with Ampere (SM 80); use --fp16")
+    if options.precision == "fp8" and min(targets) < 89:
+        raise InputError(f"--fp8: SM {min(targets)} has no FP8, which begins with Ada (SM 89); use --int8 or --fp16")
     if tuning.opt_level is not None and not 0 <= tuning.opt_level <= 5:
         raise InputError(f"--opt-level {tuning.opt_level}: expected 0 (quick build) to 5 (longest search)")
     level = tuning.hardware_compatibility

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from moebius_runtime.errors import InputError
 from moebius_runtime.manifest import GraphName, Precision
@@ -122,15 +122,14 @@ def parse_graphs(text: str) -> tuple[GraphName, ...]:
     return tuple(name for name in GRAPHS if name in wanted)
 
 
-def precision_of(fp16: bool, fp32: bool, bf16: bool, int8: bool) -> Precision:
-    """The one precision that the flags name.
+def precision_of(**flags: bool) -> Precision:
+    """The one precision of the flags, each called after one, that is set.
 
     Raises:
         InputError: none or several are named.
     """
-    flags: dict[Precision, bool] = {"fp16": fp16, "fp32": fp32, "bf16": bf16, "int8": int8}
     named = [precision for precision, given in flags.items() if given]
     if len(named) != 1:
         given = " ".join(f"--{name}" for name in named) or "no precision"
-        raise InputError(f"{given}: expected one of --fp16, --bf16, --fp32 or --int8")
-    return named[0]
+        raise InputError(f"{given}: expected one of --fp16, --bf16, --fp32, --int8 or --fp8")
+    return cast(Precision, named[0])

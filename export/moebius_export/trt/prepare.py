@@ -54,8 +54,11 @@ def ensure_precision(bundle: Bundle, options: BuildOptions, progress: Callable[[
     if not missing:
         return bundle
     what = f"{bundle.path / MANIFEST_NAME}: no {precision} file of {', '.join(missing)}"
-    if precision == "int8":
-        raise ExportError(f"{what}. They are calibrated, so write them first: moebius-export int8 {bundle.path}")
+    if precision in ("int8", "fp8"):
+        target = " --target tensorrt-fp8" if precision == "fp8" else ""
+        raise ExportError(
+            f"{what}. They are calibrated, so write them first: moebius-export int8 {bundle.path}{target}"
+        )
     if precision not in ("fp16", "bf16"):
         raise ExportError(f"{what}. The bundle holds {', '.join(bundle.graph(missing[0]).files)}: take one of these.")
     try:

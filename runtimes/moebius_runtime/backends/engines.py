@@ -24,7 +24,7 @@ from moebius_runtime.passport import (
 )
 
 NEEDED: tuple[GraphName, ...] = ("unet", "vae_encoder", "vae_decoder")
-PREFERRED: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
+PREFERRED: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")
 
 
 @dataclass(frozen=True)

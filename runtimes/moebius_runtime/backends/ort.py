@@ -198,8 +198,15 @@ class OrtBackend(Backend):
         options.enable_mem_reuse = False
         # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
         options.enable_mem_pattern = False
+        precision = self.precision(graph)
+        if precision in ("int8", "fp8"):  # TensorRT's form, which is run here to judge it: as it is written
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if precision == "fp8":
+            # Above this level 1.32 takes a ReLU before a quantisation for part of it, which is true of unsigned bytes
+            # and wrong of E4M3: negative values came through.
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         words = add_kernels(options, path)
-        of_bytes = words is not None and self.precision(graph) == "int8_cpu"
+        of_bytes = words is not None and precision == "int8_cpu"
         self._kernels[graph] = kernels.in_words_of_bytes(words) if of_bytes and words else words
 
     def _provider_options(self) -> list[Any]:

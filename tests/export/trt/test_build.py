@@ -141,7 +141,8 @@ REFUSED = [
     ("10.3.0", False, True, ["--fp32", "--backend", "tensorrt-rtx"], 'pip install "moebius-edge[trt-rtx]"'),
     ("10.3.0", False, True, ["--int8"], "no int8 file of unet, vae_encoder, vae_decoder"),
     ("10.3.0", False, True, ["--fp16", "--fp32"], "--fp16 --fp32: expected one of"),
-    ("10.3.0", False, True, [], "no precision: expected one of --fp16, --bf16, --fp32 or --int8"),
+    ("10.3.0", False, True, [], "no precision: expected one of --fp16, --bf16, --fp32, --int8 or --fp8"),
+    ("10.3.0", False, True, ["--fp8"], "SM 87 has no FP8, which begins with Ada"),
     ("8.6.1", False, True, ["--fp32"], "has no strongly typed networks; 10.0 or later is needed"),
     (None, False, True, ["--fp32"], "no TensorRT is installed: neither `tensorrt` nor `tensorrt_rtx`"),
 ]
