@@ -87,12 +87,10 @@ class Calibrator:
         self.bundle, self.options, self._say = bundle, options, say
         self.works = {name: work_of(bundle, name, options.target) for name in graphs_of(bundle, options.target)}
         self.psnr: float | None = None
-        there: list[GraphName] = [name for name in ("unet", "unet_conditional") if name in self.works]
-        if bundle.manifest.defaults.guidance_scale == 1:
-            there.reverse()
-        self.main = there[0]
-        """The graph of the U-Net that makes the bundle's pictures unless asked otherwise: it is searched."""
-        self.follower = there[1] if len(there) > 1 else None
+        self.main = main_graph(bundle)
+        """It is searched."""
+        others: list[GraphName] = ["unet", "unet_conditional"]
+        self.follower = next((name for name in others if name in self.works and name != self.main), None)
         """The other one: it takes over what was found."""
 
     def run(self) -> dict[GraphName, Int8Plan]:
@@ -205,7 +203,7 @@ class Calibrator:
         )
         form = work.form.name
         verdict = (
-            f"{len(on)} of {len(work.groups)} nodes in {form}, {share:.0%} of the GMAC, {found.gain:.3g} us less by "
+            f"{len(on)} of {len(work.groups)} nodes in {form}, {share:.0%} of their GMAC, {found.gain:.3g} us less by "
             "the cost model"
             if on
             else f"{form} does not win here: no layer is both faster by the cost model and within the budget; this "
@@ -307,6 +305,12 @@ def scheme_from(plan: Int8Plan) -> Scheme:
         {name: np.array(shift, np.float32) for name, shift in plan.shifts.items()},
         FORMATS[plan.target],
     )
+
+
+def main_graph(bundle: Bundle) -> GraphName:
+    """The graph of the U-Net that makes the bundle's pictures unless asked otherwise."""
+    conditional = bundle.manifest.defaults.guidance_scale == 1 and "unet_conditional" in bundle.manifest.graphs
+    return "unet_conditional" if conditional else "unet"
 
 
 def graphs_of(bundle: Bundle, target: Target) -> list[GraphName]:

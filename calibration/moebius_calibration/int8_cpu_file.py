@@ -63,7 +63,9 @@ def int8_cpu_model(bundle: Bundle, name: GraphName, placement: Placement) -> onn
     return model
 
 
-def write_int8_cpu(bundle: Bundle, placements: Mapping[GraphName, Placement], say: Say = lambda name: None) -> Manifest:
+def write_int8_cpu(
+    bundle: Bundle, placements: Mapping[GraphName, Placement], say: Say = lambda name: None, *, only: bool = False
+) -> Manifest:
     """Writes `model_int8_cpu.onnx` and so on into the bundle, in place of older ones.
 
     The bundle is made anew beside itself, with its other files linked, and exchanged when it is complete. Graphs of one
@@ -73,13 +75,14 @@ def write_int8_cpu(bundle: Bundle, placements: Mapping[GraphName, Placement], sa
         bundle: with its fused float32 files.
         placements: of some graphs; those that are left out have no INT8 file.
         say: told each graph as its turn comes.
+        only: leave out the other files of these graphs, and engines.
 
     Raises:
         ExportError: a placement does not fit its graph.
         OutputError: the bundle cannot be written.
     """
     with placed_whole(bundle.path) as folder:
-        files = linked(bundle, folder, PRECISION, only=False)
+        files = linked(bundle, folder, PRECISION, only, graphs=placements.keys())
         infos = {
             name: info.model_copy(update={"files": {k: f for k, f in info.files.items() if k != PRECISION}})
             for name, info in bundle.manifest.graphs.items()
@@ -107,7 +110,8 @@ def write_int8_cpu(bundle: Bundle, placements: Mapping[GraphName, Placement], sa
                             stream.write(content)
                         files[plan] = file_info(folder / plan)
                     file = GraphFile(model=path, weights=data, plan=plan)
-                    infos[name] = infos[name].model_copy(update={"files": {**infos[name].files, PRECISION: file}})
+                    kept = {} if only else infos[name].files
+                    infos[name] = infos[name].model_copy(update={"files": {**kept, PRECISION: file}})
             files[data] = file_info(folder / data)
             for name in names:
                 onnx.checker.check_model(str(folder / infos[name].files[PRECISION].model))

@@ -55,7 +55,8 @@ class Trial(StrictModel):
 
 
 class Point(StrictModel):
-    """A set of the search: how many layers are in INT8, the measured error, the gain, and the share of all GMAC."""
+    """A set of the search: how many layers are in INT8, the measured error, the gain, and the share of the GMAC of all
+    layers that could be."""
 
     layers: Annotated[int, Field(ge=0)]
     error: _Size

@@ -111,14 +111,15 @@ def write_int8(
         plans: one for each graph.
         works: the graphs, where they are open already.
         say: told each graph.
-        only: leave out the files of all other precisions, and engines, which were built from them. TensorRT only.
+        only: leave out the files of all other precisions, and engines, which were built from them. For the CPU those
+            of the U-Net; the autoencoder has no others.
 
     Raises:
         ExportError: a plan does not fit its graph.
         OutputError: the bundle cannot be written.
     """
     if any(plan.target == "ort-cpu" for plan in plans.values()):
-        return _write_cpu(bundle, plans, works, say)
+        return _write_cpu(bundle, plans, works, say, only)
     works = works or {name: work_of(bundle, name, plan.target) for name, plan in plans.items()}
     (precision,) = {PRECISION[plan.target] for plan in plans.values()}
     with placed_whole(bundle.path) as folder:
@@ -154,7 +155,11 @@ def write_int8(
 
 
 def _write_cpu(
-    bundle: Bundle, plans: Mapping[GraphName, Int8Plan], works: Mapping[GraphName, GraphWork] | None, say: Say
+    bundle: Bundle,
+    plans: Mapping[GraphName, Int8Plan],
+    works: Mapping[GraphName, GraphWork] | None,
+    say: Say,
+    only: bool,
 ) -> Manifest:
     """A graph without any node in INT8 gets no file: ONNX Runtime runs its float32 file."""
     placements: dict[GraphName, Placement] = {}
@@ -163,4 +168,4 @@ def _write_cpu(
         plan.check(work.groups, [])
         scheme = scheme_from(plan)
         placements[name] = Placement(frozenset(plan.chosen), scheme.ranges, scheme.smooth, plan_bytes(plan))
-    return write_int8_cpu(bundle, placements, lambda name: say(f"write {name}", 0, 0))
+    return write_int8_cpu(bundle, placements, lambda name: say(f"write {name}", 0, 0), only=only)

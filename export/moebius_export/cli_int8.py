@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.table import Table
 
-from moebius_runtime import console
+from moebius_runtime import console, kernels
 from moebius_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,12 +59,13 @@ def int8(
         bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; measure nothing.")
     ] = False,
     only: Annotated[
-        bool, typer.Option("--only", help="Leave the files of other precisions out of the bundle. TensorRT only.")
+        bool, typer.Option("--only", help="Leave the files of other precisions out; for ort-cpu those of the U-Net.")
     ] = False,
 ) -> None:
     """Calibrates on whole trajectories, keeps in float what INT8 harms or does not speed up, and writes the files."""
-    from moebius_calibration.calibrate import Calibrator, Int8Options
+    from moebius_calibration.calibrate import Calibrator, Int8Options, main_graph
     from moebius_calibration.plan import Observer, Target
+    from moebius_calibration.timing import compare
     from moebius_calibration.weights_only import weight_plans
     from moebius_calibration.write import PRECISION, plans_of, write_int8
     from moebius_runtime.bundle import Bundle
@@ -80,8 +81,6 @@ def int8(
         raise InputError(
             "--reapply takes the plans as they are: leave --data, --state and --weights-only out, or edit the plans"
         )
-    if only and target == "ort-cpu":
-        raise InputError(f"--only with --target {target}: the runtime needs the fp32 files of the VAE; leave it out")
     if state is not None:
         check_writable(state)
     options = Int8Options(
@@ -100,6 +99,11 @@ def int8(
         state=state,
     )
     opened = Bundle.open(bundle)
+    if target == "ort-cpu" and kernels.in_words() != kernels.BYTE_PRODUCTS:
+        console.warn(
+            f"this machine's kernels: {kernels.in_words()}. Products of bytes need AVX512-VNNI: expect about the speed "
+            "of fused fp32 here with other kernels, less without any. The files are right, and fast where it is"
+        )
     with console.err.status("int8") as status:
 
         def say(what: str, done: int, total: int) -> None:
@@ -114,11 +118,17 @@ def int8(
             calibrator = Calibrator(opened, options, say)
             plans, works = calibrator.run(), calibrator.works
         manifest = write_int8(opened, plans, works, say, only=only)
+        compared = None
+        if target == "ort-cpu" and not only and any(plan.chosen for plan in plans.values()):
+            say("time fp32 and INT8 in turn", 0, 0)
+            compared = compare(Bundle.open(bundle), main_graph(opened))
     console.out.print(plan_table(plans.values()))
     if reapply:
         console.out.print("written as the plans say now; their errors are those of the search, nothing was measured")
     else:
         _print_findings(plans.values())
+    if compared is not None:
+        (console.out.print if compared.ratio > 1 else console.warn)(compared.in_words)
     size = sum(file.size for file in manifest.files.values())
     named = PRECISION[options.target]
     files = {path for info in manifest.graphs.values() if (f := info.files.get(named)) for path in f.paths}
@@ -162,7 +172,7 @@ def plan_table(plans: Iterable[Int8Plan]) -> Table:
 def front_table(plan: Int8Plan) -> Table:
     """The Pareto front of a graph's search."""
     table = Table(f"{plan.graph}: layers", box=None, header_style="bold")
-    for heading in ("error", "us saved (model)", "share of GMAC"):
+    for heading in ("error", "us saved (model)", "share of their GMAC"):
         table.add_column(heading, justify="right")
     for point in plan.front:
         table.add_row(str(point.layers), f"{point.error:.1e}", f"{point.gain:,.1f}", f"{point.share:.0%}")

@@ -66,6 +66,7 @@ def node_costs(model: onnx.ModelProto | str | Path, *, batch: int = 1) -> list[N
         model = onnx.load(str(model), load_external_data=False)
     if model.functions:
         model = inlined(model)
+        _state_shapes(model)
     for node in model.graph.node:
         if any(attribute.type in _SUBGRAPHS for attribute in node.attribute):
             raise CostError(f"{_label(node)}: control flow has no fixed cost; count a graph without it")
@@ -124,6 +125,17 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         if mark and number.isdecimal() and 1 <= int(number) <= len(calls):
             node.name = f"{calls[int(number) - 1]}/{body}"
     return model
+
+
+def _state_shapes(model: onnx.ModelProto) -> None:
+    """Makes constants of the shapes of stored tensors, which bodies ask for and shape inference does not follow."""
+    stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Shape" and node.input[0] in stored and not node.attribute:
+            dims = onnx.helper.make_attribute("value_ints", stored[node.input[0]])
+            node.op_type = "Constant"
+            del node.input[:]
+            node.attribute.append(dims)
 
 
 _SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)

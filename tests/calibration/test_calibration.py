@@ -20,9 +20,11 @@ from moebius_calibration.statistics import Statistics, load, save
 from moebius_calibration.weights_only import weight_plans
 from moebius_calibration.write import plans_of, write_int8
 from moebius_export.cli import app
+from moebius_export.cost import byte_macs, node_costs, total_macs
 from moebius_export.errors import ExportError
 from moebius_export.precision.sessions import session_of
 from moebius_export.scenes import seeded_scene
+from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import InputError
@@ -366,6 +368,27 @@ def test_for_the_cpu(fused_bundle, options, tmp_path):
 
     assert distance(simulated, got["fp32"]) > 0.01
     assert distance(got["int8_cpu"], simulated) < 0.5 * distance(simulated, got["fp32"])
+    # The file's own products of bytes are those of the plan.
+    costs = node_costs(Bundle.open(folder).model_file("unet", "int8_cpu"))
+    planned = sum(product.gmac for name in plan.chosen for product in work.groups[name])
+    assert byte_macs(costs) == pytest.approx(1e9 * planned)
+    assert 0.2 < byte_macs(costs) / total_macs(costs) < 1
+    # --only: the U-Net without its other files, which the runtime then takes unasked; the VAE as it was.
+    code, out, error = invoke("int8", folder, "--target", "ort-cpu", "--reapply")
+    assert code == 0, error
+    assert re.search(r"a run on this machine: fp32 .* times as fast|INT8 does not win on this machine: fp32", out)
+    assert invoke("int8", folder, "--target", "ort-cpu", "--reapply", "--only")[0] == 0
+    graphs = read_manifest(folder).graphs
+    assert {name: set(graph.files) for name, graph in graphs.items()} == {
+        "unet": {"int8_cpu"},
+        "unet_conditional": {"int8_cpu"},
+        "vae_encoder": {"fp32"},
+        "vae_decoder": {"fp32"},
+    }
+    assert not (folder / "unet" / "model.onnx").exists()
+    backend = create_backend(Bundle.open(folder), "ort-cpu")
+    backend.load("unet")
+    assert np.array_equal(backend.run("unet", inputs), got["int8_cpu"].astype(np.float32))
 
 
 def pictures_folder(folder, pictures):
@@ -391,7 +414,6 @@ REFUSED = [
     ([picture(0)], ["--target", "cuda"], "--target cuda: expected one of tensorrt, tensorrt-fp8, ort-cpu"),
     ([picture(0)], ["--observer", "best"], "--observer best: expected one of minmax"),
     ([picture(0)], ["--reapply"], "leave --data, --state"),
-    ([picture(0)], ["--target", "ort-cpu", "--only"], "--only with --target ort-cpu"),
     ([picture(0)], ["--target", "tensorrt-fp8", "--weights-only"], "as large as one of INT8 and less exact"),
 ]
 
@@ -405,6 +427,19 @@ def test_what_the_command_refuses(pictures, arguments, message, copy, tmp_path):
     assert message in str(error)
     assert "\n" not in str(error)
     assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
+
+
+def test_a_machine_without_vnni_is_told_what_to_expect(fused_bundle, monkeypatch, tmp_path):
+    """Before anything is calibrated; on one that has it nothing is said."""
+    data = pictures_folder(tmp_path / "data", [GREY])  # refused after that
+    command = ["int8", fused_bundle, "--target", "ort-cpu", "--data", data, "--pictures", "1"]
+    for words, told in (("avx2", True), ("none (not built)", True), ("avx512vnni", False)):
+        monkeypatch.setattr(kernels, "in_words", lambda words=words: words)
+        code, out, error = invoke(*command)
+        assert code != 0
+        assert "is of one colour" in str(error)
+        said = " ".join(out.split())
+        assert (f"this machine's kernels: {words}. Products of bytes need AVX512-VNNI" in said) is told
 
 
 def test_the_next_given_picture_is_held_out(tiny_bundle, tmp_path):
@@ -431,7 +466,7 @@ def test_the_command_end_to_end(target, named, tiny_bundle, tmp_path):
     code, out, error = invoke("int8", folder, *quick, "--error", 0.4, "--psnr", 5, "--any-gain")
     assert code == 0, error
     assert f"whole picture, {named} against fp32" in out
-    assert "share of GMAC" in out
+    assert "share of their GMAC" in out
     pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")
     build = ["--backend", "tensorrt-rtx", "--graphs", "unet"]
     code, _, error = invoke("trt", folder, flag, *build, "--sm", "89")

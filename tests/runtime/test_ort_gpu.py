@@ -147,11 +147,15 @@ def test_on_the_cpu_fp16_is_not_chosen(toy_copy, edit_manifest):
         (
             "ort-cpu",
             "fp16",
-            r"'ort-cpu' runs fp32, and the U-Net has only fp16: run it with --runtime ort-cuda, or build",
+            r"'ort-cpu' runs fp32 or int8_cpu, and the U-Net has only fp16: run it with --runtime ort-cuda, or build",
         ),
         ("ort-cpu", "fp16", r"`moebius-export trt` and run it with --runtime tensorrt or tensorrt-rtx, or export it"),
         ("ort-cpu", "fp16", r"--precision fp16 runs its file on ort-cpu all the same, in float32$"),
-        ("ort-cpu", "bf16", r"'ort-cpu' runs fp32, and the U-Net has only bf16: build engines .* with fp32 too$"),
+        (
+            "ort-cpu",
+            "bf16",
+            r"runs fp32 or int8_cpu, and the U-Net has only bf16: build engines .* with fp32 too$",
+        ),
         ("ort-cuda", "bf16", r"'ort-cuda' runs fp16 or fp32, and the U-Net has only bf16: build engines"),
         ("auto", "bf16", r"nothing here can run .*ort-cpu was not taken: .*'ort-cpu' runs fp32"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from moebius_export.errors import ExportError
@@ -109,11 +109,22 @@ def write_typed(bundle: Bundle, plans: Mapping[GraphName, Plan], *, only: bool, 
     return manifest
 
 
-def linked(bundle: Bundle, folder: Path, precision: Precision, only: bool) -> dict[str, FileInfo]:
-    """Links all files that stay into the new folder; those of the manifest among them."""
+def linked(
+    bundle: Bundle, folder: Path, precision: Precision, only: bool, graphs: Collection[GraphName] | None = None
+) -> dict[str, FileInfo]:
+    """Links all files that stay into the new folder; returns those of the manifest among them.
+
+    Args:
+        bundle: the old one.
+        folder: the new one.
+        precision: that is made anew.
+        only: leave out also all other files of `graphs`, None for all, and engines.
+        graphs: see `only`.
+    """
     old = {path for info in bundle.manifest.graphs.values() if (f := info.files.get(precision)) for path in f.paths}
     if only:
-        old |= {path for info in bundle.manifest.graphs.values() for f in info.files.values() for path in f.paths}
+        named = [info for name, info in bundle.manifest.graphs.items() if graphs is None or name in graphs]
+        old |= {path for info in named for f in info.files.values() for path in f.paths}
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
         if name in old or name == "manifest.json" or (only and name.startswith("engines/")):

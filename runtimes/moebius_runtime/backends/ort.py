@@ -127,7 +127,7 @@ class OrtBackend(Backend):
 
     name = "ort-cpu"
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    preferred: tuple[Precision, ...] = ("fp32",)
+    preferred: tuple[Precision, ...] = ("fp32", "int8_cpu")
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, precision: Precision | None = None) -> None:
         super().__init__(bundle, threads=physical_cores() if threads is None else threads)

@@ -1,0 +1,73 @@
+"""Whether the CPU's INT8 file is faster here: both files of a graph, run in turn. The search has only a model of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from moebius_runtime.backends import create_backend
+from moebius_runtime.backends.base import Array
+from moebius_runtime.bundle import Bundle
+from moebius_runtime.manifest import GraphName, Precision
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds of a run in the median, and how many times as fast the second file is, in the median of the rounds."""
+
+    float32: float
+    int8: float
+    ratio: float
+
+    @property
+    def in_words(self) -> str:
+        """A sentence for the terminal."""
+        times = f"fp32 {self.float32:.3g} s, INT8 {self.int8:.3g} s"
+        if self.ratio > 1:
+            return f"a run on this machine: {times}, {self.ratio:.2f} times as fast"
+        return f"INT8 does not win on this machine: {times}; the runtime takes fp32 unless --precision names int8_cpu"
+
+
+def compare(bundle: Bundle, graph: GraphName, rounds: int = _ROUNDS) -> Compared:
+    """Runs a graph's fp32 and int8_cpu files in turn, after one uncounted run of each; both are loaded at once.
+
+    Raises:
+        BundleError: one of the files is missing or damaged.
+    """
+    wanted: tuple[Precision, Precision] = ("fp32", "int8_cpu")
+    backends = {precision: create_backend(bundle, "ort-cpu", precision=precision) for precision in wanted}
+    inputs = example(bundle, graph)
+    seconds: dict[str, list[float]] = {precision: [] for precision in wanted}
+    try:
+        for backend in backends.values():
+            backend.load(graph)
+            backend.run(graph, inputs)
+        for _ in range(rounds):
+            for precision, backend in backends.items():
+                started = time.perf_counter()
+                backend.run(graph, inputs)
+                seconds[precision].append(time.perf_counter() - started)
+    finally:
+        for backend in backends.values():
+            backend.release()
+    ratio = median(a / b for a, b in zip(seconds["fp32"], seconds["int8_cpu"], strict=True))
+    return Compared(median(seconds["fp32"]), median(seconds["int8_cpu"]), ratio)
+
+
+def example(bundle: Bundle, graph: GraphName) -> dict[str, Array]:
+    """Inputs of a graph: noise, a timestep in the middle, guidance 1; one picture where their number is open."""
+    rng, found = np.random.default_rng(0), dict[str, Array]()
+    for info in bundle.graph(graph).inputs:
+        shape = [size if isinstance(size, int) else 1 for size in info.shape]
+        if info.dtype == "int64":
+            found[info.name] = np.full(shape, 500, np.int64)
+        elif info.name == "guidance_scale":
+            found[info.name] = np.ones(shape, np.float32)
+        else:
+            found[info.name] = rng.standard_normal(shape, np.float32)
+    return found
