@@ -354,7 +354,7 @@ def test_a_missed_budget_is_exit_code_1(tiny_bundle):
         (["--budget", "drift"], "expected NAME=VALUE"),
         (["--budget", "colour=1"], "NAME one of relative"),
         (["--budget", "psnr=nan"], "not a finite number"),
-        (["--precision", "fp8"], "expected some of fp32"),
+        (["--precision", "fp4"], "expected some of fp32"),
         (["--precision", "int8"], "no file of precision int8"),
         (["--json", "/nowhere/r.json"], "cannot write"),
         (["--seed", "-1"], "expected a whole number"),
