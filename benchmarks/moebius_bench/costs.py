@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from moebius_bench.jobs import Job
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import RuntimeUnavailableError
+from moebius_runtime.manifest import Precision
 
 # Calls of the U-Net graphs hold this many guidance branches, each a sample of the paper's count.
 BRANCHES = {"unet": 2, "unet_conditional": 1}
@@ -37,8 +38,7 @@ def count_bundle(job: Job) -> dict[str, dict[str, int]]:
         ) from error
     counted = {}
     for name in bundle.manifest.graphs:
-        files = bundle.graph(name).files
-        precision = job.precision if job.precision in files else next(p for p in ("fp32", *files) if p in files)
+        precision = bundle.precision_of(name, (cast(Precision, job.precision), "fp32"))
         costs = cost.node_costs(bundle.model_file(name, precision))
         counted[str(name)] = {
             "all": cost.total_macs(costs),

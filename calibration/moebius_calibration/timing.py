@@ -6,10 +6,8 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
-import numpy as np
-
+from moebius_export.scenes import seeded_inputs
 from moebius_runtime.backends import create_backend
-from moebius_runtime.backends.base import Array
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.manifest import GraphName, Precision
 
@@ -41,7 +39,7 @@ def compare(bundle: Bundle, graph: GraphName, rounds: int = _ROUNDS) -> Compared
     """
     wanted: tuple[Precision, Precision] = ("fp32", "int8_cpu")
     backends = {precision: create_backend(bundle, "ort-cpu", precision=precision) for precision in wanted}
-    inputs = example(bundle, graph)
+    inputs = seeded_inputs(graph, bundle.manifest, 0)
     seconds: dict[str, list[float]] = {precision: [] for precision in wanted}
     try:
         for backend in backends.values():
@@ -57,17 +55,3 @@ def compare(bundle: Bundle, graph: GraphName, rounds: int = _ROUNDS) -> Compared
             backend.release()
     ratio = median(a / b for a, b in zip(seconds["fp32"], seconds["int8_cpu"], strict=True))
     return Compared(median(seconds["fp32"]), median(seconds["int8_cpu"]), ratio)
-
-
-def example(bundle: Bundle, graph: GraphName) -> dict[str, Array]:
-    """Inputs of a graph: noise, a timestep in the middle, guidance 1; one picture where their number is open."""
-    rng, found = np.random.default_rng(0), dict[str, Array]()
-    for info in bundle.graph(graph).inputs:
-        shape = [size if isinstance(size, int) else 1 for size in info.shape]
-        if info.dtype == "int64":
-            found[info.name] = np.full(shape, 500, np.int64)
-        elif info.name == "guidance_scale":
-            found[info.name] = np.ones(shape, np.float32)
-        else:
-            found[info.name] = rng.standard_normal(shape, np.float32)
-    return found

@@ -83,7 +83,7 @@ def _plan(
     errors = {"all": judge.error(session, list(work.open)), "budget": options.error}
     reasons, tables = dict(work.fixed), {}
     if same is None and errors["all"] <= options.error:
-        on = {product.node for product in work.open.values()}
+        on = set(work.open)
     elif same is None:
         open_groups = {node: group for node, group in work.groups.items() if node not in work.fixed}
         layers = layers_of(open_groups, options.evaluations, work.target)

@@ -161,7 +161,7 @@ def _write_cpu(
     say: Say,
     only: bool,
 ) -> Manifest:
-    """A graph without any node in INT8 gets no file: ONNX Runtime runs its float32 file."""
+    """The CPU's form; a graph without any node in INT8 gets a file that holds float32."""
     placements: dict[GraphName, Placement] = {}
     for name, plan in plans.items():
         work = works[name] if works else work_of(bundle, name, plan.target)

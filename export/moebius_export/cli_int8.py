@@ -56,7 +56,7 @@ def int8(
         bool, typer.Option("--weights-only", help="Weights as bytes, activations in float: for size; target tensorrt.")
     ] = False,
     reapply: Annotated[
-        bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; measure nothing.")
+        bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; no error is measured.")
     ] = False,
     only: Annotated[
         bool, typer.Option("--only", help="Leave the files of other precisions out; for ort-cpu those of the U-Net.")
@@ -99,9 +99,9 @@ def int8(
         state=state,
     )
     opened = Bundle.open(bundle)
-    if target == "ort-cpu" and kernels.in_words() != kernels.BYTE_PRODUCTS:
+    if target == "ort-cpu" and (words := kernels.in_words()) != kernels.BYTE_PRODUCTS:
         console.warn(
-            f"this machine's kernels: {kernels.in_words()}. Products of bytes need AVX512-VNNI: expect about the speed "
+            f"this machine's kernels: {words}. Products of bytes need AVX512-VNNI: expect about the speed "
             "of fused fp32 here with other kernels, less without any. The files are right, and fast where it is"
         )
     with console.err.status("int8") as status:
@@ -138,6 +138,8 @@ def int8(
 
 def _print_findings(plans: Collection[Int8Plan]) -> None:
     """Fronts, verdicts, and what the whole picture showed."""
+    from moebius_calibration.plan import choice_of
+
     for plan in plans:
         if plan.front:
             console.out.print(front_table(plan))
@@ -147,7 +149,7 @@ def _print_findings(plans: Collection[Int8Plan]) -> None:
         elif plan.verdict:
             console.out.print(f"{plan.graph}: {plan.verdict}")
         if plan.psnr is not None and plan.graph.startswith("unet"):
-            form = "FP8" if plan.target == "tensorrt-fp8" else "INT8"
+            form = choice_of(plan.target).upper()
             console.out.print(f"whole picture, {form} against fp32: {plan.psnr:.1f} dB inside the mask")
 
 

@@ -89,7 +89,7 @@ def trt(
         precision_of,
     )
 
-    precision = precision_of(fp16=fp16, fp32=fp32, bf16=bf16, int8=int8, fp8=fp8)
+    precision = precision_of({"fp16": fp16, "fp32": fp32, "bf16": bf16, "int8": int8, "fp8": fp8})
     named = next((known for known in _BACKENDS if known == backend), None)
     if backend is not None and named is None:
         raise InputError(f"--backend {backend}: expected one of {', '.join(_BACKENDS)}")

@@ -1,4 +1,5 @@
-"""Pictures with holes to run a bundle on: drawn from a seed, or read from folders. Needs no torch."""
+"""What to run a bundle on: pictures with holes, drawn from a seed or read from folders, and a graph's inputs. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from moebius_export.errors import ExportError
 from moebius_runtime import regions
 from moebius_runtime.batch import plan_jobs
 from moebius_runtime.errors import InputError
-from moebius_runtime.manifest import Manifest
+from moebius_runtime.manifest import GraphName, Manifest
 from moebius_runtime.masks import BoolArray, mask_from_picture
 from moebius_runtime.pictures import load_picture
 from moebius_runtime.pipeline import InpaintOptions
 from moebius_runtime.schedule import initial_noise
+
+Inputs = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,29 @@ def scenes_of(manifest: Manifest, steps: int, count: int, seed: int, data: Path 
             )
         found.append(replace(scene, picture=rgb, mask=hole))
     return found
+
+
+def seeded_inputs(graph: GraphName, manifest: Manifest, seed: int) -> Inputs:
+    """Inputs of a graph in the manifest's order, with the statistics that the pipeline gives it, drawn from a seed.
+
+    Open dimensions are 1. The export compared its files on other values.
+    """
+    rng = np.random.RandomState(seed)
+    inputs: Inputs = {}
+    for tensor in manifest.graphs[graph].inputs:
+        shape = [1 if isinstance(size, str) else size for size in tensor.shape]
+        array: np.ndarray
+        if tensor.name == "timestep":
+            array = rng.randint(0, manifest.schedule.num_train_timesteps, shape)
+        elif tensor.name == "guidance_scale":
+            # Another one than the default, so that a graph with the default built in is found out.
+            array = np.full(shape, manifest.defaults.guidance_scale + 1.25)
+        elif tensor.name == "image":
+            array = rng.uniform(-1, 1, shape)
+        else:
+            array = rng.standard_normal(shape)
+            if tensor.name == "sample":  # the channel between the two latents is the mask
+                channel = manifest.geometry.latent_channels
+                array[:, channel] = array[:, channel] < -0.5
+        inputs[tensor.name] = array.astype(tensor.dtype)
+    return inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,11 @@ class Bundle:
             raise BundleError(
                 f"{self.path}: no graph {name!r}; the bundle holds {', '.join(self.manifest.graphs)}. Export it again."
             ) from None
+
+    def precision_of(self, name: GraphName, wanted: Iterable[Precision]) -> Precision:
+        """The first of these precisions that the graph has a file of; where it has none, its own first."""
+        files = self.graph(name).files
+        return next(precision for precision in (*wanted, *files) if precision in files)
 
     def model_file(self, name: GraphName, precision: Precision = "fp32") -> Path:
         """The path of a graph's ONNX file, after it and its weights were found undamaged.

@@ -92,10 +92,15 @@ class Passport(StrictModel):
     @property
     def rebuild(self) -> str:
         """The command that builds such engines again, without the bundle's name."""
-        flag = "--int8" if self.precision == "int8_cpu" else f"--{self.precision}"
+        flag = build_flag(self.precision)
         where = "" if self.gpu else f" --sm {','.join(map(str, self.sm))}"
         switch = "MOEBIUS_TRT_PLUGIN=1 " if self.flags.get("plugins") == "on" else ""
         return f"{switch}moebius-export trt BUNDLE {flag} --backend {self.backend}{where}"
+
+
+def build_flag(precision: Precision) -> str:
+    """What `moebius-export trt` calls a precision; the CPU's INT8 has no engines, TensorRT's is meant."""
+    return "--int8" if precision == "int8_cpu" else f"--{precision}"
 
 
 def engine_file(graph: GraphName) -> str:

@@ -9,8 +9,8 @@ import torch
 
 from moebius import preset
 from moebius.load import load_student
+from moebius_export.scenes import seeded_inputs
 from moebius_export.torch_runtime import CapturedModule, TorchBackend
-from moebius_export.verify.reference import seeded_inputs
 from moebius_export.wrappers import GuidedUNet
 from moebius_runtime.backends.ort import OrtBackend
 from moebius_runtime.bundle import Bundle

@@ -17,6 +17,7 @@ from moebius_runtime.passport import (
     ENGINES,
     EngineBackend,
     Passport,
+    build_flag,
     check_bundle,
     check_device,
     checked_engine,
@@ -138,8 +139,7 @@ def _build(path: Path, passport: Passport | None = None) -> str:
     """The command that builds engines for the device at hand."""
     if passport is None:
         return f"moebius-export trt {path} --fp16"
-    flag = "--int8" if passport.precision == "int8_cpu" else f"--{passport.precision}"
-    return f"moebius-export trt {path} {flag} --backend {passport.backend}"
+    return f"moebius-export trt {path} {build_flag(passport.precision)} --backend {passport.backend}"
 
 
 def _rebuild(path: Path, passport: Passport | None) -> str:

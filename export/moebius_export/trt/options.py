@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from moebius_runtime.errors import InputError
 from moebius_runtime.manifest import GraphName, Precision
@@ -122,8 +123,8 @@ def parse_graphs(text: str) -> tuple[GraphName, ...]:
     return tuple(name for name in GRAPHS if name in wanted)
 
 
-def precision_of(**flags: bool) -> Precision:
-    """The one precision of the flags, each called after one, that is set.
+def precision_of(flags: Mapping[Precision, bool]) -> Precision:
+    """The one precision whose flag is set.
 
     Raises:
         InputError: none or several are named.
@@ -132,4 +133,4 @@ def precision_of(**flags: bool) -> Precision:
     if len(named) != 1:
         given = " ".join(f"--{name}" for name in named) or "no precision"
         raise InputError(f"{given}: expected one of --fp16, --bf16, --fp32, --int8 or --fp8")
-    return cast(Precision, named[0])
+    return named[0]

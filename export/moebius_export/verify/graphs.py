@@ -18,7 +18,7 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 from torch import nn
 
-from moebius_export.verify.reference import Inputs
+from moebius_export.scenes import Inputs
 from moebius_export.verify.results import Check, at_most, verdict
 from moebius_runtime.errors import BundleError
 from moebius_runtime.manifest import GraphInfo, GraphName

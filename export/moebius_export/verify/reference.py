@@ -1,11 +1,10 @@
-"""PyTorch's side: the weights that the bundle was made from, reloaded, and inputs to run them on."""
+"""PyTorch's side: the weights that the bundle was made from, reloaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from torch import nn
 
 from moebius import Preset, preset
@@ -16,7 +15,6 @@ from moebius_export.torch_runtime import origin, unet_modules, vae_modules
 from moebius_runtime.manifest import GraphName, Manifest, WeightsInfo
 
 Say = Callable[[str], None]
-Inputs = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -52,29 +50,3 @@ def _check_same(checkpoint: Checkpoint, stated: WeightsInfo, what: str, option: 
             f"the {what} weights of {source} have the SHA-256 {checkpoint.sha256[:16]}..., the bundle was made from "
             f"{stated.origin} with {stated.sha256[:16]}...; nothing was compared. Name those with {option}."
         )
-
-
-def seeded_inputs(graph: GraphName, manifest: Manifest, seed: int) -> Inputs:
-    """Inputs of a graph in the manifest's order, with the statistics that the pipeline gives it, drawn from a seed.
-
-    Open dimensions are 1. The export compared its files on other values.
-    """
-    rng = np.random.RandomState(seed)
-    inputs: Inputs = {}
-    for tensor in manifest.graphs[graph].inputs:
-        shape = [1 if isinstance(size, str) else size for size in tensor.shape]
-        array: np.ndarray
-        if tensor.name == "timestep":
-            array = rng.randint(0, manifest.schedule.num_train_timesteps, shape)
-        elif tensor.name == "guidance_scale":
-            # Another one than the default, so that a graph with the default built in is found out.
-            array = np.full(shape, manifest.defaults.guidance_scale + 1.25)
-        elif tensor.name == "image":
-            array = rng.uniform(-1, 1, shape)
-        else:
-            array = rng.standard_normal(shape)
-            if tensor.name == "sample":  # the channel between the two latents is the mask
-                channel = manifest.geometry.latent_channels
-                array[:, channel] = array[:, channel] < -0.5
-        inputs[tensor.name] = array.astype(tensor.dtype)
-    return inputs

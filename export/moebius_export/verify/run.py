@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from moebius_export.errors import ExportError
-from moebius_export.scenes import Scene, seeded_scene
+from moebius_export.scenes import Inputs, Scene, seeded_inputs, seeded_scene
 from moebius_export.verify import stated
 from moebius_export.verify.bisect import bisect
 from moebius_export.verify.budgets import budgets_for
@@ -24,7 +24,7 @@ from moebius_export.verify.pictures import (
     trajectory_checks,
 )
 from moebius_export.verify.placement import placement_checks
-from moebius_export.verify.reference import Inputs, Reference, Say, load_reference, seeded_inputs
+from moebius_export.verify.reference import Reference, Say, load_reference
 from moebius_export.verify.results import Check, Report
 from moebius_export.verify.sessions import profiled_session, session_of_functions
 from moebius_export.verify.typed import TYPED, emulated_session, typed_checks

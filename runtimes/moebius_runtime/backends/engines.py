@@ -14,6 +14,7 @@ from moebius_runtime.passport import (
     EngineBackend,
     EngineInfo,
     Passport,
+    build_flag,
     check_bundle,
     check_device,
     checked_engine,
@@ -91,9 +92,7 @@ def choose_engines(
         EngineError: a graph that every picture needs has no engine that fits; with the reasons.
     """
     folders = engine_folders(bundle.path, backend)
-    build = (
-        f"moebius-export trt {bundle.path} --{(precision or 'fp16').replace('int8_cpu', 'int8')} --backend {backend}"
-    )
+    build = f"moebius-export trt {bundle.path} {build_flag(precision or 'fp16')} --backend {backend}"
     if not folders:
         raise EngineError(f"{bundle.path} holds no engines for {backend}. Build them on this device: {build}")
     fitting: list[Candidate] = []

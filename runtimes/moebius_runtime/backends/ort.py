@@ -147,9 +147,8 @@ class OrtBackend(Backend):
 
         The U-Net's file of the precision asked for was found to be there. The autoencoder often has fp32 alone.
         """
-        files = self.bundle.graph(graph).files
-        wanted = (*([self._precision] if self._precision else []), *self.preferred, *files)
-        return next(precision for precision in wanted if precision in files)
+        asked = [self._precision] if self._precision else []
+        return self.bundle.precision_of(graph, (*asked, *self.preferred))
 
     def verify(self, graph: GraphName) -> None:
         """See `Backend`."""
