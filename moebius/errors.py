@@ -26,6 +26,10 @@ class CheckpointError(UserError):
     """A weights source, checkpoint or preset is not what is expected."""
 
 
+class DamagedError(CheckpointError):
+    """A weights file whose content is not what was written: copying or downloading it again may help."""
+
+
 class MisfitError(CheckpointError):
     """A weights file that is not a state dict of the network: `unexpected` are the tensors that it does not have."""
 
