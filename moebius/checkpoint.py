@@ -61,7 +61,9 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The weights that `source` names, in the order of `expected`, with exactly its names, shapes and dtypes.
 
-    `source` is `hub:OWNER/REPO[/FOLDER][@REVISION]`, a local file or folder, `shipped:NAME`, or `stand-in[:SEED]`.
+    `source` is the name of released weights (`moebius.sources.RELEASED`), `hub:OWNER/REPO[/FOLDER][@REVISION]`, a
+    local file or folder, `shipped:NAME`, or `stand-in[:SEED]`. A hub's file that arrives or lies in the cache damaged
+    is downloaded again, once.
     float16 and bfloat16 are raised to float32 where that is expected. Averaged (EMA) weights are taken where there
     are any. Both are said in `origin`. `cache_dir` is where conversions are kept (default: see
     `cache_folder`). `progress` is called with a line of text before each step that takes time.
@@ -102,11 +104,11 @@ def load_config(source: str, name: str = "config.json", progress: Progress | Non
     parsed = parse_source(source)
     if isinstance(parsed, StandInSource):
         return None
-    if isinstance(parsed, HubSource):
-        path = hub.fetch_file(parsed, name, progress)
-    else:
-        path = (parsed.path if parsed.path.is_dir() else parsed.path.parent) / name
     try:
+        if isinstance(parsed, HubSource):
+            path = hub.fetch_file(parsed, name, progress)
+        else:
+            path = (parsed.path if parsed.path.is_dir() else parsed.path.parent) / name
         if path is None or not path.exists():
             return None
         try:
@@ -196,9 +198,10 @@ def _read_again(
     try:
         return _read(located, expected, folder, say)
     except DamagedError as error:
+        what = str(error).rpartition("; ")[0]  # without what to do about a local file
         raise CheckpointError(
-            f"{error}. It came damaged again in a second download: {hub.endpoint()} or a proxy changes it. Set "
-            "HF_ENDPOINT to another mirror or unset it and run again, which downloads it again, or name a local copy"
+            f"{what}; it came damaged in a second download too, {hub.endpoint()} or a proxy changes it. Set "
+            "HF_ENDPOINT to another mirror, or unset it, and run again, which downloads it again; or name a local copy"
         ) from error
 
 

@@ -59,9 +59,7 @@ def fetch_weights(source: HubSource, progress: Progress | None = None) -> Locate
     commit = _commit_of(file, source)
     if listing.commit in (commit, None):
         return LocatedFile(file, _origin(source, file, commit), listing.files[path] or published_hash(file))
-    # The library took its cache without a word: it listed the newer revision, and then the file was refused.
-    trouble = Trouble(f"{address} lists {path} at {listing.commit} and does not deliver it", "try again later", True)
-    return _from_cache(source, trouble, progress)
+    return _from_cache(source, _not_delivered(address, path, listing), progress)
 
 
 def fetch_again(source: HubSource, damaged: Path, progress: Progress | None = None) -> Path:
@@ -80,6 +78,8 @@ def fetch_again(source: HubSource, damaged: Path, progress: Progress | None = No
     if progress:
         progress(f"{blob} is damaged; downloading it again")
     try:
+        if not damaged.is_symlink():  # a cache without links: the library leaves a file that is there
+            damaged.unlink(missing_ok=True)
         with quiet_retries(progress):
             return _download(hub, source, _join(source.folder, damaged.name), revision=commit, again=True)
     except Exception as error:  # see fetch_weights; the library hides the reason of a failed forced download
@@ -98,22 +98,22 @@ def fetch_file(source: HubSource, name: str, progress: Progress | None = None) -
     Raises:
         CheckpointError: as `fetch_weights`, also where the cache has no weights that the file could lie beside.
     """
-    trouble, reason = _OFFLINE, None
-    if not offline():
-        hub = _library()
-        endpoint()
-        try:
-            with quiet_retries(progress):
-                return _download(hub, source, _join(source.folder, name))
-        except Exception as error:  # see fetch_weights
-            if is_missing(error):
+    if offline():
+        return _file_from_cache(source, name, _OFFLINE)
+    hub, address, path = _library(), endpoint(), _join(source.folder, name)
+    try:
+        with quiet_retries(progress):
+            listing = _listing(hub, source, address)
+            if path not in listing.files:
                 return None
-            trouble, reason = _refusal(source, error), error
-    found = find(_cache_folder(), source)
-    if found.best(source) is None and (path := found.beside(name)) is not None:
-        return path
-    path = _cached(source, trouble, reason)[0].path.with_name(name)
-    return path if path.is_file() else None
+            file = _download(hub, source, path)
+    except Exception as error:  # see fetch_weights
+        if is_missing(error):
+            return None
+        return _file_from_cache(source, name, _refusal(source, error), error)
+    if listing.commit in (_commit_of(file, source), None):
+        return file
+    return _file_from_cache(source, name, _not_delivered(address, path, listing))
 
 
 def offline() -> bool:
@@ -204,6 +204,24 @@ def _refusal(source: HubSource, error: Exception) -> Trouble:
     return trouble
 
 
+def _not_delivered(address: str, path: str, listing: _Listing) -> Trouble:
+    """What happened where the library took another revision from its cache, which it does not report."""
+    return Trouble(f"{address} lists {path} at {listing.commit} and does not deliver it", "try again later", True)
+
+
+def _file_from_cache(source: HubSource, name: str, trouble: Trouble, error: Exception | None = None) -> Path | None:
+    """The file beside the weights that `_from_cache` takes; where it takes none, that of the asked revision.
+
+    Raises:
+        CheckpointError: as `_cached`, where there is neither.
+    """
+    found = find(_cache_folder(), source)
+    if found.best(source) is None and (path := found.beside(name)) is not None:
+        return path
+    path = _cached(source, trouble, error)[0].path.with_name(name)
+    return path if path.is_file() else None
+
+
 def _from_cache(
     source: HubSource, trouble: Trouble, progress: Progress | None, error: Exception | None = None
 ) -> LocatedFile:
@@ -230,13 +248,13 @@ def _cached(source: HubSource, trouble: Trouble, error: Exception | None = None)
     cache = _cache_folder()
     found = find(cache, source)
     revision = source.revision or "main"
-    state = f"the cache has {revision} at {found.asked}, not complete" if found.asked else f"the cache has no {revision}"
+    known = f"it has {revision} at {found.asked}, not complete" if found.asked else f"it does not know {revision}"
     if (best := found.best(source)) is not None:
-        return best, [] if best == found.weights else [f"{state}, this is the only complete one"]
+        return best, [] if best == found.weights else [f"of the cache: {known}, this is its only complete revision"]
     start = f"{_text(source)}: {trouble.what}, and the cache {cache} does not hold it"
     if found.others:
-        others = " or ".join(f"{_text(source, one.commit)}" for one in found.others[:_LISTED])
-        raise CheckpointError(f"{start} ({state}). It holds other revisions: name {others}, or {trouble.advice}") from error
+        others = " or ".join(_text(source, one.commit) for one in found.others[:_LISTED])
+        start = f"{start}: {known}. It holds other revisions, name {others}"
     raise CheckpointError(f"{start}; {trouble.advice}") from error
 
 

@@ -34,7 +34,8 @@ def file_kind(path: Path) -> FileKind:
     """What a weights file is, by its first bytes; by its name too for safetensors, which has no magic number.
 
     Raises:
-        CheckpointError: it is empty or nothing that holds weights (`DamagedError`), a Git LFS pointer, or a tar archive.
+        CheckpointError: it is empty or nothing that holds weights (`DamagedError`), a Git LFS pointer, or a tar
+            archive.
     """
     with open(path, "rb") as stream:
         head = stream.read(512)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,10 +117,10 @@ def parse_source(text: str) -> WeightsSource:
         raise CheckpointError(f"weights {text!r}: expected {FORMS}")
     if text in RELEASED:
         released = f"hub:{RELEASED_REPO}/{RELEASED[text].folder}"
-        if Path(text).exists():
+        if os.path.lexists(text):
             raise CheckpointError(
-                f"weights {text!r} are released weights, and {Path.cwd() / text} exists too; write ./{text} for the one "
-                f"here, or {released} for the released ones"
+                f"weights {text!r} is the name of released weights and of a file or folder here; write ./{text} for "
+                f"the one here, or {released} for the released ones"
             )
         return HubSource(RELEASED_REPO, RELEASED[text].folder)
     if text == "stand-in" or text.startswith("stand-in:"):
