@@ -243,18 +243,18 @@ def _cached(source: HubSource, trouble: Trouble, error: Exception | None = None)
     """The weights that the cache holds, and a note if they are another revision's than the asked one.
 
     Raises:
-        CheckpointError: it holds none to take; the message names the complete revisions that it does hold.
+        CheckpointError: it holds none to take. The message names the complete revisions that it does hold.
     """
     cache = _cache_folder()
     found = find(cache, source)
     revision = source.revision or "main"
-    known = f"it has {revision} at {found.asked}, not complete" if found.asked else f"it does not know {revision}"
+    known = f"{revision} is {found.asked} and not complete there" if found.asked else f"{revision} is unknown there"
     if (best := found.best(source)) is not None:
-        return best, [] if best == found.weights else [f"of the cache: {known}, this is its only complete revision"]
+        return best, [] if best == found.weights else [f"the cache's only complete revision ({known})"]
     start = f"{_text(source)}: {trouble.what}, and the cache {cache} does not hold it"
     if found.others:
         others = " or ".join(_text(source, one.commit) for one in found.others[:_LISTED])
-        start = f"{start}: {known}. It holds other revisions, name {others}"
+        start = f"{start} ({known}). It holds other revisions, name {others}"
     raise CheckpointError(f"{start}; {trouble.advice}") from error
 
 

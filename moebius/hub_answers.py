@@ -6,6 +6,7 @@ import errno
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from moebius.sources import HubSource, Progress
 OFFLINE = "offline mode (HF_HUB_OFFLINE) is on"
 _TRANSIENT = (408, 425, 429)  # and 500 to 599: another answer is likely later
 _RETRIES = 3  # of a request that fails before a file's first byte: 1 + 2 + 4 seconds
+_LONGEST_TRY = 60.0  # seconds after which a request that fails again is not tried once more; its timeout may be 60
 _RESUMPTIONS = 20  # of one file's download; the library alone resumes for ever as long as some bytes come
 _LONGEST_WAIT = 60.0  # seconds that a hub may ask to wait before the next try
 _WAIT = re.compile(r"(?:Waiting|Retrying in) (\d+(?:\.\d+)?)s")
@@ -83,6 +85,8 @@ def explain(error: BaseException, source: HubSource, address: str, cache: str) -
     if isinstance(error, errors.RevisionNotFoundError):
         what = f"{address} has no revision {source.revision or 'main'} there"
         return Trouble(what, "leave @REVISION out for the newest, or name a commit of the repository", False)
+    if isinstance(error, errors.HFValidationError):
+        return Trouble(f"{source.repo} is no name of a repository ({first_line(error)})", "check it", False)
     status = error.status if isinstance(error, GaveUp) else _status(error)
     if status:
         return _of_status(status, error, source, address)
@@ -152,6 +156,8 @@ def quiet_retries(progress: Progress | None) -> Iterator[None]:
     Raises:
         GaveUp: inside the block, when a request was retried often enough, or the hub asks to wait for long.
     """
+    import huggingface_hub.utils.logging  # noqa: F401 (adds the library's handler, which is to be quiet)
+
     logger, own = logging.getLogger("huggingface_hub"), threading.get_ident()
 
     def others(record: logging.LogRecord) -> bool:
@@ -182,6 +188,7 @@ class _Retries(logging.Handler):
         self._thread, self._progress = thread, progress
         self._cause, self._status = "", 0
         self._retries = self._resumptions = 0
+        self._started = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.thread != self._thread:
@@ -203,7 +210,8 @@ class _Retries(logging.Handler):
         cause = f"the download stopped ({text.splitlines()[0].rpartition(': ')[2]})" if resumed else self._cause
         if wait > _LONGEST_WAIT:
             raise GaveUp(f"asks to wait {wait:.0f} s before the next request", self._status)
-        if self._retries > _RETRIES or self._resumptions > _RESUMPTIONS:
+        late = not resumed and time.monotonic() - self._started > _LONGEST_TRY
+        if late or self._retries > _RETRIES or self._resumptions > _RESUMPTIONS:
             tries = f"{self._retries or self._resumptions} tries"
             raise GaveUp(f"cannot be reached or fails ({cause}, {tries})", self._status)
         self._progress(f"{cause or 'a request failed'}; trying again in {wait:.0f} s")

@@ -108,7 +108,7 @@ def inpaint(
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU. Default: the physical cores.")] = None,
     steps: Annotated[int | None, typer.Option(help="Inference steps; default: the bundle's (20).")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Default: the bundle's (2.5); 1 halves the cost.")
+        float | None, typer.Option(help="Default: the bundle's (2.5 for scenes, 2.0 for portraits); 1 halves the cost.")
     ] = None,
     strength: Annotated[float | None, typer.Option(help="Above 0 to 1; default: the bundle's (0.99).")] = None,
     sampler: Annotated[

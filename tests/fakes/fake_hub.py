@@ -69,6 +69,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(self.hub.status, b"broken")
         if self.hub.gated:
             return self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
+        if path.startswith("/api/") and not path.startswith("/api/models/"):
+            return self.answer(404, b"")  # what the library asks for itself
         moment = "list" if path.startswith("/api/") else self.command.lower()
         fault = self.hub.faults.get((moment, path.rpartition("/")[2] if moment != "list" else ""))
         if fault == "stall" and moment != "get":

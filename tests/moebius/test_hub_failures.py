@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,6 +177,34 @@ def test_a_download_that_starts_over_again_and_again_ends(net: Hub, monkeypatch:
     assert len(net.slept) == sum("trying again" in line for line in lines) == hub_answers._RESUMPTIONS
     net.faults = {}
     assert load()[0] == NEW
+
+
+def test_a_user_s_process_prints_nothing_of_the_library(net: Hub) -> None:
+    """In a process of its own, where huggingface_hub adds its log handler as late as it does for users."""
+    net.faults = {("head", FILE): 500}
+    program = (
+        "import time, torch, moebius.checkpoint as c; time.sleep = lambda seconds: None\n"
+        "try: c.load_checkpoint('hub:owner/repo/net', {'w': ((4, 3), torch.float32)}, progress=print)\n"
+        "except c.CheckpointError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if "trying again" in line] == [
+        f"HTTP Error 500; trying again in {wait} s" for wait in (1, 2, 4)
+    ]
+    assert "HTTP status 500" in lines[-1]
+    assert len(lines) == 5
+
+
+def test_a_request_that_takes_long_to_fail_is_not_repeated(net: Hub, monkeypatch: Any) -> None:
+    times = itertools.count(0, 70)
+    monkeypatch.setattr(hub_answers, "time", SimpleNamespace(monotonic=lambda: float(next(times))))
+    net.faults = {("head", FILE): 500}
+    seed, text, _ = load()
+    assert seed is None
+    assert "HTTP status 500" in text
+    assert net.slept == []
 
 
 def test_other_threads_and_debug_lines_keep_the_library_s_own_log() -> None:
@@ -353,7 +386,7 @@ def test_states_of_a_cache(net: Hub, monkeypatch: Any, tmp_path: Path, ref: str,
         else:
             assert seed == (NEW if taken == COMMIT else OLD), case
             assert text.startswith(f"{SOURCE}/{FILE}@{taken}"), case
-            noted = "its only complete revision" in text
+            noted = "the cache's only complete revision" in text
             assert noted == (ref != "main" or taken != COMMIT), case
             found = load_config(SOURCE)
             beside = taken != COMMIT or config == "there"
@@ -385,6 +418,32 @@ def test_every_status_has_its_advice(net: Hub, status: int) -> None:
     assert ("try again in" in text) == later
     assert len([line for line in lines if "trying" in line]) == 0  # the list of files is asked for once
     net.status = None
+    assert load()[0] == NEW
+
+
+@pytest.mark.parametrize("repo", ["owner/a--b", "owner/name.", "owner/x.git"])
+def test_a_name_that_no_repository_can_have(net: Hub, repo: str) -> None:
+    seed, text, _ = load(f"hub:{repo}/net")
+    assert seed is None
+    assert f"{repo} is no name of a repository" in text
+    assert "answer" not in text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_a_cache_without_room_or_rights(net: Hub, monkeypatch: Any, tmp_path: Path, number: int) -> None:
+    real = Path.open
+
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".incomplete" and str(tmp_path / "hf") in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    seed, text, _ = load()
+    assert seed is None
+    assert os.strerror(number) in text
+    assert "set HF_HOME to a folder" in text
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))  # the advice
     assert load()[0] == NEW
 
 
