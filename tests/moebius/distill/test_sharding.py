@@ -92,7 +92,7 @@ def test_spread_is_as_whole_and_each_goes_on_from_the_others_checkpoint(tmp_path
     """Losses, balance, gradients, momenta and averages; accelerate's own FSDP 2, on CPUs (see distill_worker.py).
 
     In float64, Muon's orthogonal step included, only the order of sums differs: tensors agree to 1e-9 of their norm and
-    of the way that weights went (below 1e-12 seen). What is logged is reduced in float32, whose rounding is 6e-8: 1e-6.
+    of the way that weights went. What is logged is reduced in float32, whose rounding is 6e-8: 1e-6.
     """
     exact = {"alter": ["float64"]}
     spread, plain = run("spread", 2, True, **exact), run("plain", 2, False, **exact)

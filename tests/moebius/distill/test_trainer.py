@@ -275,7 +275,7 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, chang
     """gloo, two processes of 2 samples against one of 4: losses, balance, gradients, and how far weights move.
 
     In float64, Muon's orthogonal step included, only the order of sums differs: weights agree to 1e-9 of the way that
-    they went (1e-13 seen); what is logged is reduced in float32, whose rounding is 6e-8: 1e-6. In float32 that holds to
+    they went; what is logged is reduced in float32, whose rounding is 6e-8: 1e-6. In float32 that holds to
     1e-5 in the first step. Muon's steps, in bfloat16, enlarge rounding in directions that the gradient hardly has:
     later values agree to 1e-2 (1.6e-3 seen), weights to a tenth of the way (0.036 seen).
     """
