@@ -261,6 +261,7 @@ def _time(case: LayerCase, rounds: int, difference: float, rate: float) -> Itera
 
 
 def case_title(case: LayerCase) -> str:
+    """The layer, its picture and its channels in words."""
     return f"{case.name} at {case.size[0]}x{case.size[1]}, C={case.inputs[0].shape[2]}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from moebius_bench.hardware.recorder import Recorder, need
@@ -24,6 +25,7 @@ def run(record: Recorder) -> None:
     need("torch")
     import torch
 
+    limit_threads(record, torch)
     strict_float32(torch)
     device = record.request.device
     wait = synchronizer(torch, device)
@@ -41,13 +43,19 @@ def run(record: Recorder) -> None:
         # Random values: zeros are multiplied faster, since they take less power.
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
-        rates = [size**3 / seconds for seconds in _batches(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), wait)]
+        rates = [size**3 / seconds for seconds in _batches(partial(torch.mm, a, b, out=out), wait)]
         record.rate("matmul", precision, size, summary(rates))
         del a, b, out
     source = torch.randn(copied // 4, device=device)
     target = torch.empty_like(source)
     rates = [2 * 4 * source.numel() / seconds for seconds in _batches(lambda: target.copy_(source), wait)]
     record.rate("copy", "fp32", 4 * source.numel(), summary(rates))
+
+
+def limit_threads(record: Recorder, torch: Any) -> None:
+    """Sets the threads of PyTorch on the CPU to those of the recorder."""
+    if record.threads is not None:
+        torch.set_num_threads(record.threads)
 
 
 def strict_float32(torch: Any) -> None:

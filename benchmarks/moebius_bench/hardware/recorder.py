@@ -66,6 +66,11 @@ class Recorder:
         return self.request.seconds - (time.monotonic() - self._started)
 
     @property
+    def threads(self) -> int | None:
+        """Of PyTorch on the CPU: one in a dry run, which may share its machine; None for the physical cores."""
+        return 1 if self.request.quick else None
+
+    @property
     def output(self) -> StageOutput:
         """What was recorded until now."""
         return self._output

@@ -8,7 +8,7 @@ from moebius_bench.hardware.recorder import Recorder
 
 
 def run(record: Recorder) -> None:
-    """Every row of the doctor as a fact. A check is that each of its probes worked; missing libraries are no failure."""
+    """Records every row of the doctor. A probe that broke is a failed check; a missing library is none."""
     from moebius_export.doctor import Sources, examine
     from moebius_export.doctor.rows import Verdict
 

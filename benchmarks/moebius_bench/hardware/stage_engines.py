@@ -34,8 +34,8 @@ MODULES = {
 PLUGIN_SWITCH = "MOEBIUS_TRT_PLUGIN"
 _FOLDER = "bundle"
 _GRAPHS: tuple[GraphName, ...] = ("unet", "vae_encoder", "vae_decoder")
-# A graph's output against PyTorch in float32, relative L2. fp32: products of 19-bit floats (TF32) are off in our engines,
-# other kernels add in another order; fp16 and bf16: the limits of moebius_export.verify.budgets.
+# A graph's output against PyTorch in float32, relative L2. fp32: TF32 is off in our engines, and other kernels add in
+# another order; fp16 and bf16: the limits of moebius_export.verify.budgets.
 GRAPH_LIMITS = {"fp32": 1e-4, "fp16": 8e-3, "bf16": 6e-2}
 _ROUNDS = 10
 _STEPS, _QUICK_STEPS = 20, 3
@@ -216,16 +216,16 @@ def _verify_and_time(
     record.at_least(f"{subject}, {variant}, {precision}", name, found, PICTURE_LIMITS[precision])
     guided = seeded_inputs("unet", bundle.manifest, 1)
     most = 2 if record.request.quick else _ROUNDS
-    for what, work in (
-        (
-            f"a guided step, preset {preset}",
-            {name: partial(p.backend.run, "unet", guided) for name, p in pipelines.items()},
-        ),
-        (
-            subject,
-            {name: partial(p.inpaint, picture, scene.mask, scene.options) for name, p in pipelines.items()},
-        ),
-    ):
+    works: dict[str, dict[str, Callable[[], object]]] = {
+        f"a guided step, preset {preset}": {
+            label: partial(pipeline.backend.run, "unet", guided) for label, pipeline in pipelines.items()
+        },
+        subject: {
+            label: partial(pipeline.inpaint, picture, scene.mask, scene.options)
+            for label, pipeline in pipelines.items()
+        },
+    }
+    for what, work in works.items():
         times = interleaved(work, lambda: None, seconds=seconds / 3, most=most)  # each run ends with its result here
         for label, values in times.items():
             record.timing(what, label, precision, values)

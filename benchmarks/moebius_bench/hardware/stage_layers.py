@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moebius_bench.hardware.network import reduced
-from moebius_bench.hardware.probe import strict_float32
+from moebius_bench.hardware.probe import limit_threads, strict_float32
 from moebius_bench.hardware.recorder import NotRunError, Recorder, need
 from moebius_bench.hardware.timing import TooSlowError, interleaved, synchronizer
 
@@ -38,6 +38,8 @@ _BATCH = 2
 
 def run_triton(record: Recorder) -> None:
     """The Triton kernel on the GPU: outputs and gradients at the released sizes and an odd one, in three types."""
+    if record.request.device != "cuda":
+        raise NotRunError("the kernel runs on CUDA; its tests run it in Triton's interpreter on the CPU")
     need("torch", "triton")
     import torch
 
@@ -76,7 +78,7 @@ def _kernel_inputs(
 def _with_gradients(operator: object, inputs: list[Tensor], gradient: Tensor, size: tuple[int, int]) -> list[Tensor]:
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     output: Tensor = operator(*leaves, size)  # type: ignore[operator]
-    output.backward(gradient)  # type: ignore[no-untyped-call]
+    output.backward(gradient)
     return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
@@ -89,6 +91,7 @@ def run_layers(record: Recorder) -> None:
     need("torch")
     import torch
 
+    limit_threads(record, torch)
     strict_float32(torch)
     reduced(record, lambda name: _layers(record, name))
 

@@ -32,9 +32,10 @@ STEP_LIMITS = {"fp32": 1e-4, "fp16": 1.3e-2, "bf16": 1e-1}
 # moebius_export.verify.budgets; bf16: 3 bits are 18 dB below fp16.
 PICTURE_LIMITS = {"fp32": 60.0, "fp16": 38.0, "bf16": 20.0}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_STAGE_GRAPHS: dict[str, GraphName] = {"step": "unet", "encode": "vae_encoder", "decode": "vae_decoder"}
 _STEP_ROUNDS, _PICTURE_ROUNDS = 50, 10
 _STEP_SHARE = 0.4  # of the time that is left once the variants are warm
-_STEPS, _QUICK_STEPS = 20, 3
+_STEPS, _QUICK_STEPS = 20, 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _measure(record: Recorder, preset_name: str, precision: str) -> None:
     with_vae = _has_vae(record)
     networks = build_networks(preset_name, autoencoder=with_vae)
     inputs = seeded_inputs("unet", networks.bundle.manifest, 1)
-    expected = _on_cpu(networks, inputs)
+    expected = _on_cpu(networks, inputs, record.threads)
     macs = _macs(networks)
     backends: dict[str, TorchBackend] = {}
     baseline_broken = False
@@ -97,9 +98,9 @@ def _measure(record: Recorder, preset_name: str, precision: str) -> None:
             record.check(f"{variant.name}, {precision}, preset {preset_name}", "runs", passed=False, detail=text)
             baseline_broken |= variant.name == BASELINE
             continue
-        error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+        distance = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
         subject = f"a guided step, {variant.name}, {precision}, preset {preset_name}"
-        if record.at_most(subject, "relative error", error, STEP_LIMITS[precision]) or variant.name == BASELINE:
+        if record.at_most(subject, "relative error", distance, STEP_LIMITS[precision]) or variant.name == BASELINE:
             backends[variant.name] = backend
     if baseline_broken:
         return
@@ -127,11 +128,11 @@ def _has_vae(record: Recorder) -> bool:
     return True
 
 
-def _on_cpu(networks: Networks, inputs: dict[str, np.ndarray]) -> np.ndarray:
+def _on_cpu(networks: Networks, inputs: dict[str, np.ndarray], threads: int | None) -> np.ndarray:
     """The reference: eager PyTorch as written, float32, on the CPU."""
     from moebius_export.torch_runtime import TorchBackend
 
-    backend = TorchBackend(networks.bundle, device="cpu", modules=networks.modules)
+    backend = TorchBackend(networks.bundle, threads=threads, device="cpu", modules=networks.modules)
     return backend.run("unet", inputs)
 
 
@@ -140,6 +141,7 @@ def _backend(record: Recorder, networks: Networks, variant: _Variant, precision:
 
     return TorchBackend(
         networks.bundle,
+        threads=record.threads,
         device=record.request.device,
         form=variant.form,
         modules=networks.copies(),
@@ -174,11 +176,15 @@ def _time(
     most: int,
     cost: tuple[int, int] | None,
 ) -> None:
-    """Times the variants in rounds and records seconds, shares of the bound and ratios to the baseline."""
+    """Times the variants in rounds and records seconds, shares of the bound and ratios to the baseline.
+
+    Every variant must have run once: captures and autotuning are not to be timed.
+    """
     import torch
 
     device = record.request.device
-    times = interleaved(work, synchronizer(torch, device), seconds=seconds, most=2 if record.request.quick else most)
+    rounds = 1 if record.request.quick else most
+    times = interleaved(work, synchronizer(torch, device), seconds=seconds, most=rounds, warm_up=False)
     bound = None if cost is None else record.bound(*cost, precision)
     for name, values in times.items():
         record.timing(subject, name, precision, values, bound, _memory(torch, device, work[name]))
@@ -230,14 +236,9 @@ def _pictures(
             )
     runs = {stage: len(seconds) for stage, seconds in results[BASELINE].seconds.items()}
     record.fact(f"runs of a picture, {precision}", ", ".join(f"{stage} {count}" for stage, count in runs.items()))
-    total = sum(
-        runs.get(stage, 0) * macs[graph]
-        for stage, graph in (("step", "unet"), ("encode", "vae_encoder"), ("decode", "vae_decoder"))
-        if isinstance(macs.get(graph), int)  # type: ignore[call-overload]
-    )
+    total = sum(runs.get(stage, 0) * macs[graph] for stage, graph in _STAGE_GRAPHS.items())
     moved = sum(
-        runs.get(stage, 0) * _weight_bytes(networks, graph, precision)
-        for stage, graph in (("step", "unet"), ("encode", "vae_encoder"), ("decode", "vae_decoder"))
+        runs.get(stage, 0) * _weight_bytes(networks, graph, precision) for stage, graph in _STAGE_GRAPHS.items()
     )
     work = {name: partial(pipeline.inpaint, picture, scene.mask, scene.options) for name, pipeline in pipelines.items()}
     # fp16 keeps the autoencoder in float32, so one rate for the whole picture would be wrong: no bound.
@@ -245,5 +246,5 @@ def _pictures(
     _time(record, subject, precision, work, max(record.left - 3, 0), _PICTURE_ROUNDS, cost)
 
 
-def _weight_bytes(networks: Networks, graph: str, precision: str) -> int:
-    return sum(p.numel() for p in networks.modules[graph].parameters()) * _BYTES[precision]  # type: ignore[index]
+def _weight_bytes(networks: Networks, graph: GraphName, precision: str) -> int:
+    return sum(p.numel() for p in networks.modules[graph].parameters()) * _BYTES[precision]
