@@ -29,8 +29,8 @@ BASELINE = "eager, as written"
 # fp16: twice the 6.3e-3 that everything in fp16 costs at full size (emulated); bf16 keeps 3 bits less, 8 times that.
 STEP_LIMITS = {"fp32": 1e-4, "fp16": 1.3e-2, "bf16": 1e-1}
 # The masked region of a picture against the baseline's of the same precision, PSNR in dB. fp32 and fp16: the limits of
-# moebius_export.verify.budgets; bf16: 3 bits are 18 dB below fp16.
-PICTURE_LIMITS = {"fp32": 60.0, "fp16": 38.0, "bf16": 20.0}
+# moebius_export.verify.budgets. Two steps of the tiny preset gave 88, 57 and 41 dB; drift grows with the steps.
+PICTURE_LIMITS = {"fp32": 60.0, "fp16": 38.0, "bf16": 25.0}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _STAGE_GRAPHS: dict[str, GraphName] = {"step": "unet", "encode": "vae_encoder", "decode": "vae_decoder"}
 _STEP_ROUNDS, _PICTURE_ROUNDS = 50, 10

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 _BATCHES = {"full": 8, "small": 16, "tiny": 2}
 _ROUNDS = 10
 # The same batch and draws in float32, as written against the fast form: the loss, and all gradients as one vector.
-# Batch norms in training mode multiply the rounding, and the balance weights hold ratios of norms squared.
-LOSS_LIMIT, GRADIENT_LIMIT = 1e-3, 2e-2
+# 1e-6 and 2.4e-6 with the tiny preset on a CPU. A GPU's backward convolutions add in an order that changes from run to
+# run, and the balance weights hold ratios of norms squared.
+LOSS_LIMIT, GRADIENT_LIMIT = 1e-4, 2e-3
 
 
 def run(record: Recorder) -> None:
