@@ -278,6 +278,8 @@ class CapturedModule:
             with self._cuda.graph(graph):
                 output = self._module(*fixed)
         except RuntimeError as error:
+            if isinstance(error, getattr(self._cuda, "OutOfMemoryError", ())):
+                raise  # a smaller network may be captured
             raise RuntimeUnavailableError(
                 f"runtime 'torch': {self._name} cannot be captured as a CUDA graph ({' '.join(str(error).split())}). "
                 f"Set {SWITCH}=off to launch its kernels one by one, which is slower."

@@ -233,6 +233,20 @@ def test_a_graph_that_cannot_be_captured_is_refused():
     assert "replay" not in cuda.events
 
 
+def test_too_little_memory_for_a_capture_stays_what_it_is():
+    class Full(FakeCuda):
+        OutOfMemoryError = torch.OutOfMemoryError
+
+        @contextmanager
+        def graph(self, graph):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+            yield
+
+    cuda = Full()
+    with pytest.raises(torch.OutOfMemoryError):
+        CapturedModule(Sum(cuda), cuda)(torch.ones(2), torch.ones(2))
+
+
 class _Gpu:
     type = "cuda"
 

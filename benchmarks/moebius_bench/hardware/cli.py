@@ -25,7 +25,7 @@ def prove(
     out: Annotated[
         Path | None, typer.Option(help="Folder of NAME.json and NAME.md; default: docs/hardware of the checkout.")
     ] = None,
-    budget: Annotated[float, typer.Option(min=1, help="Seconds for all stages together.")] = 480,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds for all stages together.")] = 460,
     profile: Annotated[str, typer.Option(help="Which stages: gpu.")] = "gpu",
     stages: Annotated[str | None, typer.Option(help="Only these stages of the profile, with commas.")] = None,
     preset: Annotated[

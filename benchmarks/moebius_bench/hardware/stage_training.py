@@ -105,7 +105,7 @@ class _Step:
         loss.backward()
         parts = [p.grad.detach().double().flatten().cpu() for p in self.task.module.parameters() if p.grad is not None]
         self.optimizer.zero_grad()
-        return float(loss), torch.cat(parts)
+        return float(loss.detach()), torch.cat(parts)
 
 
 def _measure(record: Recorder, preset_name: str) -> None:
@@ -143,7 +143,7 @@ def _measure(record: Recorder, preset_name: str) -> None:
             record.timing(subject, form, precision, values)
         for form in sound[1:]:
             record.speedup(subject, precision, "reference", form, (times["reference"], times[form]))
-    last = float(step.loss(sound[-1], "fp32"))
+    last = float(step.loss(sound[-1], "fp32").detach())
     record.check(subject, "the loss is finite after the timed steps", math.isfinite(last), f"{last:.4g}")
 
 

@@ -35,12 +35,12 @@ def interleaved(
     """
     began = time.monotonic()
     names, found = list(work), {name: list[float]() for name in work}
-    longest = 0.0
+    longest = last = 0.0
     for number in range(most + warm_up):
         counted = number - warm_up + 1
         if number and time.monotonic() - began + longest > seconds:
             if counted < 2:
-                raise TooSlowError(f"a round takes {longest:.1f} s and {seconds:.0f} s are there in all")
+                raise TooSlowError(f"a round takes {last:.1f} s and {seconds:.0f} s are there in all")
             break
         round_began = time.monotonic()
         for name in names if number % 2 else reversed(names):
@@ -50,6 +50,7 @@ def interleaved(
             wait()
             if counted > 0:
                 found[name].append(time.perf_counter() - started)
+        last = time.monotonic() - round_began
         if counted > 0:  # the first may hold captures and autotuning
-            longest = max(longest, time.monotonic() - round_began)
+            longest = max(longest, last)
     return found
