@@ -280,6 +280,21 @@ def test_training_steps_agree_and_are_timed(recorder, monkeypatch):
     assert {row.variant for row in record.output.timings} == {"reference"}
 
 
+def test_training_without_a_teacher(recorder, monkeypatch):
+    """diffusers, which holds the teacher, is not installed."""
+    from importlib import util
+
+    from moebius_bench.hardware import stage_training
+
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "diffusers" else find(name))
+    record = recorder("training")
+    step, subject = stage_training._build(record, "tiny", 2)
+    assert subject == "training step without a teacher, batch 2, preset tiny"
+    assert "diffusers" in record.output.notes[0]
+    step.step("fast", "fp32")
+
+
 # The limits of the Triton kernel's gradients are those of the fast form, which has them: here on a CPU.
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_gradient_limits(precision):

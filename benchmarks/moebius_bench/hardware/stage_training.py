@@ -139,8 +139,8 @@ def _measure(record: Recorder, preset_name: str) -> None:
             seconds=(record.left - 3) / (len(precisions) - number),
             most=2 if record.request.quick else _ROUNDS,
         )
-        for form, values in times.items():
-            record.timing(subject, form, precision, values)
+        for label, values in times.items():
+            record.timing(subject, label, precision, values)
         for form in sound[1:]:
             record.speedup(subject, precision, "reference", form, (times["reference"], times[form]))
     last = float(step.loss(sound[-1], "fp32").detach())
