@@ -369,9 +369,9 @@ def test_what_is_missing_is_named(recorder, monkeypatch):
 def test_a_command_that_fails_says_why(tmp_path):
     with pytest.raises(RuntimeUnavailableError, match=r"moebius-export trt ended with exit code 2: .*expected one of"):
         stage_engines.export_command(["trt", "nowhere", "--fp16", "--backend", "tensorrt-xl"], 100)
+    # Importing PyTorch and exporting take seconds on any machine.
+    sources = ["--preset", "tiny", "--weights", "stand-in", "--vae", "stand-in"]
     with pytest.raises(RuntimeUnavailableError, match="moebius-export onnx took longer than 1 s"):
-        # Importing PyTorch and exporting take seconds on any machine.
-        sources = ["--preset", "tiny", "--weights", "stand-in", "--vae", "stand-in"]
         stage_engines.export_command(["onnx", *sources, "--out", str(tmp_path / "bundle")], 1)
 
 
