@@ -77,19 +77,13 @@ class _Step:
         """The loss of the batch, with the same draws of noise and timesteps every time."""
         import torch
 
-        from moebius.distill.tasks import Surroundings
+        from moebius.distill.context import TrainContext
         from moebius.lambda_layers import set_lambda_form
 
-        def autocast() -> Any:
-            return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-        def module(*inputs: Any) -> Any:
-            with autocast():
-                return self.task.module(*inputs)
-
         set_lambda_form(self.task.network, form)
-        around = Surroundings(self.device, torch.Generator().manual_seed(6), autocast=autocast)
-        return self.task.outcome(module, self.batch, around).total  # type: ignore[arg-type]
+        context = TrainContext(self.device, torch.Generator().manual_seed(6))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return self.task.outcome(self.task.module, self.batch, context).total
 
     def step(self, form: LambdaForm, precision: str) -> None:
         """Forward, backward, optimizer."""
