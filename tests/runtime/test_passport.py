@@ -76,7 +76,7 @@ def load(folder, version=VERSION, device=ORIN) -> bytes:
     passport = passports.read_passport(folder)
     passports.check_bundle(folder, passport, read_manifest(folder.parent.parent))
     passports.check_device(folder, passport, version, device)
-    return passports.checked_engine(folder, passport, "vae_decoder")
+    return bytes(passports.checked_engine(folder, passport, "vae_decoder").view)
 
 
 def refusal(folder, **more) -> str:
