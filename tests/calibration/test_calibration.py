@@ -68,9 +68,10 @@ def test_statistics_are_those_of_the_values(tiny_bundle):
     assert 1000 < sample.size <= observe.SAMPLE < exact[source].size
     assert np.isin(sample, exact[source]).all()
     assert sample.std() == pytest.approx(exact[source].std(), rel=0.05)
-    largest, mean = found[f"channels:{value}"]
+    lows, highs, mean = found[f"channels:{value}"]
     others = tuple(axis for axis in range(exact[value].ndim) if axis != product.activations[0].axis)
-    assert np.allclose(largest, np.abs(exact[value]).max(axis=others))
+    assert np.array_equal(lows, exact[value].min(axis=others))
+    assert np.array_equal(highs, exact[value].max(axis=others))
     assert np.allclose(mean, exact[value].mean(axis=others), atol=1e-4)
 
 
@@ -131,7 +132,8 @@ def test_a_stopped_calibration_goes_on(tiny_bundle, tmp_path, monkeypatch):
         assert other.steps == one.steps
         assert (other.histogram.counts == one.histogram.counts).all()
     for name, channels in whole.channels.items():
-        assert np.array_equal(resumed.channels[name].largest, channels.largest)
+        assert np.array_equal(resumed.channels[name].low, channels.low)
+        assert np.array_equal(resumed.channels[name].high, channels.high)
         assert np.allclose(resumed.channels[name].total, channels.total)
     assert len(resumed.inputs) == len(whole.inputs)
     with pytest.raises(ExportError, match="the state of another calibration"):
