@@ -158,7 +158,7 @@ def with_smoothing(
 
 
 def _shrunk(ends: Array, factors: Array) -> float:
-    """The largest of `ends` [channels] after the division by `factors`, over the largest before; 1 where none is > 0."""
+    """The largest of `ends` [channels] after their division by `factors`, over that before; 1 where none is > 0."""
     whole = float(ends.max())
     return float((ends / factors).max()) / whole if whole > 0 else 1.0
 

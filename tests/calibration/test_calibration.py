@@ -25,7 +25,7 @@ from moebius_export.errors import ExportError
 from moebius_export.precision.sessions import session_of
 from moebius_export.scenes import seeded_scene
 from moebius_runtime import kernels
-from moebius_runtime.backends import create_backend
+from moebius_runtime.backends import create_backend, ort_integer
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import InputError
 from moebius_runtime.manifest import read_manifest
@@ -437,11 +437,13 @@ def test_a_machine_without_vnni_is_told_what_to_expect(fused_bundle, monkeypatch
     command = ["int8", fused_bundle, "--target", "ort-cpu", "--data", data, "--pictures", "1"]
     for words, told in (("avx2", True), ("none (not built)", True), ("avx512vnni", False)):
         monkeypatch.setattr(kernels, "in_words", lambda words=words: words)
+        monkeypatch.setattr(ort_integer, "saturates", lambda words=words: words == "avx2")
         code, out, error = invoke(*command)
         assert code != 0
         assert "is of one colour" in str(error)
         said = " ".join(out.split())
-        assert (f"this machine's kernels: {words}. Products of bytes need AVX512-VNNI" in said) is told
+        assert (f"this machine's kernels: {words}. INT8 is fast with AVX512-VNNI only" in said) is told
+        assert ("ONNX Runtime's own INT8 operators" in said) is (words == "avx2")
 
 
 def test_the_next_given_picture_is_held_out(tiny_bundle, tmp_path):
