@@ -216,7 +216,7 @@ def unscaled(outputs, channels):
 
 
 def patches(picture, offsets, places, step):
-    """[h, w, c], 0 outside -> [places h * places w, taps * c]: of each place the pixels at `step` times it + offsets."""
+    """[h, w, c], 0 outside -> [places h * places w, taps * c]: pixels at `step` times each place + offsets."""
     padded = np.pad(picture, ((1, 2), (1, 2), (0, 0)))
     rows = [
         np.concatenate([padded[step * i + dy + 1, step * j + dx + 1] for dy, dx in offsets])
