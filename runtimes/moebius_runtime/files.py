@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import secrets
 import stat
@@ -40,6 +41,47 @@ def sha256_file(path: str | Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class MappedFile:
+    """A plain file mapped into memory, read-only. `view` is its content; it is valid until `close`.
+
+    Mapped pages are clean pages of the system's file cache, which it takes back whenever memory is short. A mapping
+    stays whole when its file is replaced or removed, as `atomic_write` does it; a file that is cut while it is mapped
+    ends the process (SIGBUS), as with any mapped file.
+
+    Raises:
+        OSError: as `open_plain`, or the file is empty, or cannot be mapped.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        with open_plain(path) as stream:
+            if not os.fstat(stream.fileno()).st_size:
+                raise OSError(errno.EINVAL, "it is empty")
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self.view = memoryview(self._map)
+
+    def __enter__(self) -> MappedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def sha256(self) -> str:
+        """Hex SHA-256 of the content."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self.view), _CHUNK):  # in pieces, so that an interrupt ends it
+            digest.update(self.view[start : start + _CHUNK])
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Ends the mapping. Whoever still holds a buffer of it keeps it alive: it then ends with that buffer."""
+        with suppress(BufferError):
+            self.view.release()
+            self._map.close()
 
 
 @contextmanager

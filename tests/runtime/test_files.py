@@ -15,7 +15,7 @@ import pytest
 
 from moebius_runtime import files
 from moebius_runtime.errors import OutputError
-from moebius_runtime.files import atomic_write, check_writable, open_plain, sha256_file
+from moebius_runtime.files import MappedFile, atomic_write, check_writable, open_plain, sha256_file
 
 RUNTIMES = Path(__file__).parents[2] / "runtimes"
 
@@ -199,3 +199,33 @@ def test_sha256(tmp_path):
         data = bytes(range(256)) * (size // 256 + 1)
         (tmp_path / "file").write_bytes(data[:size])
         assert sha256_file(tmp_path / "file") == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_a_mapped_file(tmp_path):
+    content = os.urandom((2 << 20) + 3)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with MappedFile(path) as mapped:
+        path.unlink()  # or replaced: the mapping stays whole
+        assert len(mapped) == len(content)
+        assert mapped.view == content
+        assert mapped.view.readonly
+        assert mapped.sha256() == hashlib.sha256(content).hexdigest()
+    with pytest.raises(ValueError, match="released"):
+        len(mapped)
+    mapped.close()
+
+
+def test_a_mapping_lives_as_long_as_a_buffer_of_it(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    mapped = MappedFile(tmp_path / "file")
+    held = memoryview(mapped.view)
+    mapped.close()
+    assert held == b"content"
+
+
+@pytest.mark.parametrize(("make", "words"), [(Path.touch, "it is empty"), (Path.mkdir, "it is a folder")])
+def test_what_cannot_be_mapped(tmp_path, make, words):
+    make(tmp_path / "it")
+    with pytest.raises(OSError, match=words):
+        MappedFile(tmp_path / "it")
