@@ -150,6 +150,10 @@ class OrtBackend(Backend):
         asked = [self._precision] if self._precision else []
         return self.bundle.precision_of(graph, (*asked, *self.preferred))
 
+    def arguments(self) -> dict[str, Any]:
+        """See `Backend`."""
+        return {"threads": self.threads, "precision": self._precision}
+
     def verify(self, graph: GraphName) -> None:
         """See `Backend`."""
         self.bundle.model_file(graph, self.precision(graph))
