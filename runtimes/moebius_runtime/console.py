@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from moebius_runtime.errors import InputError
 
 
 class StdoutLostError(Exception):
@@ -57,6 +59,44 @@ class _Console(Console):
     @file.setter
     def file(self, new_file: IO[str]) -> None:
         self._file = new_file
+
+
+_MAX_STDIN = 1 << 30
+
+
+def read_stdin() -> bytes:
+    """All of standard input, for a picture that is given as `-`.
+
+    Raises:
+        InputError: it is a terminal or closed, cannot be read, or holds over 1 GiB.
+    """
+    stream = sys.stdin
+    if stream is None or stream.isatty():
+        raise InputError("standard input is a terminal or closed; expected a picture, as in `COMMAND - < PICTURE`")
+    try:
+        data = stream.buffer.read(_MAX_STDIN + 1)
+    except OSError as error:
+        raise InputError(f"cannot read standard input: {error.strerror}; expected a picture") from error
+    if len(data) > _MAX_STDIN:
+        raise InputError(f"standard input holds over {_MAX_STDIN >> 30} GiB; expected one picture")
+    return data
+
+
+def binary_stdout() -> BinaryIO:
+    """Standard output for a picture's bytes; `InputError` where it is a terminal or closed."""
+    if sys.stdout is None or sys.stdout.isatty():
+        raise InputError("standard output is a terminal or closed, which takes no picture; redirect it, or name a file")
+    return sys.stdout.buffer
+
+
+def write_binary(stream: BinaryIO, data: bytes) -> None:
+    """Writes a picture's bytes to standard output; `StdoutLostError` where it does not take all of them."""
+    try:
+        stream.write(data)
+        stream.flush()
+    except OSError as error:
+        discard(1)
+        raise StdoutLostError(error) from error
 
 
 def discard(descriptor: int) -> None:

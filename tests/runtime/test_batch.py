@@ -78,7 +78,7 @@ def test_refusals(tmp_path):
     assert f"no mask in {empty}" in refusal(images, empty, out)
     assert "is a file and" in refusal(images, mask, mask)
     touch(images, "a.png")
-    assert "a.jpg and a.png have one stem" in refusal(images, mask, out)
+    assert "a.jpg and a.png have one stem" in refusal(images, masks, out)
 
 
 def test_many_missing_masks_are_counted(tmp_path):
@@ -124,7 +124,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     assert f"cannot read {images}: Permission denied" in refusal(images, mask, tmp_path / "out")
 
 
