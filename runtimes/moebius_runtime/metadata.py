@@ -292,6 +292,13 @@ def jpeg_options(metadata: Metadata) -> dict[str, Any]:
     return options
 
 
+def jpeg_with_aspect(data: bytes, aspect: tuple[int, int]) -> bytes:
+    """A JPEG file whose JFIF header has a pixel's aspect in place of a resolution (JFIF 1.02, page 5)."""
+    if data[6:11] != b"JFIF\0":
+        return data
+    return data[:13] + struct.pack(">BHH", 0, *aspect) + data[18:]
+
+
 def tiff_tags(metadata: Metadata) -> dict[int, Any]:
     """Tags of a TIFF's first directory, {number: value}; bytes are of type BYTE, or UNDEFINED for IPTC."""
     tags: dict[int, Any] = {}

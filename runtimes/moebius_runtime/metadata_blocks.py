@@ -108,7 +108,7 @@ def _prefixes(packet: bytes, namespace: bytes, usual: bytes) -> set[bytes]:
 def _without_element(packet: bytes, name: bytes) -> bytes:
     """The packet without elements of this (escaped) name, found in time linear in its length."""
     parts, place = [], 0
-    opening, closing = re.compile(b"<" + name + rb"(?=[\s/>])[^>]*>"), re.compile(b"</" + name + rb"\s*>")
+    opening, closing = re.compile(b"<" + name + rb"(?=[\s/>])[^<>]*>"), re.compile(b"</" + name + rb"\s*>")
     while found := opening.search(packet, place):
         end = found if found[0].endswith(b"/>") else closing.search(packet, found.end())
         if end is None:

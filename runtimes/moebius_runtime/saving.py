@@ -105,7 +105,9 @@ def picture_bytes(picture: Picture, path: str | Path, quality: int = 95) -> tupl
             picture = replace(picture, exif=None)
             lost.append(f"the EXIF block (damaged: {type(error).__name__})")
             tags = _tiff_tags(picture)
-    elif name in ("WEBP", "AVIF") and kept.dpi:
+    elif name == "JPEG" and picture.mode == "CMYK" and kept.aspect:  # which has no JFIF header
+        lost.append("pixel aspect ratio")
+    elif kept.dpi and (name in ("WEBP", "AVIF") or (name == "JPEG" and picture.mode == "CMYK")):  # no field of its own
         if not picture.exif:
             picture = replace(picture, exif=_resolution_exif(kept.dpi))
         elif ExifTags.Base.XResolution not in _loaded(picture.exif):
@@ -142,7 +144,10 @@ def _encode(picture: Picture, name: str, quality: int, tags: Mapping[int, Any]) 
     buffer = io.BytesIO()
     bare = replace(picture, exif=None, metadata=blocks.Metadata())
     bare.to_image().save(buffer, name, icc_profile=picture.icc_profile, **options)
-    return _with_head(buffer.getvalue(), kept) if name == "PNG" else buffer.getvalue()
+    data = buffer.getvalue()
+    if name == "JPEG" and kept.aspect and not kept.dpi:
+        return blocks.jpeg_with_aspect(data, kept.aspect)
+    return _with_head(data, kept) if name == "PNG" else data
 
 
 def _with_head(data: bytes, kept: blocks.Metadata) -> bytes:
