@@ -41,8 +41,8 @@ def whole_jpeg(stream: BinaryIO) -> tuple[BinaryIO, str] | None:
         missing = band.shape[0] * (width - column) + width * max(0, height - first - _UNIT)
     share = missing / (height * width)
     if share > _MOST_MISSING or _lacks_scans(data):
-        what = f"{share:.0%} of the picture" if share > _MOST_MISSING else "its last passes"
-        raise InputError(f"the file is truncated: {what} is missing. Get it again, whole.")
+        what = f"{share:.0%} of the picture is" if share > _MOST_MISSING else "its last passes are"
+        raise InputError(f"the file is truncated: {what} missing. Get it again, whole.")
     note = "the file lacks its last bytes"
     note += (
         f"; {max(share, 0.0001):.2%} of the picture, at its end, is flat colour" if missing else ", no pixel is missing"
