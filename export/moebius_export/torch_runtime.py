@@ -106,6 +106,7 @@ class TorchBackend(Backend):
         from moebius_runtime.backends.ort import physical_cores
 
         super().__init__(bundle, threads=physical_cores() if threads is None else threads)
+        self._arguments = {"threads": self.threads, "weights": weights, "vae": vae, "device": device, "form": form}
         self._torch = import_torch()
         self._torch.set_num_threads(self.threads)
         self._device = _device(self._torch, device)
@@ -114,7 +115,12 @@ class TorchBackend(Backend):
         self._captures = _captures(cuda_graphs, self._device)
         model = bundle.manifest.model
         self._sources = {"unet": weights or origin(model.unet), "vae": vae or origin(model.vae)}
+        self._given = bool(modules)
         self._modules: dict[GraphName, Any] = dict(modules or {})
+
+    def arguments(self) -> dict[str, Any]:
+        """See `Backend`. With modules that its caller made it cannot be pickled."""
+        return super().arguments() if self._given else dict(self._arguments)
 
     def verify(self, graph: GraphName) -> None:
         """Nothing of the bundle's files is used."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from rich.progress import (
@@ -24,6 +25,7 @@ from moebius_runtime.errors import InputError, MoebiusError, OutputError
 
 if TYPE_CHECKING:
     from moebius_runtime.batch import Job
+    from moebius_runtime.pictures import Picture
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
@@ -73,6 +75,15 @@ class PrecisionName(str, Enum):
 
 
 @dataclass(frozen=True)
+class _Piped:
+    """What stands for `-`: the bytes of standard input, the stream of standard output and the format to write there."""
+
+    given: dict[Path, bytes]
+    out: BinaryIO | None
+    format: str | None
+
+
+@dataclass(frozen=True)
 class _Files:
     """How pictures and masks are read and written."""
 
@@ -80,13 +91,16 @@ class _Files:
     quality: int
     overwrite: bool
     keep_going: bool
+    piped: _Piped
 
 
 @app.command()
 def inpaint(
-    image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
-    mask: Annotated[Path, typer.Option(help="Its mask, white = fill; for a folder: one mask, or a folder of masks.")],
-    out: Annotated[Path, typer.Option(help="The result; for a folder of pictures, a folder.")],
+    image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures; - for standard input.")],
+    mask: Annotated[
+        Path, typer.Option(help="Its mask, white = fill; for a folder: one mask, or a folder of masks; - as above.")
+    ],
+    out: Annotated[Path, typer.Option(help="The result; for a folder of pictures, a folder; - for standard output.")],
     bundle: Annotated[Path, typer.Option(help="What `moebius-export onnx` wrote.")] = DEFAULT_BUNDLE,
     runtime: Annotated[
         str,
@@ -142,12 +156,22 @@ def inpaint(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing results; else they are skipped.")
     ] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Enter the sub-folders of a folder of pictures.")
+    ] = False,
+    format: Annotated[
+        str | None, typer.Option(help="Of --out -: png, jpg, webp, tif or avif. Default: the picture's own, or png.")
+    ] = None,
 ) -> None:
     """Fills the masked part of a picture of any size, on this device, without PyTorch."""
-    from moebius_runtime.batch import plan_jobs
+    from moebius_runtime.batch import STREAM, plan
     from moebius_runtime.pipeline import InpaintPipeline, make_options
 
-    jobs = plan_jobs(image, mask, out, strips=save_comparison)
+    planned = plan(image, mask, out, strips=save_comparison, recursive=recursive)
+    if format is not None and out != STREAM:
+        raise InputError("--format is for --out -; the suffix of a file names its format")
+    given = {STREAM: console.read_stdin()} if STREAM in (image, mask) else {}
+    piped = _Piped(given, console.binary_stdout() if out == STREAM else None, format)
     options = make_options(
         steps=steps,
         guidance_scale=guidance_scale,
@@ -161,7 +185,7 @@ def inpaint(
         compensate_colour=compensate_colour,
     )
     masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
-    files = _Files(masking, quality, overwrite, keep_going=image.is_dir())
+    files = _Files(masking, quality, overwrite, keep_going=image.is_dir(), piped=piped)
     pipeline = InpaintPipeline.from_bundle(
         bundle,
         runtime,
@@ -176,16 +200,20 @@ def inpaint(
     if pipeline.manifest.stand_in:
         console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")
     if image.is_dir():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
-    raise typer.Exit(_run_all(jobs, pipeline, options, files))
+        for place in dict.fromkeys([out, *(job.out.parent for job in planned.jobs)]):
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot make the folder {place}: {error.strerror}; choose another --out") from error
+    if planned.note:
+        console.warn(planned.note)
+    raise typer.Exit(_run_all(planned.jobs, out, pipeline, options, files))
 
 
-def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions, files: _Files) -> int:
+def _run_all(jobs: list[Job], out: Path, pipeline: InpaintPipeline, options: InpaintOptions, files: _Files) -> int:
     """Every job in turn. In a folder, what is wrong with one picture is reported and the rest goes on."""
-    done, skipped, failed = 0, 0, 0
+    done, failed = 0, 0
+    kept: list[Path] = []
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -197,10 +225,8 @@ def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions
     )
     with Progress(*columns, console=console.err) as bars:
         for job in jobs:
-            kept = None if files.overwrite else next((path for path in job.written if path.exists()), None)
-            if kept:
-                console.warn(f"{kept} exists and is kept; --overwrite replaces it")
-                skipped += 1
+            if there := [] if files.overwrite else [path for path in job.written if os.path.lexists(path)]:
+                kept.append(there[0])
                 continue
             task = bars.add_task(console.one_line(job.image.name), total=None)
             try:
@@ -220,11 +246,20 @@ def _run_all(jobs: list[Job], pipeline: InpaintPipeline, options: InpaintOptions
             else:
                 done += 1
     summary = f"{done} picture{'s' * (done != 1)} filled"
-    summary += f", {skipped} skipped" * bool(skipped) + f", {failed} failed" * bool(failed)
-    where = jobs[0].out.parent if files.keep_going else jobs[0].out
+    summary += f", {len(kept)} skipped" * bool(kept) + f", {failed} failed" * bool(failed)
+    where = out if files.keep_going else jobs[0].out
     kernels = pipeline.backend.describe().get("kernels")
     took = f"{time.perf_counter() - started:.1f} s" + (f", kernels: {kernels}" if kernels else "")
-    console.out.print(console.one_line(f"{summary} in {took}: {where}"))
+    if files.piped.out is None:
+        console.out.print(console.one_line(f"{summary} in {took}: {where}"))
+    if kept:  # the last line: nothing was done for these
+        listed = ", ".join(map(str, kept[:5])) + (f" and {len(kept) - 5} more" if len(kept) > 5 else "")
+        words = (
+            "exists and is kept; --overwrite replaces it"
+            if len(kept) == 1
+            else "exist and are kept; --overwrite replaces them"
+        )
+        console.warn(f"{listed} {words}")
     return 1 if failed else 0
 
 
@@ -232,20 +267,37 @@ def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files
     from moebius_runtime.comparison import save_comparison
     from moebius_runtime.files import check_writable
     from moebius_runtime.masks import load_mask
-    from moebius_runtime.pictures import check_can_save, load_picture, save_picture
+    from moebius_runtime.pictures import NamedBytes, check_can_save, load_picture, picture_bytes, save_picture
+
+    def source(path: Path) -> Path | NamedBytes:
+        return NamedBytes("standard input", files.piped.given[path]) if path in files.piped.given else path
 
     with console.quiet_libraries():
-        picture = load_picture(job.image)
-        check_can_save(picture, job.out)
+        picture = load_picture(source(job.image))
+        target = job.out if files.piped.out is None else _stdout_name(picture, files.piped.format)
+        check_can_save(picture, target)
         for path in job.written:
-            check_writable(path)
-        area = load_mask(job.mask, picture.shape, **files.mask)
+            check_writable(path, follow_links=True)
+        area = load_mask(source(job.mask), picture.shape, **files.mask)
     result = pipeline.inpaint(picture, area, options, on_step)
-    notes = [*picture.notes, *result.notes, *save_picture(result.picture, job.out, files.quality)]
+    if files.piped.out is None:
+        lost = save_picture(result.picture, job.out, files.quality)
+    else:
+        data, lost = picture_bytes(result.picture, target, files.quality)
+        console.write_binary(files.piped.out, data)
+    notes = [*picture.notes, *result.notes, *lost]
     if job.strip:
         save_comparison(picture, area, result.picture, job.strip)
     for note in notes:
-        console.warn(f"{job.image.name}: {note}")
+        console.warn(f"{job.image.name if job.image not in files.piped.given else 'standard input'}: {note}")
+
+
+def _stdout_name(picture: Picture, format: str | None) -> Path:
+    """A name whose suffix is the format for standard output: the one asked for, else the picture's own, else PNG."""
+    from moebius_runtime.saving import OUTPUT_FORMATS
+
+    own = next((suffix for suffix, name in OUTPUT_FORMATS.items() if name == picture.format), ".png")
+    return Path("standard output" + (own if format is None else f".{format.lower().lstrip('.')}"))
 
 
 def _read_noise(path: Path) -> Any:

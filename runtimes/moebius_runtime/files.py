@@ -8,6 +8,7 @@ import mmap
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,18 +86,49 @@ class MappedFile:
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary stream whose content appears at `path` when the block ends well, and nowhere when it does not.
+def native_path(path: Path) -> Iterator[str]:
+    """A name of `path` that is valid UTF-8, for libraries that take no other; it holds inside the block.
 
-    The bytes go to a temporary file of the same folder, are flushed to the disk and renamed onto `path`.
+    A path that is UTF-8 is returned unchanged. Of another one, Linux names the folder by its descriptor.
 
     Raises:
-        OutputError: the folder is missing or not writable, `path` is a folder, or the disk is full.
+        OSError: the path is not UTF-8 and this system has no other name for it.
     """
-    target = Path(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        if not Path(f"/proc/self/fd/{folder}").exists():
+            raise OSError(errno.EILSEQ, "its path is not UTF-8; rename the folder")
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, follow_links: bool = False) -> Iterator[BinaryIO]:
+    """A binary stream whose content appears at `path` when the block ends well, and nowhere when it does not.
+
+    The bytes go to a temporary file of the same folder, are flushed to the disk and renamed onto `path`. A file that
+    is replaced keeps its permissions and, where that is allowed, its owner and group.
+
+    Args:
+        path: the file.
+        follow_links: write the file that a link at `path` leads to; else the link itself is replaced.
+
+    Raises:
+        OutputError: the folder is missing or not writable, `path` is a folder or not a plain file, or the disk is full.
+    """
+    target = _target(Path(path), follow_links)
     temporary, stream = _temporary(target)
     try:
         with stream:
+            _take_over_permissions(stream, target)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -111,18 +143,55 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def check_writable(path: str | Path) -> None:
-    """Finds out, before any work is done for it, whether `atomic_write` could begin a file at `path`.
-
-    Raises:
-        OutputError: the folder is missing or not writable, or `path` is a folder.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: it is a folder. Choose the name of a file.")
+def check_writable(path: str | Path, *, follow_links: bool = False) -> None:
+    """Checks, before any work is done for it, whether `atomic_write` could begin a file at `path`; errors as there."""
+    target = _target(Path(path), follow_links)
     temporary, stream = _temporary(target)
     stream.close()
     temporary.unlink()
+
+
+def _target(path: Path, follow_links: bool) -> Path:
+    """The file to replace, which is a plain one or not there yet."""
+    try:
+        target = Path(os.path.realpath(path)) if follow_links and path.is_symlink() else path
+        if follow_links and target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        mode = os.lstat(target).st_mode
+    except FileNotFoundError:
+        return target
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {reason}. Choose an existing, writable folder.") from error
+    if stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and target.is_dir()):
+        raise OutputError(f"cannot write {path}: it is a folder. Choose the name of a file.")
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise OutputError(f"cannot write {path}: it is a device or a pipe. Choose the name of a file.")
+    return target
+
+
+def _take_over_permissions(stream: BinaryIO, target: Path) -> None:
+    """Gives a new file the owner, group and permissions of the plain file that it will replace, if there is one.
+
+    Where the group cannot be kept, the new group gets no right that others lack: it may hold other people.
+    """
+    if sys.platform == "win32":
+        return
+    with suppress(FileNotFoundError):
+        old = os.lstat(target)
+        if not stat.S_ISREG(old.st_mode):
+            return
+        mode = stat.S_IMODE(old.st_mode) & 0o777
+        new = os.fstat(stream.fileno())
+        if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+            try:
+                os.fchown(stream.fileno(), old.st_uid, old.st_gid)
+            except OSError:
+                with suppress(OSError):
+                    os.fchown(stream.fileno(), -1, old.st_gid)
+        if os.fstat(stream.fileno()).st_gid != old.st_gid:
+            mode &= ~0o070 | (mode & 0o007) << 3
+        os.fchmod(stream.fileno(), mode)
 
 
 def _temporary(target: Path) -> tuple[Path, BinaryIO]:

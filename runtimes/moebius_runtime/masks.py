@@ -10,14 +10,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.pictures import Picture, load_picture
+from moebius_runtime.pictures import NamedBytes, Picture, load_picture
 
 BoolArray = npt.NDArray[np.bool_]
 _HALF = 128  # the lowest grey value whose share of 255 is 0.5 or more
 
 
 def load_mask(
-    path: str | Path,
+    path: str | Path | NamedBytes,
     size: tuple[int, int],
     *,
     invert: bool = False,

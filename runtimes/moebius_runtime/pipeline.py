@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
 from numbers import Real
 from pathlib import Path
@@ -31,6 +33,8 @@ OnStep = Callable[[int, int], None]
 
 Memory = Literal["low", "fast"]
 """Whether the graphs of a picture are held one at a time, or all of them and for the next picture too."""
+
+_seconds: ContextVar[dict[str, list[float]]] = ContextVar("seconds")  # of the `inpaint` call that is running
 
 _FEATHER_RADIUS = 3.0  # pixels of the network's picture
 _CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
@@ -102,8 +106,20 @@ class _Square:
     note: str | None = None
 
 
+@contextmanager
+def _seconds_of_its_own() -> Iterator[None]:
+    """Gives a call of `inpaint` its own seconds, beside calls of other threads and inside another call."""
+    token = _seconds.set({})
+    try:
+        yield
+    finally:
+        _seconds.reset(token)
+
+
 class InpaintPipeline:
     """Fills masked parts of pictures with a bundle.
+
+    Threads can share a pipeline: one at a time runs a graph for its picture. A pickled pipeline opens its bundle again.
 
     All regions of a picture are encoded, then denoised, then decoded; only one whose square overlaps another's waits
     until that one is pasted. With memory `low` a graph is loaded for its turn and released after it, so that no two
@@ -130,7 +146,9 @@ class InpaintPipeline:
                     f"{backend.bundle.path}: graph {name} takes {batch} pictures at once; the pipeline gives it one at "
                     "a time. Export the bundle again with `--batch 1` or `--dynamic-batch`."
                 )
-        self._seconds: dict[str, list[float]] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., InpaintPipeline], tuple[Backend]]:
+        return partial(type(self), memory=self.memory), (self.backend,)
 
     @classmethod
     def from_bundle(
@@ -180,6 +198,7 @@ class InpaintPipeline:
         for graph in ("vae_encoder", self._unet(options), "vae_decoder"):
             self.backend.verify(graph)
 
+    @_seconds_of_its_own()
     def inpaint(
         self, picture: Picture, mask: BoolArray, options: InpaintOptions, on_step: OnStep | None = None
     ) -> InpaintResult:
@@ -211,7 +230,6 @@ class InpaintPipeline:
         noises = self._noises(options)
         size = self.manifest.geometry.image_size
         crops = [regions.whole_crop(picture.shape, size)] if options.fit == "whole" else regions.find_crops(mask, size)
-        self._seconds = {}
         notes: list[str] = []
         result = replace(picture, pixels=picture.pixels.copy())
         done = 0
@@ -229,7 +247,7 @@ class InpaintPipeline:
                 with self._timed("paste"):
                     self._paste(square, result, mask, options)
             done += len(squares)
-        return InpaintResult(result, (*notes, *self.backend.take_notes()), self._seconds)
+        return InpaintResult(result, (*notes, *self.backend.take_notes()), _seconds.get())
 
     def _fill_squares(
         self,
@@ -300,11 +318,12 @@ class InpaintPipeline:
     @contextmanager
     def _turn(self, graph: GraphName) -> Iterator[None]:
         """What runs a graph; after it, whether it went well or not, memory `low` gives the graph's back."""
-        try:
-            yield
-        finally:
-            if self.memory == "low":
-                self.backend.release(graph)
+        with self.backend.lock:
+            try:
+                yield
+            finally:
+                if self.memory == "low":
+                    self.backend.release(graph)
 
     def _denoiser(self, condition: Latents, options: InpaintOptions) -> Callable[[Latents, int], Latents]:
         graph, scale = self._unet(options), self._guidance_scale(options)
@@ -341,7 +360,7 @@ class InpaintPipeline:
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._seconds.setdefault(stage, []).append(time.perf_counter() - started)
+        _seconds.get().setdefault(stage, []).append(time.perf_counter() - started)
 
     def _strength(self, options: InpaintOptions) -> float:
         return self.manifest.defaults.strength if options.strength is None else options.strength

@@ -37,6 +37,7 @@ class TensorRTBackend(Backend):
         trust: bool = False,
     ) -> None:
         super().__init__(bundle, threads=threads)
+        self._arguments = {"precision": precision, "trust": trust}
         if threads is not None:
             raise InputError(f"runtime {self.name!r} runs on the GPU, which takes no number of threads; leave it out")
         graphs_wanted()  # a misspelt switch is told now
@@ -59,6 +60,10 @@ class TensorRTBackend(Backend):
         self._memory = ActivationMemory(self._cuda, self._library)
         # Not `__del__`: this also runs when the interpreter ends, before the modules that it needs are gone.
         self._end = weakref.finalize(self, _close_all, self._loaded, self._stream)
+
+    def arguments(self) -> dict[str, object]:
+        """See `Backend`."""
+        return dict(self._arguments)
 
     def has(self, graph: GraphName) -> bool:
         """See `Backend`."""
