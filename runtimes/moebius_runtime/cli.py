@@ -25,6 +25,7 @@ from moebius_runtime.errors import InputError, MoebiusError, OutputError
 if TYPE_CHECKING:
     from moebius_runtime.batch import Job
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
+    from moebius_runtime.plan import Plan
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 _MAX_NOISE_BYTES = 64 << 20
@@ -118,7 +119,9 @@ def inpaint(
     noise: Annotated[
         Path | None, typer.Option(help="A .npy file with the whole starting noise, float32 [1, 4, S, S].")
     ] = None,
-    fit: Annotated[Fit, typer.Option(help="crop: a square around each region; whole: shrink the picture.")] = Fit.crop,
+    fit: Annotated[
+        Fit, typer.Option(help="crop: squares near the network's size; whole: shrink the picture.")
+    ] = Fit.crop,
     blend: Annotated[
         Blend, typer.Option(help="soft: feathered seam; hard: unmasked pixels stay bit-exact.")
     ] = Blend.soft,
@@ -134,6 +137,9 @@ def inpaint(
     save_comparison: Annotated[
         bool, typer.Option("--save-comparison", help="Also write before | mask | after.")
     ] = False,
+    max_squares: Annotated[
+        int, typer.Option(min=1, help="The most squares that the network fills in one picture; see --fit.")
+    ] = 64,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of a JPEG result.")] = 95,
     keep_loaded: Annotated[
         bool,
@@ -159,6 +165,7 @@ def inpaint(
         blend=blend.value,
         mask_reduce=mask_reduce.value,
         compensate_colour=compensate_colour,
+        max_squares=max_squares,
     )
     masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
     files = _Files(masking, quality, overwrite, keep_going=image.is_dir())
@@ -240,12 +247,35 @@ def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files
         for path in job.written:
             check_writable(path)
         area = load_mask(job.mask, picture.shape, **files.mask)
-    result = pipeline.inpaint(picture, area, options, on_step)
+    forecast = _Forecast(job.image.name, on_step)
+    result = pipeline.inpaint(picture, area, options, forecast.on_step, forecast.on_plan)
     notes = [*picture.notes, *result.notes, *save_picture(result.picture, job.out, files.quality)]
     if job.strip:
         save_comparison(picture, area, result.picture, job.strip)
     for note in notes:
         console.warn(f"{job.image.name}: {note}")
+
+
+class _Forecast:
+    """Reports what a picture of several squares takes: their number at once, the time once a step is measured."""
+
+    def __init__(self, name: str, on_step: Any) -> None:
+        self.name, self.next = name, on_step
+        self.plan: Plan | None = None
+        self.first = 0.0
+
+    def on_plan(self, plan: Plan) -> None:
+        if len(plan.squares) > 1:
+            self.plan = plan
+            console.warn(f"{self.name}: {plan.describe()}")
+
+    def on_step(self, done: int, total: int) -> None:
+        if done == 1:  # it came with loading and encoding; from here to the next is one step
+            self.first = time.perf_counter()
+        elif done == 2 and self.plan:
+            seconds = time.perf_counter() - self.first
+            console.warn(f"{self.name}: {self.plan.estimate(seconds)}, from the time of one step ({seconds:.2f} s)")
+        self.next(done, total)
 
 
 def _read_noise(path: Path) -> Any:
