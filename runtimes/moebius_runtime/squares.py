@@ -15,13 +15,13 @@ unknown to it until another square has filled it. Only the mask decides, never t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from moebius_runtime.cells import IntArray, components, coverage, dilated, eroded, opened, thickness
+from moebius_runtime.cover import Rect, covered
 from moebius_runtime.crop import Crop, largest_side, window
 from moebius_runtime.errors import InputError
 from moebius_runtime.masks import BoolArray
@@ -33,8 +33,6 @@ _COMPACT = 4  # a region at most so many times as long as thick is filled in one
 _SCALES = (1.0, 1.5, 2.0)  # sides of squares for thin parts, in network's sides; the next where there are too many
 _NEARLY = 1.25  # a picture of at most so many network's sides is one square
 _UNKNOWN = 0.6  # a square of which more is unknown waits for the squares around it
-
-Rect = tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +80,7 @@ def find_squares(mask: BoolArray, size: int = 512, limit: int | None = None) -> 
     Squares of thin parts and specks have the side `size`, or up to twice that where there would be more than `limit`.
     A thick region (see the module) of length L and thickness t gets a square of the side L + max(t, size / 4). Every
     square is moved into the picture, and is at most as large as the picture's longer side. It has pixels of the
-    picture on all sides of what it owns, at least 1/8 of its side less a cell, except where the picture ends.
+    picture on all sides of what it owns, at least 1/12 of its side less a cell, except where the picture ends.
 
     The order puts first what has the most known surroundings; `apart` gives what can be filled at the same time.
 
@@ -170,6 +168,11 @@ class _Finder:
             top, left, bottom, right = boxes[number]
             view = (slice(top, bottom), slice(left, right))
             self._thick_region(view, numbers[view] == number, solid[view], thinnest, scale)
+        # What is left over at the end of a long region may be thin. It is given back, to share a square.
+        thin = [square for square in self.found if thickness(square.cells) < thinnest]
+        for square in thin:
+            self.todo[self._rect(square)] |= square.cells
+        self.found = [square for square in self.found if square not in thin]
 
     def _thick_region(self, view: Rect, region: BoolArray, solid: BoolArray, thinnest: int, scale: float) -> None:
         """Takes the thick parts out of a connected region, thickest first. Arrays are of the region's box, [h, w]."""
@@ -191,10 +194,10 @@ class _Finder:
                 seeds = np.zeros_like(self.todo)
                 seeds[view] = dilated(core, reach) & region & todo
                 side, margin = self._tile(across, scale)
-                for rect in _cover(seeds, side, margin):
+                for rect in covered(seeds, side, margin):
                     seeds[rect] = False
                     inner = _clipped(rect, view)
-                    self._own(_shifted(inner, view), region[inner] & todo[inner], across)
+                    self._own(_shifted(inner, view), region[inner] & todo[inner], across, side * self.cell)
 
     def _tile(self, across: int, scale: float) -> tuple[int, int]:
         """Side and margin, in cells, of the squares along a region `across` cells thick.
@@ -202,21 +205,24 @@ class _Finder:
         What a square owns is about twice as long as the region is thick, unless the square would be over twice the
         network's size; the margins are together as wide as the region.
         """
-        thick, base = across * self.cell, self.base
+        thick, base = (across + 2) * self.cell, self.base  # it may fill some of a cell on either side
         own = max(thick, min(max(2 * thick, int(scale * (base - base // _THIN))), 2 * base - thick))
         margin = -(-max(thick, base // _THIN) // 2 // self.cell)
         return -(-own // self.cell) + 2 * margin, margin
 
-    def _own(self, rect: Rect, cells: BoolArray, across: int) -> None:
-        """Adds a square, `across` cells thick, that owns cells of a rectangle of the picture's cells."""
+    def _own(self, rect: Rect, cells: BoolArray, across: int, largest: int | None = None) -> None:
+        """Adds a square that owns cells of a rectangle of the picture's cells, which are `across` cells thick.
+
+        `largest` bounds its side, in pixels: at the picture's edge a square may own more than inside.
+        """
         if not cells.any():
             return
         self.todo[rect] &= ~cells
         piece = self._piece(rect, cells)
         top, left, bottom, right = self._extent(piece)
         long, short = max(bottom - top, right - left), min(bottom - top, right - left)
-        side = long + max(min(across * self.cell, short), self.base // _THIN)
-        self.found.append(self._placed(piece, side))
+        side = long + max(min((across + 2) * self.cell, short), self.base // _THIN)
+        self.found.append(self._placed(piece, side if largest is None else min(side, largest)))
 
     # --- specks and thin parts ------------------------------------------------------------------------------
 
@@ -237,7 +243,7 @@ class _Finder:
                     self.todo[rect] &= ~taken
                     self.found[index] = self._joined(square, self._piece(rect, taken), square.crop)
         pieces = []
-        for rect in _cover(self.todo, cells, margin, numbers, boxes, fits):
+        for rect in covered(self.todo, cells, margin, numbers, boxes, fits):
             taken = self._whole(rect, numbers, boxes, fits)
             self.todo[rect] &= ~taken
             pieces.append(self._piece(rect, taken))
@@ -283,6 +289,10 @@ class _Finder:
         return [piece for piece, kept in zip(pieces, alive.tolist(), strict=True) if kept]
 
     # --- squares from cells ---------------------------------------------------------------------------------
+
+    def _rect(self, piece: Square) -> Rect:
+        first, second = (slice(at, at + n) for at, n in zip(piece.corner, piece.cells.shape, strict=True))
+        return first, second
 
     def _piece(self, rect: Rect, cells: BoolArray) -> Square:
         """A square of those cells, cut to their bounding box; its crop is not placed yet."""
@@ -347,9 +357,7 @@ class _Finder:
                 stale |= near
                 waiting[index] = False
                 order.append(index)
-                square = squares[index]
-                area = tuple(slice(f, f + n) for f, n in zip(square.corner, square.cells.shape, strict=True))
-                unknown[area][square.cells] = 0
+                unknown[self._rect(squares[index])][squares[index].cells] = 0
             for index in np.flatnonzero(stale & waiting).tolist():
                 share[index] = self._share(unknown, low[index], high[index])
         return [squares[index] for index in order]
@@ -375,61 +383,3 @@ def _clipped(rect: Rect, by: Rect) -> Rect:
         for part, outer in zip(rect, by, strict=True)
     )
     return first, second
-
-
-def _cover(
-    seeds: BoolArray,
-    side: int,
-    margin: int,
-    numbers: IntArray | None = None,
-    boxes: IntArray | None = None,
-    fits: BoolArray | None = None,
-) -> Iterator[Rect]:
-    """Rectangles that cover all seeds, greedily: what a square of side x side cells owns inside its margins.
-
-    The first seed in reading order has to be inside, together with its region where that fits; nothing lies above
-    it, so the rectangle starts there. Sideways it takes the place that holds the most seeds. The caller sets the seeds
-    that it takes to False before the next rectangle is made; the first one must be among them.
-
-    Args:
-        seeds: bool [h, w], of the picture's cells.
-        side, margin: in cells. At the picture's edges there is no margin.
-        numbers, boxes: of the seeds' regions, see `components`.
-        fits: bool [n + 1], which regions must not be cut.
-    """
-    height, width = seeds.shape
-    places = np.flatnonzero(seeds)
-    flat = seeds.reshape(-1)  # a view: it follows what the caller sets
-    at = 0
-    while True:
-        while at < len(places):  # the next seed that is left
-            left = flat[places[at : at + 1024]]
-            if left.any():
-                at += int(left.argmax())
-                break
-            at += 1024
-        if at >= len(places):
-            return
-        y, x = divmod(int(places[at]), width)
-        top, first, bottom, last = y, x, y + 1, x + 1
-        if numbers is not None and boxes is not None and fits is not None and fits[numbers[y, x]]:
-            top, first, bottom, last = boxes[numbers[y, x]].tolist()
-        upper, lower = (edge[-1] for edge in _placements(top, bottom, height, side, margin))
-        starts, ends = _placements(first, last, width, side, margin)
-        columns = seeds[upper:lower, starts[0] : ends[-1]].sum(axis=0)
-        held = np.concatenate([[0], np.cumsum(columns)])
-        best = int((held[ends - starts[0]] - held[starts - starts[0]]).argmax())
-        yield slice(int(upper), int(lower)), slice(int(starts[best]), int(ends[best]))
-
-
-def _placements(low: int, high: int, length: int, side: int, margin: int) -> tuple[IntArray, IntArray]:
-    """What a window of `side` cells owns along an axis of `length` cells, wherever that holds low to high.
-
-    Returns:
-        first and last (exclusive) cell of each placement, [n] each, both growing.
-    """
-    room = max(0, length - side)
-    start = np.arange(min(max(0, high + margin - side), room), min(max(0, low - margin), room) + 1)
-    first = np.where(start == 0, 0, start + margin)
-    last = np.where(start == room, length, start + side - margin)
-    return first, last
