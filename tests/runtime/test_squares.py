@@ -112,6 +112,9 @@ def test_what_fits_in_one_square_shares_it():
     near, other, far = (100, 100, 20, 20), (100, 400, 20, 20), (100, 1200, 20, 20)
     assert len(find_squares(masked((2000, 2000), near, other))) == 1
     assert len(find_squares(masked((2000, 2000), near, other, far))) == 2
+    # The speck in the middle first goes with the long region to the right, of which it can hold only the beginning.
+    left, middle, right = (1008, 704, 8, 8), (1008, 1008, 8, 8), (1008, 1328, 48, 320)
+    assert len(find_squares(masked((3000, 3000), left, middle, right))) == 2
     # A speck beside a region of moderate size is filled along with it; beside a huge one it keeps its resolution.
     assert len(find_squares(masked((2000, 2000), (500, 500, 300, 300), (600, 850, 9, 9)))) == 1
     assert [crop.side for crop in find_crops(masked((8000, 8000), (2000, 2000, 3000, 3000), (3000, 5900, 9, 9)))] == [
@@ -122,7 +125,7 @@ def test_what_fits_in_one_square_shares_it():
 
 def test_dense_dust_is_no_thick_region():
     mask = np.zeros((2000, 3000), bool)
-    mask[::20, ::20] = True
+    mask[::15, ::15] = True  # every cell of 16 pixels has some
     assert {crop.side for crop in find_crops(mask)} == {512}
 
 
