@@ -10,17 +10,18 @@ from moebius_runtime.masks import BoolArray, labelled_runs
 IntArray = npt.NDArray[np.intp]
 
 
-def coverage(mask: BoolArray, cell: int) -> npt.NDArray[np.int64]:
-    """The number of True pixels in each cell of cell x cell pixels, bool [H, W] -> int64 [h, w].
+def coverage(mask: BoolArray, cell: int) -> npt.NDArray[np.int32]:
+    """The number of True pixels in each cell of cell x cell pixels, bool [H, W] -> int32 [h, w].
 
     The last row and column of cells may be cut by the mask's edges.
     """
     height, width = mask.shape
     rows, columns = np.arange(0, height, cell), np.arange(0, width, cell)
-    # Along the rows first: whole lines are added up, in a type that holds one cell's height.
-    narrow = np.uint8 if cell < 256 else np.uint32
-    by_row = np.add.reduceat(mask.view(np.uint8), rows, axis=0, dtype=narrow)  # [h, W]
-    return np.add.reduceat(by_row, columns, axis=1, dtype=np.int64)
+    # Lines are added up first, in a type that holds one cell's height; `reduceat` takes 40 times as long for that.
+    by_row = np.empty((len(rows), width), np.uint8 if cell < 256 else np.uint32)  # [h, W]
+    for index, row in enumerate(rows.tolist()):
+        np.add.reduce(mask[row : row + cell].view(np.uint8), axis=0, dtype=by_row.dtype, out=by_row[index])
+    return np.add.reduceat(by_row, columns, axis=1, dtype=np.int32)
 
 
 def components(cells: BoolArray) -> tuple[IntArray, IntArray]:
