@@ -58,14 +58,17 @@ class Square:
             slice(max(part.start, first * self.cell), min(part.stop, (first + count) * self.cell))
             for part, first, count in zip(view, self.corner, self.cells.shape, strict=True)
         ]
-        at = [
-            np.arange(part.start, part.stop) // self.cell - first for part, first in zip(area, self.corner, strict=True)
-        ]
-        owned = np.zeros((view[0].stop - view[0].start, view[1].stop - view[1].start), bool)
         inner = tuple(
             slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(area, view, strict=True)
         )
-        owned[inner] = mask[area[0], area[1]] & self.cells[np.ix_(*at)]
+        owned = np.zeros((view[0].stop - view[0].start, view[1].stop - view[1].start), bool)
+        owned[inner] = mask[area[0], area[1]]
+        if not self.cells.all():
+            inside = tuple(
+                slice(part.start - first * self.cell, part.stop - first * self.cell)
+                for part, first in zip(area, self.corner, strict=True)
+            )
+            owned[inner] &= self.cells.repeat(self.cell, axis=0).repeat(self.cell, axis=1)[inside]
         return owned
 
 
@@ -97,12 +100,12 @@ def find_squares(mask: BoolArray, size: int = 512, limit: int | None = None) -> 
         raise ValueError("the mask is empty")
     finder = _Finder(mask, size)
     for scale in _SCALES:
-        squares = finder.find(scale)
-        if limit is None or len(squares) <= limit:
-            return finder.ordered(squares)
+        count = finder.find(scale)
+        if limit is None or count <= limit:
+            return finder.squares()
     raise InputError(
-        f"the mask needs {len(squares)} squares of the network, more than the limit of {limit}; raise the limit "
-        f"(--max-squares {len(squares)}, max_squares in Python), mark less, or shrink the picture (--fit whole)."
+        f"the mask needs {count} squares of the network, more than the limit of {limit}; raise the limit "
+        f"(--max-squares {count}, max_squares in Python), mark less, or shrink the picture (--fit whole)."
     )
 
 
@@ -147,14 +150,20 @@ class _Finder:
         height, width = (np.diff(np.append(np.arange(0, side, self.cell), side)) for side in self.shape)
         self.pixels = height[:, None] * width  # [h, w]
         self.todo = self.marked.copy()  # cells without an owner
-        self.found: list[Square] = []
+        self.found: list[Square] = []  # of thick parts
+        self.thin: list[Square] = []  # of the rest; they all have one side, and their crops are placed at the end
+        self.side = self.base
 
-    def find(self, scale: float) -> list[Square]:
-        """Squares for all cells; those of thin parts are `scale` times the network's size, or what the picture has."""
+    def find(self, scale: float) -> int:
+        """Shares out all cells; squares of thin parts are `scale` times the network's size. Returns their number."""
         self.todo, self.found = self.marked.copy(), []
         self._thick(scale)
         self._thin(scale)
-        return self.found
+        return len(self.found) + len(self.thin)
+
+    def squares(self) -> list[Square]:
+        """What `find` found, in the order to fill them in."""
+        return self._ordered([*self.found, *(self._placed(piece, self.side) for piece in self.thin)])
 
     # --- thick parts ----------------------------------------------------------------------------------------
 
@@ -247,8 +256,7 @@ class _Finder:
             taken = self._whole(rect, numbers, boxes, fits)
             self.todo[rect] &= ~taken
             pieces.append(self._piece(rect, taken))
-        for piece in self._merged(pieces, cells - 2 * margin):
-            self.found.append(self._placed(piece, side))
+        self.thin, self.side = self._merged(pieces, cells - 2 * margin), side
 
     def _whole(self, rect: Rect, numbers: IntArray, boxes: IntArray, fits: BoolArray) -> BoolArray:
         """The cells of a rectangle without an owner, less those of regions that fit a square but are cut here."""
@@ -334,7 +342,7 @@ class _Finder:
 
     # --- order ----------------------------------------------------------------------------------------------
 
-    def ordered(self, squares: list[Square]) -> list[Square]:
+    def _ordered(self, squares: list[Square]) -> list[Square]:
         """The squares run by run. In a run no two share a pixel of the picture, and what is best known is first.
 
         In each run, squares are taken by the share of their window that is still unknown. One of which more than
@@ -362,7 +370,7 @@ class _Finder:
                 share[index] = self._share(unknown, low[index], high[index])
         return [squares[index] for index in order]
 
-    def _share(self, unknown: npt.NDArray[np.int64], low: IntArray, high: IntArray) -> float:
+    def _share(self, unknown: npt.NDArray[np.int32], low: IntArray, high: IntArray) -> float:
         area = (slice(low[0], high[0]), slice(low[1], high[1]))
         return float(unknown[area].sum() / self.pixels[area].sum())
 
