@@ -171,14 +171,14 @@ def autoencoder(pipeline: Any) -> Fill:
 
     def fill(picture: Picture, mask: Mask) -> Picture:
         filled, shape = picture.copy(), (mask.shape[0], mask.shape[1])
-        for crop in regions.find_crops(mask, size):
-            view = regions.window(crop, shape)
+        for part in regions.find_squares(mask, size):
+            crop = part.crop
+            view, own = regions.window(crop, shape), part.own(mask)
             square = regions.to_network(picture[view], crop, shape, size).astype(np.float32) / 127.5 - 1
             latent = run("vae_encoder", image=np.ascontiguousarray(square.transpose(2, 0, 1)[None]))
             decoded = run("vae_decoder", latent=latent)[0].transpose(1, 2, 0)  # [S, S, 3] in [-1, 1], not clamped
             generated = (np.clip((decoded + 1) / 2, 0, 1) * 255).astype(np.uint8)
-            part = regions.from_network(np.ascontiguousarray(generated), crop, shape)
-            filled[view][mask[view]] = part[mask[view]]
+            filled[view][own] = regions.from_network(np.ascontiguousarray(generated), crop, shape)[own]
         return filled
 
     return fill

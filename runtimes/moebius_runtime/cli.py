@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from moebius_runtime.batch import Job
     from moebius_runtime.pictures import Picture
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
+    from moebius_runtime.plan import Plan
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 _MAX_NOISE_BYTES = 64 << 20
@@ -132,7 +133,9 @@ def inpaint(
     noise: Annotated[
         Path | None, typer.Option(help="A .npy file with the whole starting noise, float32 [1, 4, S, S].")
     ] = None,
-    fit: Annotated[Fit, typer.Option(help="crop: a square around each region; whole: shrink the picture.")] = Fit.crop,
+    fit: Annotated[
+        Fit, typer.Option(help="crop: squares near the network's size; whole: shrink the picture.")
+    ] = Fit.crop,
     blend: Annotated[
         Blend, typer.Option(help="soft: feathered seam; hard: unmasked pixels stay bit-exact.")
     ] = Blend.soft,
@@ -148,6 +151,9 @@ def inpaint(
     save_comparison: Annotated[
         bool, typer.Option("--save-comparison", help="Also write before | mask | after.")
     ] = False,
+    max_squares: Annotated[
+        int, typer.Option(min=1, help="The most squares that the network fills in one picture; see --fit.")
+    ] = 64,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of a JPEG result.")] = 95,
     keep_loaded: Annotated[
         bool,
@@ -183,6 +189,7 @@ def inpaint(
         blend=blend.value,
         mask_reduce=mask_reduce.value,
         compensate_colour=compensate_colour,
+        max_squares=max_squares,
     )
     masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
     files = _Files(masking, quality, overwrite, keep_going=image.is_dir(), piped=piped)
@@ -279,7 +286,8 @@ def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files
         for path in job.written:
             check_writable(path, follow_links=True)
         area = load_mask(source(job.mask), picture.shape, **files.mask)
-    result = pipeline.inpaint(picture, area, options, on_step)
+    forecast = _Forecast(job.image.name, on_step)
+    result = pipeline.inpaint(picture, area, options, forecast.on_step, forecast.on_plan)
     if files.piped.out is None:
         lost = save_picture(result.picture, job.out, files.quality)
     else:
@@ -298,6 +306,28 @@ def _stdout_name(picture: Picture, format: str | None) -> Path:
 
     own = next((suffix for suffix, name in OUTPUT_FORMATS.items() if name == picture.format), ".png")
     return Path("standard output" + (own if format is None else f".{format.lower().lstrip('.')}"))
+
+
+class _Forecast:
+    """Reports what a picture of several squares takes: their number at once, the time once a step is measured."""
+
+    def __init__(self, name: str, on_step: Any) -> None:
+        self.name, self.next = name, on_step
+        self.plan: Plan | None = None
+        self.first = 0.0
+
+    def on_plan(self, plan: Plan) -> None:
+        if len(plan.squares) > 1:
+            self.plan = plan
+            console.warn(f"{self.name}: {plan.describe()}")
+
+    def on_step(self, done: int, total: int) -> None:
+        if done == 1:  # it came with loading and encoding; from here to the next is one step
+            self.first = time.perf_counter()
+        elif done == 2 and self.plan:
+            seconds = time.perf_counter() - self.first
+            console.warn(f"{self.name}: {self.plan.estimate(seconds)}, from the time of one step ({seconds:.2f} s)")
+        self.next(done, total)
 
 
 def _read_noise(path: Path) -> Any:

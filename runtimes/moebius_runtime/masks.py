@@ -163,6 +163,20 @@ def reduce_mask(
 
 def _unseen_regions(mask: BoolArray, tall: int, wide: int) -> int:
     """How many 8-connected regions hold no pixel (row, column) of multiples of (`tall`, `wide`)."""
+    row, start, end, label = labelled_runs(mask)
+    seen = (row % tall == 0) & ((start + wide - 1) // wide * wide < end)
+    return len(np.setdiff1d(label, label[seen]))
+
+
+def labelled_runs(
+    mask: BoolArray,
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The runs of True of a mask's rows, in reading order, with the 8-connected region of each.
+
+    Returns:
+        row, first column, last column (exclusive) and label of each run, [n] each. A label is the index of its
+        region's first run.
+    """
     height, width = mask.shape
     padded = np.zeros((height, width + 2), np.int8)
     padded[:, 1:-1] = mask
@@ -178,9 +192,7 @@ def _unseen_regions(mask: BoolArray, tall: int, wide: int) -> int:
     count = np.maximum(last - first, 0)
     upper = np.repeat(np.arange(len(row)), count)
     lower = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(len(upper))
-    label = connected(len(row), upper, lower)
-    seen = (row % tall == 0) & ((start + wide - 1) // wide * wide < end)
-    return len(np.setdiff1d(label, label[seen]))
+    return row, start, end, connected(len(row), upper, lower)
 
 
 def connected(count: int, first: npt.NDArray[np.intp], second: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

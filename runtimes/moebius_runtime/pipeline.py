@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,11 +25,15 @@ from moebius_runtime.errors import BundleError, InputError, OutputError
 from moebius_runtime.manifest import GraphName, Precision
 from moebius_runtime.masks import BoolArray, mask_from_picture, reduce_mask
 from moebius_runtime.pictures import Picture, picture_from_image
+from moebius_runtime.plan import Plan
 from moebius_runtime.samplers import SAMPLERS, SPACINGS
 from moebius_runtime.schedule import Latents, initial_noise
 
 OnStep = Callable[[int, int], None]
-"""Told (steps done, steps in all) after every denoising step, over all regions of a picture."""
+"""Told (steps done, steps in all) after every denoising step, over all squares of a picture."""
+
+OnPlan = Callable[[Plan], None]
+"""Called once before the work with the squares and steps that it takes."""
 
 Memory = Literal["low", "fast"]
 """Whether the graphs of a picture are held one at a time, or all of them and for the next picture too."""
@@ -50,12 +54,13 @@ class InpaintOptions:
         guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
         strength: above 0 to 1; at 1 the start is pure noise and the picture's own latent is not computed.
         sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
-        seed: of the starting noise; region i of a picture takes seed + i.
+        seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
         noise: the whole starting noise, float32 [1, 4, S, S], in place of the seed's; taken as it is.
-        fit: `crop` fills each region from a square around it, `whole` shrinks the whole picture.
+        fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
         blend: `soft` feathers the seam by 3 network pixels, `hard` keeps every unmasked pixel bit-exact.
         mask_reduce: `nearest` (reference) or `max`, see `moebius_runtime.masks.reduce_mask`.
         compensate_colour: shift the filled region towards the colours around it.
+        max_squares: the most squares that a picture may take with fit `crop`, see `moebius_runtime.squares`.
     """
 
     steps: int | None = None
@@ -68,6 +73,7 @@ class InpaintOptions:
     blend: Literal["soft", "hard"] = "soft"
     mask_reduce: Literal["nearest", "max"] = "nearest"
     compensate_colour: bool = False
+    max_squares: int = 64
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -81,6 +87,9 @@ class InpaintOptions:
         scale = self.guidance_scale
         if scale is not None and not (isinstance(scale, Real) and 0 <= scale <= 100):  # NaN is not in any range
             raise InputError(f"guidance scale {scale!r}: expected a number from 0 to 100")
+        most = self.max_squares
+        if not isinstance(most, Integral) or isinstance(most, bool) or most < 1:
+            raise InputError(f"max-squares {most!r}: expected a whole number, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -97,13 +106,17 @@ class InpaintResult:
 
 @dataclass
 class _Square:
-    """One region on its way through the graphs, of the network's size S and latent size s."""
+    """One square on its way through the graphs, of the network's size S and latent size s."""
 
-    crop: regions.Crop
+    area: regions.Square
     latents: Latents  # [1, 4, s, s]: the noise, then what the steps start from, then the finished latents
     condition: Latents = field(init=False)  # [1, 1 + 4, s, s]
     generated: npt.NDArray[np.uint8] = field(init=False)  # [S, S, 3]
     note: str | None = None
+
+    @property
+    def crop(self) -> regions.Crop:
+        return self.area.crop
 
 
 @contextmanager
@@ -121,8 +134,8 @@ class InpaintPipeline:
 
     Threads can share a pipeline: one at a time runs a graph for its picture. A pickled pipeline opens its bundle again.
 
-    All regions of a picture are encoded, then denoised, then decoded; only one whose square overlaps another's waits
-    until that one is pasted. With memory `low` a graph is loaded for its turn and released after it, so that no two
+    All squares of a picture are encoded, then denoised, then decoded; only one that overlaps another waits until that
+    one is pasted. With memory `low` a graph is loaded for its turn and released after it, so that no two
     are in memory; with `fast` it stays for the next picture. Results are the same.
 
     Example:
@@ -198,20 +211,44 @@ class InpaintPipeline:
         for graph in ("vae_encoder", self._unet(options), "vae_decoder"):
             self.backend.verify(graph)
 
+    def plan(self, mask: BoolArray, options: InpaintOptions) -> Plan:
+        """Returns the squares and steps that filling a mask takes, without any of the work.
+
+        Args:
+            mask: bool [H, W], True = fill; not empty.
+            options: see `InpaintOptions`.
+
+        Raises:
+            InputError: more than `max_squares` squares, or a picture too long for fit `whole`.
+        """
+        size, shape = self.manifest.geometry.image_size, (mask.shape[0], mask.shape[1])
+        if options.fit == "whole":
+            squares = [regions.whole_square(regions.whole_crop(shape, size), shape)]
+        else:
+            squares = regions.find_squares(mask, size, options.max_squares)
+        return Plan(tuple(squares), shape, size, len(self._timesteps(options)))
+
     @_seconds_of_its_own()
     def inpaint(
-        self, picture: Picture, mask: BoolArray, options: InpaintOptions, on_step: OnStep | None = None
+        self,
+        picture: Picture,
+        mask: BoolArray,
+        options: InpaintOptions,
+        on_step: OnStep | None = None,
+        on_plan: OnPlan | None = None,
     ) -> InpaintResult:
-        """Fills the mask of a picture: all its regions through one graph after the other.
+        """Fills the mask of a picture: squares that do not overlap go through one graph after the other.
 
         Args:
             picture: see `moebius_runtime.pictures.load_picture`.
             mask: bool [H, W], True = fill; neither empty nor full.
             options: see `InpaintOptions`.
             on_step: told of every step.
+            on_plan: called with the plan before the work begins.
 
         Raises:
-            InputError: the mask is not as described, or the options do not fit the bundle.
+            InputError: the mask is not as described or needs more than `max_squares` squares, or the options do not
+                fit the bundle.
             BundleError: a graph's file is missing or damaged, or cannot be run.
             OutputError: a result of the network is NaN or infinite, or the picture constant.
         """
@@ -228,24 +265,26 @@ class InpaintPipeline:
             raise InputError("the mask marks every pixel, which leaves nothing to fill from; white pixels are filled")
         timesteps = self._timesteps(options)
         noises = self._noises(options)
-        size = self.manifest.geometry.image_size
-        crops = [regions.whole_crop(picture.shape, size)] if options.fit == "whole" else regions.find_crops(mask, size)
+        plan = self.plan(mask, options)
+        if on_plan is not None:
+            on_plan(plan)
         notes: list[str] = []
         result = replace(picture, pixels=picture.pixels.copy())
+        unknown = mask.copy()  # what no square has filled yet
         done = 0
-        for several in regions.apart(crops, picture.shape):
+        for several in plan.runs:
 
             def step(number: int, before: int = done) -> None:
                 if on_step is not None:
-                    on_step(before * len(timesteps) + number, len(crops) * len(timesteps))
+                    on_step(before * len(timesteps) + number, plan.total_steps)
 
-            squares = [_Square(crop, next(noises)) for crop in several]
-            self._fill_squares(squares, result, mask, timesteps, options, step)
+            squares = [_Square(area, next(noises)) for area in several]
+            self._fill_squares(squares, result, unknown, timesteps, options, step)
             for index, square in enumerate(squares, done + 1):
                 if square.note:
-                    notes.append(square.note if len(crops) == 1 else f"region {index}: {square.note}")
+                    notes.append(square.note if len(plan.squares) == 1 else f"square {index}: {square.note}")
                 with self._timed("paste"):
-                    self._paste(square, result, mask, options)
+                    self._paste(square, result, unknown, options)
             done += len(squares)
         return InpaintResult(result, (*notes, *self.backend.take_notes()), _seconds.get())
 
@@ -274,16 +313,17 @@ class InpaintPipeline:
             for square in squares:
                 square.generated = self._decode(square.latents)
 
-    def _paste(self, square: _Square, picture: Picture, mask: BoolArray, options: InpaintOptions) -> None:
-        """Blends a generated square into the picture."""
+    def _paste(self, square: _Square, picture: Picture, unknown: BoolArray, options: InpaintOptions) -> None:
+        """Blends what a generated square owns into the picture, and takes it off what is unknown."""
         view = regions.window(square.crop, picture.shape)
-        part, area = picture.part(view), mask[view]
+        part, area = picture.part(view), square.area.own(unknown)
         generated = part.native_from_rgb(regions.from_network(square.generated, square.crop, picture.shape))
         if options.compensate_colour:
-            generated = blending.compensate_colour(generated, part.pixels, area)
+            generated = blending.compensate_colour(generated, part.pixels, unknown[view])
         radius = _FEATHER_RADIUS * square.crop.side / self.manifest.geometry.image_size
         weights = blending.hard(area) if options.blend == "hard" else blending.feather(area, radius)
         picture.pixels[view] = blending.blend(part.pixels, generated, weights)
+        unknown[view] &= ~area
 
     def _encode(
         self,

@@ -348,7 +348,7 @@ def test_a_file_there_and_back(pipeline, tmp_path):
     assert not np.array_equal(again, picture.pixels)
 
 
-def test_notes_name_the_region(pipeline):
+def test_notes_name_the_square(pipeline):
     """A line two pixels wide that no latent cell sees is told, and filled by max."""
     thin = (33, 41, 2, 40)
     result = pipeline.inpaint(Picture(photo(), "RGB"), hole(128, 128, thin), InpaintOptions(steps=2))
@@ -356,7 +356,7 @@ def test_notes_name_the_region(pipeline):
     assert result.notes[0].startswith("1 region of the mask would vanish")
     both = hole(400, 600, thin, (300, 500, 30, 20))
     result = pipeline.inpaint(Picture(photo(400, 600), "RGB"), both, InpaintOptions(steps=2))
-    assert result.notes[0].startswith("region 1: 1 region of the mask would vanish")
+    assert result.notes[0].startswith("square 1: 1 region of the mask would vanish")
 
 
 # --- results that are none ----------------------------------------------------------------------------------
