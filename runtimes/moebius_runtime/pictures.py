@@ -34,6 +34,8 @@ OUTPUT_FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+# The orientation that undoes another: quarter turns undo each other, all else undoes itself.
+INVERSE_ORIENTATION = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 _LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}  # what the formats' size fields hold
 _MAX_JPEG_EXIF = 65_533 - 6  # a marker's length field, less the length itself and "Exif\0\0"
 
@@ -52,6 +54,7 @@ class Picture:
         icc_profile: the embedded profile's bytes. Numbers of L and RGB pictures are never converted by it.
         exif: the EXIF block, a TIFF header and directories without the "Exif" prefix; its orientation is 1.
         usable_profile: whether `icc_profile` converts CMYK to sRGB and back; looked at for CMYK only.
+        orientation: EXIF orientation of the stored pixels; `pixels` and `alpha` are upright already.
         notes: what reading could not keep, one sentence each, to be told to the user.
     """
 
@@ -61,6 +64,7 @@ class Picture:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     usable_profile: bool = True
+    orientation: int = 1
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,6 +76,11 @@ class Picture:
     def bits(self) -> int:
         """Bits a channel, 8 or 16."""
         return 8 * self.pixels.itemsize
+
+    def turned(self, orientation: int) -> Picture:
+        """The picture with pixels and alpha turned upright from an EXIF orientation."""
+        alpha = None if self.alpha is None else _turned(self.alpha, orientation)
+        return replace(self, pixels=_turned(self.pixels, orientation), alpha=alpha)
 
     def part(self, window: tuple[slice, slice]) -> Picture:
         """The picture cut to a window (rows, columns), without alpha and EXIF; the pixels are a view."""
@@ -139,12 +148,27 @@ def load_picture(path: str | Path) -> Picture:
         return _picture(image, deep_colour.raw_mode(image), source)
 
 
-def picture_from_image(image: Image.Image) -> Picture:
-    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`."""
-    with _one_line_refusals("the image"):
+def picture_from_image(image: Image.Image, name: str = "the image") -> Picture:
+    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`.
+
+    `name` is what error messages call it. Anything but a Pillow image is refused.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{name} is {_received(image)}")
+    with _one_line_refusals(name):
         _check_size(image)
         raw = deep_colour.raw_mode(image)  # gone once the pixels are loaded
         return _picture(image.copy(), raw, None)
+
+
+def _received(value: object) -> str:
+    """What was given in place of a Pillow image, and how to make one of it."""
+    if isinstance(value, np.ndarray):
+        kind = f"a NumPy array, {value.dtype} {list(value.shape)}"
+        return f"{kind}; expected a Pillow image. Convert it with PIL.Image.fromarray, uint8 [H, W] or [H, W, 3]."
+    if isinstance(value, (str, Path)):
+        return f"the path {str(value)!r}; expected a Pillow image. Open the file with PIL.Image.open."
+    return f"of type {type(value).__name__}; expected a Pillow image (PIL.Image.Image)."
 
 
 @contextmanager
@@ -203,6 +227,7 @@ def _picture(image: Image.Image, raw: str, path: Path | None) -> Picture:
     _check_tiff(image, tags)
     # Before loading: Pillow turns a TIFF upright as it loads it, and takes the orientation out.
     exif, orientation = _tiff_exif(image, notes) if tags else None, 1
+    stored = tags.get(ExifTags.Base.Orientation, 1)
     if path is not None and deep_colour.can_read(raw):
         pixels, alpha = deep_colour.read(image, raw, path, INPUT_FORMATS)
     else:
@@ -215,6 +240,7 @@ def _picture(image: Image.Image, raw: str, path: Path | None) -> Picture:
         notes.append("its extra channels were dropped")
     if not tags:
         exif, orientation = _exif(image, notes)
+        stored = orientation
     profile = image.info.get("icc_profile")
     if profile is not None and not (isinstance(profile, bytes) and profile):
         profile = None
@@ -230,6 +256,7 @@ def _picture(image: Image.Image, raw: str, path: Path | None) -> Picture:
         icc_profile=profile,
         exif=exif,
         usable_profile=problem is None,
+        orientation=stored if stored in INVERSE_ORIENTATION else 1,
         notes=tuple(notes),
     )
 
