@@ -12,7 +12,14 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.masks import connected, load_mask, mask_from_picture, reduce_mask
+from moebius_runtime.masks import (
+    automatic_dilation,
+    connected,
+    grown_mask,
+    load_mask,
+    mask_from_picture,
+    reduce_mask,
+)
 from moebius_runtime.pictures import Picture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -88,10 +95,18 @@ def test_empty_and_full_are_refused():
             row(grey(value))
         with pytest.raises(InputError):
             row(grey(255 - value), invert=True)
-    with pytest.raises(InputError, match="--mask-dilate"):
-        row(grey(*[0] * 63, 255), dilate=64)
-    with pytest.raises(InputError, match="--mask-dilate is -1"):
-        row(grey(0, 255), dilate=-1)
+
+
+def test_growth_that_leaves_nothing_to_fill_from():
+    mask = np.zeros((64, 64), bool)
+    mask[:, :62] = True
+    with pytest.raises(InputError, match=r"grown by 2 pixels, marks every pixel.*mask-dilate"):
+        grown_mask(mask, 2)
+    assert np.array_equal(grown_mask(mask, "auto"), mask)  # of its own accord nothing is refused
+    assert grown_mask(mask, 1).sum() == 64 * 63
+    assert grown_mask(mask, 0) is mask
+    # 2 pixels and 1 for each 500 of the longer side, at most 16
+    assert [automatic_dilation(shape) for shape in ((64, 64), (512, 400), (1080, 1920), (9, 20_000))] == [2, 3, 5, 16]
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,8 +119,7 @@ def test_dilation_against_a_plain_loop(points, pixels):
         expected[max(0, y - pixels) : y + pixels + 1, max(0, x - pixels) : x + pixels + 1] = True
     if expected.all():
         return
-    grown = mask_from_picture(Picture(mask[:, :, None], "L"), (80, 64), dilate=pixels)
-    assert np.array_equal(grown, expected)
+    assert np.array_equal(grown_mask(mask > 0, pixels), expected)
 
 
 # --- reduction ----------------------------------------------------------------------------------------------
