@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -52,6 +54,12 @@ def edge_share(picture: Picture, mask: BoolArray) -> float:
     A pair of neighbours across the border is on an edge where its luma differs by 24 levels or more, and by three
     times the median difference of such pairs a few pixels outside: texture on both sides is no edge.
     """
+    rows, columns = (
+        slice(max(0, found[0] - _BESIDE - 1), found[-1] + _BESIDE + 2)
+        for found in (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0)))
+    )
+    pixels, mask = picture.pixels[rows, columns], mask[rows, columns]
+    picture = replace(picture, pixels=pixels, alpha=None if picture.alpha is None else picture.alpha[rows, columns])
     across, beside = [], []
     for turned in (False, True):
         area = mask.T if turned else mask

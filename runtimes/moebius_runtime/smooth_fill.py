@@ -15,6 +15,8 @@ import numpy.typing as npt
 from moebius_runtime.masks import BoolArray
 
 _RELAXATIONS = 8  # Jacobi steps at each level but that of the pixels themselves
+_RELAXED_SIDE = 1024  # larger levels are not relaxed: what comes from so large a window is shrunk for the network
+_STRIP = 128  # rows of the first level that are brought back to pixels at a time
 _EMPTY = 127.5  # where nothing at all is known: mid-grey
 
 Floats = npt.NDArray[np.float32]
@@ -33,12 +35,23 @@ def fill_pixels(pixels: npt.NDArray[np.uint8], unknown: BoolArray) -> npt.NDArra
         uint8 [h, w, C], a new array.
     """
     filled: npt.NDArray[np.uint8] = pixels.copy()
-    rows, columns = np.nonzero(unknown)
-    if not len(rows):
+    if not unknown.any():
         return filled
-    known = ~unknown
-    coarse = _filled_means(*_halved(np.where(known[:, :, None], pixels, 0).astype(np.uint8), known))
-    filled[rows, columns] = (_sampled(coarse, rows, columns) + 0.5).astype(np.uint8)
+    half = (-(-pixels.shape[0] // 2), -(-pixels.shape[1] // 2))
+    means, count = np.empty((*half, pixels.shape[2]), np.float32), np.empty(half, np.float32)
+    strips = [(first, slice(2 * first, 2 * (first + _STRIP))) for first in range(0, half[0], _STRIP)]
+    for first, lines in strips:  # no wide copy of a big picture
+        known = ~unknown[lines]
+        part = slice(first, first + _STRIP)
+        means[part], count[part] = _halved(pixels[lines] * known[:, :, None].astype(np.uint8), known)
+    coarse = _filled_means(means, count)
+    for first, lines in strips:
+        where = unknown[lines]
+        if where.any():
+            above = min(first, 1)  # a coarse row more on both sides, which the interpolation needs
+            near = coarse[first - above : first + _STRIP + 1]
+            doubled = _doubled(near, (2 * len(near), pixels.shape[1]))[2 * above :][: len(where)]
+            np.copyto(filled[lines], (doubled + np.float32(0.5)).astype(np.uint8), where=where[:, :, None])
     return filled
 
 
@@ -70,7 +83,7 @@ def _filled_means(means: Floats, weight: Floats, empty: float = _EMPTY) -> Float
     coarse = _filled_means(*_halved(means, known), empty)
     filled = np.where(known[:, :, None], means, _doubled(coarse, means.shape[:2]))
     free = ~known[:, :, None]
-    for _ in range(_RELAXATIONS):
+    for _ in range(_RELAXATIONS if max(known.shape) <= _RELAXED_SIDE else 0):
         around = np.pad(filled, ((1, 1), (1, 1), (0, 0)), mode="edge")
         mean = (around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]) * np.float32(0.25)
         np.copyto(filled, mean, where=free)
@@ -107,14 +120,3 @@ def _line_doubled(coarse: Floats, length: int) -> Floats:
     doubled[1::2] = np.float32(0.25) * padded[2:] + np.float32(0.75) * coarse
     cut: Floats = doubled[:length]
     return cut
-
-
-def _sampled(coarse: Floats, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Floats:
-    """`_doubled` at single pixels: [n, C]."""
-    result = np.zeros((len(rows), coarse.shape[2]), np.float32)
-    for down, row_share in ((0, np.float32(0.75)), (1, np.float32(0.25))):
-        row = np.clip(rows // 2 + down * (2 * (rows % 2) - 1), 0, coarse.shape[0] - 1)
-        for right, share in ((0, np.float32(0.75)), (1, np.float32(0.25))):
-            column = np.clip(columns // 2 + right * (2 * (columns % 2) - 1), 0, coarse.shape[1] - 1)
-            result += row_share * share * coarse[row, column]
-    return result
