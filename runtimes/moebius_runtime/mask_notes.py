@@ -55,7 +55,7 @@ def edge_share(picture: Picture, mask: BoolArray) -> float:
     times the median difference of such pairs a few pixels outside: texture on both sides is no edge.
     """
     rows, columns = (
-        slice(max(0, found[0] - _BESIDE - 1), found[-1] + _BESIDE + 2)
+        slice(max(0, found[0] - _BESIDE - 3), found[-1] + _BESIDE + 4)
         for found in (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0)))
     )
     pixels, mask = picture.pixels[rows, columns], mask[rows, columns]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -158,15 +158,13 @@ def _cure(picture: Picture, inverted: bool, hints: Hints) -> str:
     return "Its white pixels are too thin or too transparent to be seen at the size of the picture."
 
 
-def _luma(picture: Picture) -> npt.NDArray[Any]:
+def _luma(picture: Picture) -> npt.NDArray[np.float32]:
     """Luma in the picture's own range, [H, W]."""
-    if picture.mode == "L":
-        grey: npt.NDArray[Any] = picture.pixels[:, :, 0]
-        return grey
-    if picture.bits == 8 or picture.mode == "CMYK":
-        return _grey(picture).astype(picture.pixels.dtype) * picture.pixels.dtype.type(1 if picture.bits == 8 else 257)
-    luma: npt.NDArray[np.float32] = picture.pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return luma  # [H, W, 3] -> [H, W]
+    luma: npt.NDArray[np.float32] = _grey(picture) * np.float32(1 if picture.bits == 8 else 257)
+    if picture.mode != "CMYK":
+        weights = [0.299, 0.587, 0.114] if picture.mode == "RGB" else [1.0]
+        luma = (picture.pixels.astype(np.float32) @ np.array(weights, np.float32)).round()  # [H, W, C] -> [H, W]
+    return luma
 
 
 def _grey(picture: Picture) -> npt.NDArray[np.uint8]:

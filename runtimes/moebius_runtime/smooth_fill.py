@@ -110,7 +110,9 @@ def _halved(values: npt.NDArray[Any], known: BoolArray) -> tuple[Floats, Floats]
 
 def _doubled(coarse: Floats, shape: tuple[int, ...]) -> Floats:
     """Bilinear enlargement of [h, w, C] to `shape`, each coarse cell lying over a 2x2 block."""
-    return _line_doubled(_line_doubled(coarse, shape[0]).swapaxes(0, 1), shape[1]).swapaxes(0, 1)
+    tall = _line_doubled(coarse, shape[0])
+    doubled: Floats = _line_doubled(tall.swapaxes(0, 1), shape[1]).swapaxes(0, 1)
+    return doubled
 
 
 def _line_doubled(coarse: Floats, length: int) -> Floats:

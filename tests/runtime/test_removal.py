@@ -326,7 +326,7 @@ def test_an_inverted_mask_is_noted_with_its_share(pipeline):
     mask = np.ones((128, 128), bool)
     mask[:32, :64] = False
     assert note_of(pipeline, noise_picture(128, 128), mask, "the mask marks 88% of the picture")
-    assert not note_of(pipeline, noise_picture(128, 128), ~mask, "of the picture")
+    assert not note_of(pipeline, noise_picture(128, 128), ~mask, "the mask marks")
 
 
 def test_what_options_break_is_noted(pipeline):
