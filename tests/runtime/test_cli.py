@@ -92,6 +92,44 @@ def test_options_of_the_mask(run, here):
     assert not changed[~mask].any()
 
 
+def test_a_note_on_the_options_is_printed_once(run, folder):
+    code, out, err = run(*ALL, "--mode", "reference", "--strength", 0.9)
+    assert code == 0
+    assert "3 pictures filled" in out
+    assert sum("starts from the picture with what is to be removed" in line for line in err) == 1
+
+
+def test_the_default_removes_what_few_steps_and_a_start_from_the_picture_bring_back(run, here):
+    """Two pictures that differ under the mask alone become one."""
+    results = []
+    for value in (0, 255):
+        picture = pixels()
+        picture[40:80, 48:80] = value
+        Image.fromarray(picture).save("a.png")
+        assert run("a.png", "--mask", "m.png", "--out", "b.png", "--threads", 1, "--steps", 2, "--overwrite")[0] == 0
+        results.append(Path("b.png").read_bytes())
+    assert results[0] == results[1]
+
+
+def test_a_mask_of_stored_pixels(run, here):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = pixels(128, 160)
+    Image.fromarray(stored).save("a.png", exif=exif)
+    mask = np.zeros((128, 160), np.uint8)
+    mask[20:50, 100:140] = 255
+    Image.fromarray(mask).save("m.png")
+    code, _, err = run(*ONE)
+    assert code == 2
+    assert "the photograph is rotated (EXIF orientation 6)" in err[-1]
+    assert "--mask-orientation stored" in err[-1]
+    assert run(*ONE, "--mask-orientation", "stored", "--blend", "hard", "--mask-dilate", 0)[0] == 0  # as advised
+    changed = (load_picture("b.png").pixels != np.rot90(stored, -1)).any(axis=2)
+    turned = np.rot90(mask > 0, -1)
+    assert changed[turned].mean() > 0.9
+    assert not changed[~turned].any()
+
+
 def test_quality_of_a_jpeg(run):
     sizes = []
     for quality in (20, 90):
