@@ -75,6 +75,13 @@ class SamplerName(str, Enum):
     unipc = "unipc"
 
 
+class StartName(str, Enum):
+    """--start."""
+
+    pixels = "pixels"
+    cells = "cells"
+
+
 class PrecisionName(str, Enum):
     """--precision."""
 
@@ -152,6 +159,13 @@ def inpaint(
     mask_reduce: Annotated[
         Reduce | None, typer.Option(help="How the mask comes to latent size: max (best), nearest (reference).")
     ] = None,
+    start: Annotated[
+        StartName | None,
+        typer.Option(
+            help="What the noise is laid on in mode best. pixels (default): smooth colours under the mask; cells: as "
+            "smooth latents, which saves an encode."
+        ),
+    ] = None,
     mask_dilate: Annotated[
         str | None,
         typer.Option(
@@ -197,6 +211,7 @@ def inpaint(
         noise=None if noise is None else _read_noise(noise),
         fit=None if fit is None else fit.value,
         blend=None if blend is None else blend.value,
+        start=None if start is None else start.value,
         mask_reduce=None if mask_reduce is None else mask_reduce.value,
         mask_dilate=None if mask_dilate is None else _dilation(mask_dilate),
         compensate_colour=compensate_colour,

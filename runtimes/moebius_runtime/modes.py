@@ -14,6 +14,7 @@ Fit = Literal["crop", "whole"]
 Blend = Literal["soft", "hard"]
 Reduce = Literal["nearest", "max"]
 Dilation = int | Literal["auto"]
+Start = Literal["pixels", "cells"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Mode:
         blend: `soft` or `hard`.
         mask_reduce: `nearest` or `max`.
         mask_dilate: pixels, or `auto`.
+        start: what the noise is laid on: `pixels`, the picture with smooth values under the mask, encoded; `cells`,
+            the masked picture's latents with smooth values in the masked cells, which saves an encode; None, the
+            picture itself.
         original: the original's procedure. It starts from the picture with the object in it, shows masked and
             invisible pixels to the resampling, and feathers across the mask's border. Without it, nothing that
             lies under the mask can influence the result.
@@ -36,12 +40,17 @@ class Mode:
     blend: Blend
     mask_reduce: Reduce
     mask_dilate: Dilation
+    start: Start | None
     original: bool
 
 
 MODES: dict[ModeName, Mode] = {
-    "reference": Mode(strength=None, fit="whole", blend="soft", mask_reduce="nearest", mask_dilate=0, original=True),
-    "best": Mode(strength=1.0, fit="crop", blend="soft", mask_reduce="max", mask_dilate="auto", original=False),
+    "reference": Mode(
+        strength=None, fit="whole", blend="soft", mask_reduce="nearest", mask_dilate=0, start=None, original=True
+    ),
+    "best": Mode(
+        strength=1.0, fit="crop", blend="soft", mask_reduce="max", mask_dilate="auto", start="pixels", original=False
+    ),
 }
 
 
@@ -56,6 +65,7 @@ class Settings(NamedTuple):
     blend: Blend
     mask_reduce: Reduce
     mask_dilate: Dilation
+    start: Start | None
 
 
 def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
@@ -74,4 +84,5 @@ def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
         blend=first(options.blend, mode.blend),
         mask_reduce=first(options.mask_reduce, mode.mask_reduce),
         mask_dilate=first(options.mask_dilate, mode.mask_dilate),
+        start=options.start or mode.start,
     )

@@ -22,7 +22,7 @@ from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, OutputError
 from moebius_runtime.manifest import GraphName, Precision
 from moebius_runtime.masks import BoolArray, Orientation, mask_from_picture, reduce_mask
-from moebius_runtime.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, settings_of
+from moebius_runtime.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start, settings_of
 from moebius_runtime.pictures import Picture, picture_from_image
 from moebius_runtime.samplers import SAMPLERS, SPACINGS
 from moebius_runtime.schedule import Latents, initial_noise
@@ -57,6 +57,8 @@ class InpaintOptions:
             `hard` keeps every unmasked pixel bit-exact.
         mask_reduce: `nearest` or `max`, see `moebius_runtime.masks.reduce_mask`.
         mask_dilate: pixels by which the mask is grown, or `auto`, see `moebius_runtime.masks.automatic_dilation`.
+        start: what the noise is laid on in mode `best`: `pixels`, smooth values at every masked pixel, encoded, or
+            `cells`, smooth values in latent space, which saves an encode.
         compensate_colour: shift the filled region towards the colours around it.
     """
 
@@ -71,6 +73,7 @@ class InpaintOptions:
     blend: Blend | None = None
     mask_reduce: Reduce | None = None
     mask_dilate: Dilation | None = None
+    start: Start | None = None
     compensate_colour: bool = False
 
     def __post_init__(self) -> None:
@@ -80,10 +83,13 @@ class InpaintOptions:
             ("fit", self.fit, (*get_args(Fit), None)),
             ("blend", self.blend, (*get_args(Blend), None)),
             ("mask_reduce", self.mask_reduce, (*get_args(Reduce), None)),
+            ("start", self.start, (*get_args(Start), None)),
         ):
             if value not in choices:
                 names = ", ".join(filter(None, choices))
                 raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {names}")
+        if self.start is not None and MODES[self.mode].original:
+            raise InputError(f"start {self.start!r}: mode {self.mode} starts from the picture itself; use mode best")
         pixels = self.mask_dilate
         whole = isinstance(pixels, Integral) and not isinstance(pixels, bool) and pixels >= 0
         if not (pixels is None or pixels == "auto" or whole):
@@ -323,12 +329,11 @@ class InpaintPipeline:
             image, hole = see(picture, unknown, square.crop, geometry.image_size)
         small, square.note = reduce_mask(hole, (geometry.latent_size, geometry.latent_size), settings.mask_reduce)
         masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
-        if not original:
-            start = prepare.smooth_start(masked_latents, hole)
+        if not (original and settings.strength == 1):  # where the original starts from pure noise
+            cells = settings.start == "cells"
+            encode = prepare.smooth_cells if cells else lambda *_: self._run("encode", "vae_encoder", image=image)
+            start = encode(masked_latents, hole)
             square.latents = self.schedule.add_noise(start, square.latents, int(timesteps[0]))
-        elif settings.strength < 1:
-            latents = self._run("encode", "vae_encoder", image=image)
-            square.latents = self.schedule.add_noise(latents, square.latents, int(timesteps[0]))
         square.condition = np.concatenate([small[None, None], masked_latents], axis=1)
 
     def _decode(self, latents: Latents) -> npt.NDArray[np.uint8]:

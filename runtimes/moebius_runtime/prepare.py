@@ -10,7 +10,7 @@ import numpy.typing as npt
 from moebius_runtime import regions
 from moebius_runtime.errors import InputError
 from moebius_runtime.mask_notes import mask_notes
-from moebius_runtime.masks import BoolArray, grown_mask
+from moebius_runtime.masks import BoolArray, dilated, grown_mask
 from moebius_runtime.modes import Settings
 from moebius_runtime.pictures import Picture
 from moebius_runtime.schedule import Latents
@@ -110,8 +110,10 @@ def _seen(
     return Seen(image, hole)
 
 
-def smooth_start(masked_latents: Latents, hole: BoolArray) -> Latents:
-    """Latents without an object: those of the masked picture, with smooth values in every cell that the mask touches.
+def smooth_cells(masked_latents: Latents, hole: BoolArray) -> Latents:
+    """Latents without an object: those of the masked picture, with smooth values in the cells at and beside the mask.
+
+    The cells beside it saw the grey of the masked pixels. They stay as they are only where nothing else is known.
 
     Args:
         masked_latents: float32 [1, C, s, s].
@@ -124,4 +126,5 @@ def smooth_start(masked_latents: Latents, hole: BoolArray) -> Latents:
     block = len(hole) // cells
     blocks = hole.reshape(cells, block, cells, block)  # [S, S] -> [s, block, s, block]
     touched: BoolArray = np.asarray(blocks.any(axis=(1, 3)))  # [s, s]
-    return fill_cells(masked_latents, touched)
+    near = dilated(touched, 1)
+    return fill_cells(masked_latents, touched if near.all() else near)

@@ -55,7 +55,7 @@ def test_one_picture(run, here):
         (["--steps", 4, "--guidance-scale", 1, "--strength", 0.6], {"steps": 4, "guidance_scale": 1, "strength": 0.6}),
         (["--mode", "reference"], {"mode": "reference"}),
         (["--mask-dilate", "auto", "--seed", 1], {"mask_dilate": "auto", "seed": 1}),
-        (["--mask-dilate", 0], {"mask_dilate": 0}),
+        (["--mask-dilate", 0, "--start", "cells"], {"mask_dilate": 0, "start": "cells"}),
         (["--seed", 7, "--sampler", "unipc"], {"seed": 7, "sampler": "unipc"}),
         (["--blend", "hard", "--fit", "whole"], {"blend": "hard", "fit": "whole"}),
         (["--mask-reduce", "nearest", "--compensate-colour"], {"mask_reduce": "nearest", "compensate_colour": True}),

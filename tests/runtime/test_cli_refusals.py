@@ -62,6 +62,7 @@ def with_option(name: str, value: object) -> list[object]:
         ("--mask-dilate", -1, "--mask-dilate"),
         ("--mask-dilate", "much", "--mask-dilate much: expected auto or a whole number"),
         ("--mask-orientation", "turned", "'turned' is not one of"),
+        ("--start", "noise", "'noise' is not one of"),
         ("--mode", "quick", "'quick' is not one of"),
         ("--mask-dilate", 10**9, "marks every pixel"),
         ("--quality", 0, "--quality"),

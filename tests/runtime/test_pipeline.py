@@ -187,7 +187,7 @@ def test_the_nine_channels(toy_bundle, pipeline):
 
 def test_scale_1_costs_one_branch(pipeline):
     spy = Spy(pipeline)
-    fill(pipeline, photo(), hole(), steps=3, guidance_scale=1, strength=1)
+    fill(pipeline, photo(), hole(), steps=3, guidance_scale=1, strength=1, start="cells")
     assert spy.names() == ["vae_encoder", "unet_conditional", "unet_conditional", "unet_conditional", "vae_decoder"]
 
 
@@ -209,8 +209,10 @@ def test_at_strength_1_the_clean_picture_is_not_encoded(pipeline):
     assert spy.names().count("vae_encoder") == 1
     fill(pipeline, photo(), hole(), mode="reference", strength=0.99)
     assert spy.names().count("vae_encoder") == 1 + 2
-    fill(pipeline, photo(), hole(), mode="best", strength=0.6)  # nor in best, whatever the strength
-    assert spy.names().count("vae_encoder") == 1 + 2 + 1
+    for start, encodes in (("cells", 1), ("pixels", 2)):
+        spy = Spy(pipeline)
+        fill(pipeline, photo(), hole(), mode="best", strength=0.6, start=start)
+        assert spy.names().count("vae_encoder") == encodes
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_samplers(pipeline):
 def test_seconds_of_every_stage(pipeline):
     result = pipeline.inpaint(Picture(photo(), "RGB"), hole(), InpaintOptions(steps=4))
     counts = {stage: len(times) for stage, times in result.seconds.items()}
-    assert counts == {"load": 3, "preprocess": 1, "encode": 1, "step": 4, "decode": 1, "paste": 1}
+    assert counts == {"load": 3, "preprocess": 1, "encode": 2, "step": 4, "decode": 1, "paste": 1}
     assert all(0 <= seconds < 10 for times in result.seconds.values() for seconds in times)
     again = pipeline.inpaint(Picture(photo(), "RGB"), hole(), InpaintOptions(steps=4))
     assert len(again.seconds["load"]) == 3
@@ -482,6 +484,8 @@ def test_latents_that_overflow(make_toy, tmp_path):
         ({"fit": "square"}, "fit 'square': expected one of crop, whole"),
         ({"mode": "quick"}, "mode 'quick': expected one of reference, best"),
         ({"mode": None}, "mode None: expected one of"),
+        ({"start": "noise"}, "start 'noise': expected one of pixels, cells"),
+        ({"mode": "reference", "start": "cells"}, "mode reference starts from the picture itself; use mode best"),
         ({"mask_dilate": -1}, "mask-dilate -1: expected auto or a whole number"),
         ({"mask_dilate": 2.5}, "mask-dilate 2.5: expected auto"),
         ({"mask_dilate": True}, "mask-dilate True: expected auto"),
