@@ -328,6 +328,8 @@ class InpaintPipeline:
             unknown = mask[view] if original else prepare.unknown_pixels(picture, mask, view)
             image, hole = see(picture, unknown, square.crop, geometry.image_size)
         small, square.note = reduce_mask(hole, (geometry.latent_size, geometry.latent_size), settings.mask_reduce)
+        if hole.all():
+            square.note = "nothing around it is known (masked or transparent), so its filling follows no surroundings"
         masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
         if not (original and settings.strength == 1):  # where the original starts from pure noise
             cells = settings.start == "cells"

@@ -293,6 +293,32 @@ def test_a_mask_over_all_that_is_visible_is_refused(pipeline):
         pipeline.inpaint(Picture(noise_picture(128, 128), "RGB", alpha=alpha), mask, make_options(steps=2))
 
 
+def test_a_square_without_anything_known_is_noted(toy_bundle):
+    pipeline = InpaintPipeline.from_bundle(toy_bundle.path, threads=1)
+    alpha = np.zeros((300, 400), np.uint8)
+    alpha[20:40, 20:40] = alpha[280:, 380:] = 255
+    mask = np.zeros((300, 400), bool)
+    mask[15:45, 15:45] = True
+    picture = Picture(noise_picture(300, 400), "RGB", alpha=alpha)
+    assert any("nothing around it is known" in note for note in noted(pipeline, picture, mask))
+    alpha[90:, :90] = 255
+    assert not any("nothing around it is known" in note for note in noted(pipeline, picture, mask))
+
+
+def noted(pipeline, picture, mask) -> list[str]:
+    """The notes; the toy's encoder gives one constant for a flat square, which is refused."""
+    run = pipeline.backend.run
+
+    def with_grain(graph, inputs):
+        output = run(graph, inputs)
+        return output + np.linspace(0, 1e-3, output.size, dtype=np.float32).reshape(output.shape)
+
+    pipeline.backend.run = with_grain
+    notes = pipeline.inpaint(picture, mask, make_options(steps=2)).notes
+    pipeline.backend.run = run
+    return list(notes)
+
+
 def test_masked_transparent_pixels_lose_their_colours_and_keep_their_alpha(pipeline):
     pixels, alpha = noise_picture(128, 128), np.full((128, 128), 255, np.uint8)
     alpha[50:60, 50:60] = 0
