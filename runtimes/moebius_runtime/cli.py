@@ -35,6 +35,20 @@ _MAX_NOISE_BYTES = 64 << 20
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+class ModeName(str, Enum):
+    """--mode."""
+
+    best = "best"
+    reference = "reference"
+
+
+class MaskOrientation(str, Enum):
+    """--mask-orientation."""
+
+    upright = "upright"
+    stored = "stored"
+
+
 class Fit(str, Enum):
     """--fit."""
 
@@ -62,6 +76,13 @@ class SamplerName(str, Enum):
     ddim = "ddim"
     dpmpp_2m = "dpmpp-2m"
     unipc = "unipc"
+
+
+class StartName(str, Enum):
+    """--start."""
+
+    pixels = "pixels"
+    cells = "cells"
 
 
 class PrecisionName(str, Enum):
@@ -121,11 +142,20 @@ def inpaint(
         ),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU. Default: the physical cores.")] = None,
+    mode: Annotated[
+        ModeName,
+        typer.Option(
+            help="best: nothing of what is removed remains. reference: the original's procedure, for comparisons."
+        ),
+    ] = ModeName.best,
     steps: Annotated[int | None, typer.Option(help="Inference steps; default: the bundle's (20).")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Default: the bundle's (2.5 for scenes, 2.0 for portraits); 1 halves the cost.")
     ] = None,
-    strength: Annotated[float | None, typer.Option(help="Above 0 to 1; default: the bundle's (0.99).")] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Above 0 to 1; below 1 the filling is smoother. Default: 1 (reference: the bundle's)."),
+    ] = None,
     sampler: Annotated[
         SamplerName, typer.Option(help="ddim is the reference; the others need 8 to 12 steps.")
     ] = SamplerName.ddim,
@@ -134,13 +164,34 @@ def inpaint(
         Path | None, typer.Option(help="A .npy file with the whole starting noise, float32 [1, 4, S, S].")
     ] = None,
     fit: Annotated[
-        Fit, typer.Option(help="crop: squares near the network's size; whole: shrink the picture.")
-    ] = Fit.crop,
+        Fit | None,
+        typer.Option(help="crop: squares near the network's size (best); whole: shrink the picture (reference)."),
+    ] = None,
     blend: Annotated[
-        Blend, typer.Option(help="soft: feathered seam; hard: unmasked pixels stay bit-exact.")
-    ] = Blend.soft,
-    mask_reduce: Annotated[Reduce, typer.Option(help="How the mask comes to latent size.")] = Reduce.nearest,
-    mask_dilate: Annotated[int, typer.Option(min=0, help="Grow the mask by so many pixels.")] = 0,
+        Blend | None,
+        typer.Option(help="soft: feathered seam (default); hard: pixels outside the grown mask stay bit-exact."),
+    ] = None,
+    mask_reduce: Annotated[
+        Reduce | None, typer.Option(help="How the mask comes to latent size: max (best), nearest (reference).")
+    ] = None,
+    start: Annotated[
+        StartName | None,
+        typer.Option(
+            help="What the noise is laid on in mode best. pixels (default): smooth colours under the mask; cells: as "
+            "smooth latents, which saves an encode."
+        ),
+    ] = None,
+    mask_dilate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS|auto",
+            help="Grow the mask. auto (best): by a few pixels, more in large pictures; 0 (reference): not at all.",
+        ),
+    ] = None,
+    mask_orientation: Annotated[
+        MaskOrientation,
+        typer.Option(help="stored: the mask belongs to a photograph's pixels before its EXIF rotation."),
+    ] = MaskOrientation.upright,
     invert_mask: Annotated[bool, typer.Option("--invert-mask", help="Black is filled.")] = False,
     resize_mask: Annotated[
         bool, typer.Option("--resize-mask", help="Bring a mask of another size to the picture's.")
@@ -179,19 +230,22 @@ def inpaint(
     given = {STREAM: console.read_stdin()} if STREAM in (image, mask) else {}
     piped = _Piped(given, console.binary_stdout() if out == STREAM else None, format)
     options = make_options(
+        mode=mode.value,
         steps=steps,
         guidance_scale=guidance_scale,
         strength=strength,
         sampler=sampler.value,
         seed=seed,
         noise=None if noise is None else _read_noise(noise),
-        fit=fit.value,
-        blend=blend.value,
-        mask_reduce=mask_reduce.value,
+        fit=None if fit is None else fit.value,
+        blend=None if blend is None else blend.value,
+        start=None if start is None else start.value,
+        mask_reduce=None if mask_reduce is None else mask_reduce.value,
+        mask_dilate=None if mask_dilate is None else _dilation(mask_dilate),
         compensate_colour=compensate_colour,
         max_squares=max_squares,
     )
-    masking = {"invert": invert_mask, "dilate": mask_dilate, "resize": resize_mask}
+    masking = {"invert": invert_mask, "resize": resize_mask, "orientation": mask_orientation.value}
     files = _Files(masking, quality, overwrite, keep_going=image.is_dir(), piped=piped)
     pipeline = InpaintPipeline.from_bundle(
         bundle,
@@ -204,6 +258,8 @@ def inpaint(
     for note in pipeline.backend.take_notes():
         console.warn(note)
     pipeline.check(options)
+    for note in pipeline.option_notes(options):
+        console.warn(note)
     if pipeline.manifest.stand_in:
         console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")
     if image.is_dir():
@@ -285,7 +341,7 @@ def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files
         check_can_save(picture, target)
         for path in job.written:
             check_writable(path, follow_links=True)
-        area = load_mask(source(job.mask), picture.shape, **files.mask)
+        area = load_mask(source(job.mask), picture.shape, rotation=picture.orientation, **files.mask)
     forecast = _Forecast(job.image.name, on_step)
     result = pipeline.inpaint(picture, area, options, forecast.on_step, forecast.on_plan)
     if files.piped.out is None:
@@ -293,7 +349,9 @@ def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files
     else:
         data, lost = picture_bytes(result.picture, target, files.quality)
         console.write_binary(files.piped.out, data)
-    notes = [*picture.notes, *result.notes, *lost]
+    common = pipeline.option_notes(options)  # printed once, before the first picture
+    own = [note for note in result.notes if note not in common]
+    notes = [*picture.notes, *own, *lost]
     if job.strip:
         save_comparison(picture, area, result.picture, job.strip)
     for note in notes:
@@ -328,6 +386,15 @@ class _Forecast:
             seconds = time.perf_counter() - self.first
             console.warn(f"{self.name}: {self.plan.estimate(seconds)}, from the time of one step ({seconds:.2f} s)")
         self.next(done, total)
+
+
+def _dilation(text: str) -> int | str:
+    """The value of `--mask-dilate`."""
+    if text == "auto":
+        return text
+    if not text.isascii() or not text.isdigit():
+        raise InputError(f"--mask-dilate {text}: expected auto or a whole number of pixels, 0 or more")
+    return int(text[:12])
 
 
 def _read_noise(path: Path) -> Any:

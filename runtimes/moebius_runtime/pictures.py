@@ -31,6 +31,8 @@ MIN_SIDE = 64
 MAX_PIXELS = 100_000_000
 INPUT_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *["AVIF"] * features.check_module("avif"))
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# The orientation that undoes another: quarter turns undo each other, all else undoes itself.
+INVERSE_ORIENTATION = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 
 Mode = Literal["L", "RGB", "CMYK"]
 _MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "CMYK"}
@@ -49,6 +51,7 @@ class Picture:
         metadata: resolution, XMP and the like, see `moebius_runtime.metadata`.
         format: Pillow's name of the format that it was read from.
         usable_profile: whether `icc_profile` converts CMYK to sRGB and back; looked at for CMYK only.
+        orientation: EXIF orientation of the stored pixels; `pixels` and `alpha` are upright already.
         notes: what reading could not keep, one sentence each, to be told to the user.
     """
 
@@ -60,6 +63,7 @@ class Picture:
     metadata: Metadata = field(default_factory=Metadata)
     format: str | None = None
     usable_profile: bool = True
+    orientation: int = 1
     notes: tuple[str, ...] = ()
 
     @property
@@ -71,6 +75,11 @@ class Picture:
     def bits(self) -> int:
         """Bits a channel, 8 or 16."""
         return 8 * self.pixels.itemsize
+
+    def turned(self, orientation: int) -> Picture:
+        """The picture with pixels and alpha turned upright from an EXIF orientation."""
+        alpha = None if self.alpha is None else _turned(self.alpha, orientation)
+        return replace(self, pixels=_turned(self.pixels, orientation), alpha=alpha)
 
     def part(self, window: tuple[slice, slice]) -> Picture:
         """The picture cut to a window (rows, columns), without alpha, EXIF and metadata; the pixels are a view."""
@@ -161,12 +170,27 @@ def load_picture(path: str | Path | NamedBytes) -> Picture:
         return _picture(image, deep_colour.raw_mode(image), whole, notes)
 
 
-def picture_from_image(image: Image.Image) -> Picture:
-    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`."""
-    with _one_line_refusals("the image"):
+def picture_from_image(image: Image.Image, name: str = "the image") -> Picture:
+    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`.
+
+    `name` is what error messages call it. Anything but a Pillow image is refused.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{name} is {_received(image)}")
+    with _one_line_refusals(name):
         _check_size(image)
         raw = deep_colour.raw_mode(image)  # gone once the pixels are loaded
         return _picture(image.copy(), raw, None, [])
+
+
+def _received(value: object) -> str:
+    """What was given in place of a Pillow image, and how to make one of it."""
+    if isinstance(value, np.ndarray):
+        kind = f"a NumPy array, {value.dtype} {list(value.shape)}"
+        return f"{kind}; expected a Pillow image. Convert it with PIL.Image.fromarray, uint8 [H, W] or [H, W, 3]."
+    if isinstance(value, (str, Path)):
+        return f"the path {str(value)!r}; expected a Pillow image. Open the file with PIL.Image.open."
+    return f"of type {type(value).__name__}; expected a Pillow image (PIL.Image.Image)."
 
 
 @contextmanager
@@ -247,6 +271,7 @@ def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[
     form = "JPEG" if image.format == "MPO" else image.format  # a JPEG that holds several
     # Before loading: Pillow turns a TIFF upright as it loads it, and takes the orientation out.
     exif, orientation = _tiff_exif(image, notes) if tags else None, 1
+    stored = tags.get(ExifTags.Base.Orientation, 1)
     if stream is not None and deep_colour.can_read(raw):
         pixels, alpha = deep_colour.read(image, raw, stream, INPUT_FORMATS)
     else:
@@ -259,6 +284,7 @@ def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[
         notes.append("its extra channels were dropped")
     if not tags:
         exif, orientation = _exif(image, notes)
+        stored = orientation
     profile = image.info.get("icc_profile")
     if profile is not None and not (isinstance(profile, bytes) and profile):
         profile = None
@@ -276,6 +302,7 @@ def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[
         metadata=metadata.turned() if orientation in (5, 6, 7, 8) else metadata,
         format=form,
         usable_profile=problem is None,
+        orientation=stored if stored in INVERSE_ORIENTATION else 1,
         notes=tuple(notes),
     )
 

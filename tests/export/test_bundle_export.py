@@ -109,7 +109,8 @@ def test_a_picture_through_the_exported_bundle(tiny_bundle):
     mask = np.zeros((150, 170), bool)
     mask[40:80, 60:90] = True
     pipeline = InpaintPipeline.from_bundle(tiny_bundle)
-    first, second = (pipeline.inpaint(picture, mask, InpaintOptions(steps=2, blend="hard")).picture for _ in range(2))
+    options = InpaintOptions(steps=2, blend="hard", mask_dilate=0)
+    first, second = (pipeline.inpaint(picture, mask, options).picture for _ in range(2))
     assert np.array_equal(first.pixels, second.pixels)
     assert np.array_equal(first.pixels[~mask], picture.pixels[~mask])
     assert (first.pixels[mask] != picture.pixels[mask]).any(axis=1).mean() > 0.9
