@@ -11,7 +11,6 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from moebius.errors import CheckpointError
 from moebius_export.cli_doctor import doctor
 from moebius_export.cli_int8 import int8
 from moebius_export.cli_precision import precision as precision_command
@@ -272,7 +271,7 @@ def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:
 
 def main() -> None:
     """Entry point of `moebius-export`."""
-    console.run(app, (MoebiusError, CheckpointError))
+    console.run(app, (MoebiusError,))
 
 
 if __name__ == "__main__":

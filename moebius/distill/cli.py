@@ -15,8 +15,9 @@ from typer.core import TyperGroup
 
 from moebius.distill.cli_ablate import ablate_command
 from moebius.distill.cli_encode import encode_command
-from moebius.errors import TrainingError, UserError
+from moebius.errors import TrainingError
 from moebius_runtime import console
+from moebius_runtime.errors import MoebiusError
 
 if TYPE_CHECKING:
     from moebius.distill.settings import Settings
@@ -170,7 +171,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 def main() -> None:
     """Entry point of `moebius-distill`."""
-    console.run(app, (UserError,))
+    console.run(app, (MoebiusError,))
 
 
 if __name__ == "__main__":
