@@ -48,6 +48,7 @@ ONLY_IN = {
     "tensorrt_rtx": {"backends/trt_library.py"},
     "typer": {"cli.py", "console.py"},
     "rich": {"cli.py", "console.py"},
+    "pillow_heif": {"pictures.py"},  # optional: HEIC
 }
 
 

@@ -44,7 +44,7 @@ def test_every_square_sees_what_was_filled_and_nothing_that_was_not(pipeline):
 
     pipeline.backend.run = run
     plans = []
-    options = make_options(steps=2, strength=1, blend="hard")
+    options = make_options(steps=2, blend="hard", start="cells", mask_dilate=0)  # one encode a square
     result = pipeline.inpaint(Picture(pixels, "RGB"), mask, options, on_plan=plans.append).picture.pixels
     squares = plans[0].squares
     assert len(plans) == 1
@@ -79,7 +79,7 @@ def test_what_is_removed_does_not_reach_what_other_squares_fill(pipeline, colour
 def test_pictures_of_extreme_shapes(pipeline, shape):
     pixels = photo(*shape)
     mask = wire(*shape, thick=2) if shape[1] > shape[0] else wire(shape[1], shape[0], thick=2).T
-    options = make_options(steps=1, strength=1, blend="hard")
+    options = make_options(steps=1, blend="hard", mask_dilate=0)
     result = pipeline.inpaint(Picture(pixels, "RGB"), mask, options).picture.pixels
     assert np.array_equal(result[~mask], pixels[~mask])
     assert (result != pixels).any(axis=2)[mask].mean() > 0.95
@@ -89,7 +89,7 @@ def test_the_plan_is_known_before_any_work(pipeline):
     mask, calls = wire(400, 600), []
     real = pipeline.backend.run
     pipeline.backend.run = lambda graph, inputs: (calls.append(graph), real(graph, inputs))[1]
-    options = make_options(steps=4)
+    options = make_options(steps=4, strength=0.99, mask_dilate=0)
     plan = pipeline.plan(mask, options)
     assert [square.crop for square in plan.squares] == [square.crop for square in find_squares(mask, 128)]
     assert plan.steps == 3  # strength 0.99 leaves the first of 4 out
@@ -150,7 +150,7 @@ def test_the_command_reports_squares_and_time(run, here):
     code, _, err = run(*command)
     text = " ".join(err)
     assert code == 0
-    assert "note: a.png: 6 squares of 128 pixels, 1 step each" in text
+    assert "note: a.png: 6 squares of 128 pixels, 2 steps each" in text
     assert re.search(r"note: a\.png: about \d+ seconds?, from the time of one step \(\d+\.\d\d s\)", text)
     code, _, err = run(*command, "--max-squares", 2, "--overwrite")
     needed = re.search(r"needs (\d+) squares of the network, more than the limit of 2.*--max-squares \1", " ".join(err))
