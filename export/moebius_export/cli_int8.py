@@ -12,6 +12,7 @@ from rich.table import Table
 
 from moebius_runtime import console, kernels
 from moebius_runtime.errors import InputError
+from moebius_runtime.stages import Stages
 
 if TYPE_CHECKING:
     from moebius_calibration.plan import Int8Plan
@@ -104,11 +105,7 @@ def int8(
             f"this machine's kernels: {words}. Products of bytes need AVX512-VNNI: expect about the speed "
             "of fused fp32 here with other kernels, less without any. The files are right, and fast where it is"
         )
-    with console.err.status("int8") as status:
-
-        def say(what: str, done: int, total: int) -> None:
-            status.update(console.one_line(f"{what}: {done} of {total}" if total else what))
-
+    with Stages("int8") as say:
         works = None
         if reapply:
             plans = plans_of(opened, options.target)
