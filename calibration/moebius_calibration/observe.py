@@ -187,7 +187,9 @@ def collect(
         )
         for name, (graph, products) in graphs.items()
     }
-    pipeline = InpaintPipeline(ChangedBackend(bundle, sessions, watch), memory="fast" if len(scenes) > 1 else "low")
+    pipeline = InpaintPipeline(
+        ChangedBackend(bundle, sessions, watch), memory="low"
+    )  # one graph at a time: at full size all take 11 GB
     try:
         for at in range(done, len(scenes)):
             scene = scenes[at]

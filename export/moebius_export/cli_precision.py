@@ -139,7 +139,7 @@ def precision(
         check_writable(report)
     if reapply and ((data is not None and report is None) or vae != "fp32"):
         raise InputError("--reapply takes the plans as they are: leave --data and --vae out, or edit the plans")
-    given: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "pictures": pictures,
         "steps": steps,
         "evaluations": evaluations,
@@ -153,7 +153,7 @@ def precision(
         seed=seed,
         error=error,
         keep=(keep,) if keep is not None else (),  # type: ignore[arg-type]
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in numbers.items() if value is not None},
     )
     type_bundle(
         bundle,
@@ -228,7 +228,9 @@ def _save_plan(bundle: Bundle, plan: Plan, path: Path) -> None:
     from moebius_export.precision.shipped import shipped_from, write_shipped
 
     model = bundle.manifest.model
-    graph = Opened(opened(bundle.model_file("unet"), plan.keep))
+    if plan.keep:
+        raise InputError("--save-plan: search without --keep, the file serves bundles with and without it")
+    graph = Opened(opened(bundle.model_file("unet")))
     weights = f"random test weights ({model.unet.origin})" if model.unet.stand_in else model.unet.origin
     write_shipped(shipped_from(plan, graph, f"{model.preset}, {model.parameters:,} U-Net parameters", weights), path)
 

@@ -75,7 +75,9 @@ def follow(
         name: lambda name=name, graph=graph: session_of(observed(graph), bundle.model_file(name).parent)
         for name, graph in graphs.items()
     }
-    pipeline = InpaintPipeline(ChangedBackend(bundle, sessions, watch), memory="fast" if len(scenes) > 1 else "low")
+    pipeline = InpaintPipeline(
+        ChangedBackend(bundle, sessions, watch), memory="low"
+    )  # one graph at a time: all take 11 GB
     try:
         for index, scene in enumerate(scenes, 1):
             options = replace(scene.options, guidance_scale=guided_scale(bundle.manifest) if guided else 1.0)

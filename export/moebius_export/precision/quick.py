@@ -27,7 +27,7 @@ PICTURES, STEPS = 1, 4
 
 STEP_ERROR: Mapping[LowType, float] = MappingProxyType({"fp16": 3e-2, "bf16": 2.4e-1})
 """Relative L2 error of a step that is worth a note: an fp16 graph that is no better than INT8 may be (its budget is
-3e-2). Storing the weights of the small trained network in fp16 alone costs 9.4e-3 of a first step. bf16 has 3 bits less."""
+3e-2). Storing the small trained network's weights in fp16 alone costs 9.4e-3 of a first step. bf16 has 3 bits less."""
 
 Note = Callable[[str], None]
 
@@ -97,7 +97,7 @@ class QuickPlanner(Planner):
     def _shipped(self, path: Path | None) -> tuple[ShippedPlan | None, str]:
         """The plan to apply, and where it is from, in words."""
         plan = read_shipped(path or RELEASED)
-        why = plan.mismatch(self.graphs["unet"])
+        why = plan.mismatch(self._inlined("unet"))
         if not why:
             return plan, f"{'shipped' if path is None else 'given'} plan, found with {plan.weights_from}"
         if path is not None:
