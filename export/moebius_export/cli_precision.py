@@ -232,7 +232,8 @@ def _save_plan(bundle: Bundle, plan: Plan, path: Path) -> None:
         raise InputError("--save-plan: search without --keep, the file serves bundles with and without it")
     graph = Opened(opened(bundle.model_file("unet")))
     weights = f"random test weights ({model.unet.origin})" if model.unet.stand_in else model.unet.origin
-    write_shipped(shipped_from(plan, graph, f"{model.preset}, {model.parameters:,} U-Net parameters", weights), path)
+    network = f"{model.preset}, {model.parameters:,} U-Net parameters"
+    write_shipped(shipped_from(plan, graph, network, f"a search with {weights}"), path)
 
 
 def plan_table(plans: Iterable[Plan]) -> Table:

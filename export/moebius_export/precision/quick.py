@@ -99,7 +99,7 @@ class QuickPlanner(Planner):
         plan = read_shipped(path or RELEASED)
         why = plan.mismatch(self._inlined("unet"))
         if not why:
-            return plan, f"{'shipped' if path is None else 'given'} plan, found with {plan.weights_from}"
+            return plan, f"{'shipped' if path is None else 'given'} plan: {plan.derived}"
         if path is not None:
             raise ExportError(
                 f"{path}: it is a plan of another network ({plan.network}) than {self.bundle.path}: {why}. Make one: "

@@ -55,7 +55,7 @@ class ShippedPlan(StrictModel):
         network: which one it is, in words.
         precision: the lower type of the search. The same modules are kept in the other type, whose errors are larger
             by one factor throughout.
-        weights_from: what the weights of the search were, in words.
+        derived: what the plan was derived from, in words: a search, and whose weights it was made with.
         measured: the search's pictures.
         errors: of the search, as in `plan.Plan`.
         modules: those that stay float32 for their error. What stays by the fixed rules is not listed.
@@ -66,7 +66,7 @@ class ShippedPlan(StrictModel):
     topology: Sha256
     network: ShortText
     precision: LowType
-    weights_from: ShortText
+    derived: ShortText
     measured: Measured
     errors: dict[ShortText, _Error]
     modules: Annotated[list[KeptModule], Field(max_length=4096)]
@@ -123,13 +123,13 @@ def topology_of(graph: Opened) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def shipped_from(plan: Plan, graph: Opened, network: str, weights_from: str) -> ShippedPlan:
+def shipped_from(plan: Plan, graph: Opened, network: str, derived: str) -> ShippedPlan:
     """The plan of a search as a file that fits every bundle of the network.
 
     Args:
         plan: of the guided graph, made by the search.
         graph: that graph, opened.
-        network, weights_from: see `ShippedPlan`.
+        network, derived: see `ShippedPlan`.
 
     Raises:
         ExportError: the plan is not of the search.
@@ -157,7 +157,7 @@ def shipped_from(plan: Plan, graph: Opened, network: str, weights_from: str) -> 
         topology=topology_of(graph),
         network=network,
         precision=plan.precision,
-        weights_from=weights_from,
+        derived=derived,
         measured=plan.measured,
         errors={what: float(f"{error:.3g}") for what, error in plan.errors.items()},
         modules=list(modules.values()),

@@ -71,7 +71,7 @@ def test_a_file_of_a_search_gives_the_search_s_plan_again(searched, file, fused_
     plan = plans["unet"]
     assert kept(plan) == kept(searched)
     assert plan.stores == searched.stores
-    assert plan.source == "given plan, found with random test weights"
+    assert plan.source == "given plan: random test weights"
     assert plan.errors["plan"] == pytest.approx(searched.errors["plan"], rel=0.3)  # of another run
     errors = {name for name, node in plans["unet_conditional"].nodes.items() if node.reason.startswith("error")}
     assert errors
@@ -178,7 +178,7 @@ def test_what_is_no_plan(data, tmp_path):
 def test_the_shipped_file_says_what_it_was_made_from():
     plan = read_shipped(RELEASED)
     assert "226,041,531" in plan.network
-    assert "random test weights" in plan.weights_from
+    assert "random test weights" in plan.derived
     assert plan.modules
     assert plan.errors["plan"] < plan.errors["blunt"]
 
@@ -213,7 +213,7 @@ def test_the_command_saves_a_plan_and_takes_it(fused_bundle, tmp_path, monkeypat
     assert result.exit_code == 0, result.output
     second = read_plan(bundle / "unet/precision_fp16.json")
     assert kept(second) == kept(first)
-    assert second.source.startswith("given plan, found with random test weights (stand-in")
+    assert second.source.startswith("given plan: a search with random test weights (stand-in")
     monkeypatch.setattr(quick, "RELEASED", path)  # as if this network were the released one
     result = CliRunner().invoke(app, ["precision", str(bundle), "--steps", "2"])
     assert "no shipped" not in result.stderr
