@@ -49,7 +49,8 @@ class PlacedCalibrator(Calibrator):
     ) -> None:
         super().__init__(bundle, options, say)
         self._main_nodes: frozenset[str] | None = None
-        self.placement, self.source = self._shipped(path, note)
+        self._note, self._unknown = note, ""
+        self.placement, self.source = self._shipped(path)
 
     def run(self) -> dict[GraphName, Int8Plan]:
         """A plan for every graph.
@@ -62,6 +63,8 @@ class PlacedCalibrator(Calibrator):
         options = self.options
         scenes = scenes_of(self.bundle.manifest, options.steps, options.pictures, options.seed, options.data)
         check_scenes(scenes, options.pictures, options.data)
+        if self._unknown:
+            self._note(self._unknown)
         watched = [name for name in self.works if name != self.follower and self._wanted(name) != frozenset()]
         plans = self._by_ranges(watched, scenes, guided=self.main == "unet")
         if self.follower is not None:
@@ -71,7 +74,7 @@ class PlacedCalibrator(Calibrator):
             plans |= self._by_ranges([self.follower], few, guided=self.main != "unet")
         return {name: plans[name] if name in plans else self._float(name) for name in self.works}
 
-    def _shipped(self, path: Path | None, note: Callable[[str], None]) -> tuple[ShippedPlacement | None, str]:
+    def _shipped(self, path: Path | None) -> tuple[ShippedPlacement | None, str]:
         """The placement to apply, and where it is from, in words."""
         target = self.options.target
         placement = read_placement(path or RELEASED[target])
@@ -85,7 +88,7 @@ class PlacedCalibrator(Calibrator):
                 f"{path}: it is a placement for another bundle ({placement.network}) than {self.bundle.path}: {why}. "
                 f"Make one: {search} --save-placement FILE"
             )
-        note(
+        self._unknown = (
             f"no shipped INT8 placement for this network ({why}): all layers of the U-Net that gain by the cost model, "
             f"the VAE in float; `{search}` measures each layer"
         )

@@ -190,8 +190,8 @@ def _shown(bars: Progress, line: Stages | None) -> Callable[[Event], None]:
             for advice in event.advice:
                 console.warn(f"this may not fit: {advice}")
         elif isinstance(event, Step) and line is not None:
-            done = "" if event.share is None else f": {event.share:.0%}"
-            line(f"{event.graph}, {event.phase}{done}")
+            done = "" if event.share is None else f", {event.share:.0%}"
+            line(f"{event.graph}: {event.phase}{done}")
         elif isinstance(event, Step):
             if event.graph not in tasks:
                 tasks[event.graph] = bars.add_task(event.graph, total=None, phase="")

@@ -76,7 +76,7 @@ class QuickPlanner(Planner):
 
     def __init__(self, bundle: Bundle, options: PlanOptions, say: Say, note: Note, shipped: Path | None = None) -> None:
         super().__init__(bundle, options, say)
-        self._note = note
+        self._note, self._unknown = note, ""
         self.plan, self.source = self._shipped(shipped)
 
     def run(self) -> dict[GraphName, Plan]:
@@ -84,6 +84,8 @@ class QuickPlanner(Planner):
         options = self.options
         scenes = scenes_of(self.bundle.manifest, options.steps, options.pictures, options.seed, options.data)
         self._pictures = len(scenes)
+        if self._unknown:
+            self._note(self._unknown)
         watched: list[GraphName] = ["unet", *(VAE_GRAPHS if options.vae != "fp32" else ())]
         seen = self._follow(watched, scenes, guided=True, decode=options.vae != "fp32")
         plans: dict[GraphName, Plan] = {"unet": self._applied("unet", seen.ranges["unet"], seen)}
@@ -105,7 +107,7 @@ class QuickPlanner(Planner):
                 f"{path}: it is a plan of another network ({plan.network}) than {self.bundle.path}: {why}. Make one: "
                 f"moebius-export precision {self.bundle.path} --to {self.options.to} --search --save-plan FILE"
             )
-        self._note(
+        self._unknown = (
             f"no shipped precision plan for this network ({why}): layers stay fp32 by fixed rules and by their ranges "
             f"alone; `moebius-export precision {self.bundle.path} --to {self.options.to} --search` measures each"
         )

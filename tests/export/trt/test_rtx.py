@@ -54,7 +54,7 @@ def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
     code, _, err = trt(bundle, "--fp16", "--backend", "tensorrt-rtx", "--sm", "89")
     assert code == 0, err
     assert "trt: precision, weights of unet (" in err  # lines, as there is no terminal
-    assert "trt: vae_decoder, " in err
+    assert "trt: vae_decoder: " in err
     assert "no shipped precision plan for this network" in err
     [folder] = (bundle / ENGINES).iterdir()
     passport, manifest = read_passport(folder), read_manifest(bundle)
