@@ -200,6 +200,7 @@ def collect(
             options = replace(scene.options, guidance_scale=guided_scale(bundle.manifest) if guided else 1.0)
             what = f"calibrate: picture {at + 1} of {len(scenes)}" + ("" if guided else ", without guidance")
             runs.clear()
+            say(what, 0, 0)
             pipeline.inpaint(
                 Picture(scene.picture, "RGB"),
                 scene.mask,
