@@ -89,7 +89,7 @@ def onnx(
     from moebius.load import default_sources
     from moebius_export.bundle import STAGES, ExportOptions, export_onnx
     from moebius_export.lowering import DEFAULT_TARGET, TARGETS, lowering_of
-    from moebius_export.precision.planning import PlanOptions
+    from moebius_export.precision.quick import quick_options
     from moebius_export.rules import RULE_NAMES
 
     own = default_sources(preset)
@@ -127,7 +127,7 @@ def onnx(
         for task in tasks.values():
             bars.update(task, completed=len(STAGES), stage="done")
     for low in typed:
-        manifest = type_bundle(out, PlanOptions(to=low), only=low == typed[-1] and "fp32" not in precision.split(","))
+        manifest = type_bundle(out, quick_options(to=low), only=low == typed[-1] and "fp32" not in precision.split(","))
     for name, parity in manifest.parity.items():
         console.out.print(f"{name:<17} relative error {parity.relative_error:.1e} against PyTorch")
     if manifest.rewrites:

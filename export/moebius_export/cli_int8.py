@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -12,9 +12,12 @@ from rich.table import Table
 
 from moebius_runtime import console, kernels
 from moebius_runtime.errors import InputError
+from moebius_runtime.stages import Stages
 
 if TYPE_CHECKING:
     from moebius_calibration.plan import Int8Plan
+    from moebius_runtime.bundle import Bundle
+    from moebius_runtime.manifest import GraphName
 
 
 def int8(
@@ -29,20 +32,52 @@ def int8(
     data: Annotated[
         Path | None, typer.Option(help="Folder with folders images and masks, paired by stem; default: drawn ones.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=1, max=100_000, help="How many pictures to calibrate on.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Inference steps of each: all are calibrated on.")] = 20,
+    pictures: Annotated[
+        int | None,
+        typer.Option(min=1, max=100_000, help="How many pictures to calibrate on; default 2, of a search 8."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Inference steps of each, all of which are calibrated on; default 10, of a search 20."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first picture and noise.")] = 1,
     observer: Annotated[
-        str, typer.Option(help="minmax, minmean, percentile, entropy, mse, or auto: the one with the least error.")
+        str,
+        typer.Option(
+            help="minmax, minmean, percentile, entropy, mse, or auto: the placement's, in a search the one with the "
+            "least error."
+        ),
     ] = "auto",
     error: Annotated[float, typer.Option(min=0, help="Most relative error of a graph's output in a run.")] = 0.03,
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="Measure which layers to place, and the observer: half an hour at full size."),
+    ] = False,
+    placement: Annotated[
+        Path | None, typer.Option(help="File of --save-placement to apply, in place of the placement that is shipped.")
+    ] = None,
+    save_placement: Annotated[
+        Path | None,
+        typer.Option(help="Write what the search placed as a file for other bundles of this network (--placement)."),
+    ] = None,
     psnr: Annotated[
-        float, typer.Option(min=0, max=100, help="Least dB inside the mask of a whole picture, against fp32.")
-    ] = 35.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Of a search: least dB inside the mask of a whole picture, against fp32; default 35.",
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, max=1000, help="Recorded runs that each trial is judged on.")] = 2,
     evaluations: Annotated[
-        int, typer.Option(min=1, help="With more products than this, those of a module are tried together.")
-    ] = 400,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a search: with more products than this, those of a module are tried together; default 400.",
+        ),
+    ] = None,
     any_gain: Annotated[
         bool, typer.Option("--any-gain", help="Try also layers that the cost model sees no gain in.")
     ] = False,
@@ -62,8 +97,14 @@ def int8(
         bool, typer.Option("--only", help="Leave the files of other precisions out; for ort-cpu those of the U-Net.")
     ] = False,
 ) -> None:
-    """Calibrates on whole trajectories, keeps in float what INT8 harms or does not speed up, and writes the files."""
+    """Calibrates on whole trajectories, keeps in float what INT8 harms or does not speed up, and writes the files.
+
+    Which layers are INT8 is the placement shipped for the released network; for other networks all that gain by the
+    cost model. One evaluation then checks it against --error, and exit code 1 says that a search is needed. --search
+    measures the layers of this bundle instead, and so do --psnr and --evaluations.
+    """
     from moebius_calibration.calibrate import Calibrator, Int8Options, main_graph
+    from moebius_calibration.placed import PICTURES, STEPS, PlacedCalibrator
     from moebius_calibration.plan import Observer, Target
     from moebius_calibration.timing import compare
     from moebius_calibration.weights_only import weight_plans
@@ -81,19 +122,30 @@ def int8(
         raise InputError(
             "--reapply takes the plans as they are: leave --data, --state and --weights-only out, or edit the plans"
         )
-    if state is not None:
-        check_writable(state)
+    search = search or psnr is not None or evaluations is not None
+    if placement is not None and (search or reapply or weights_only):
+        raise InputError("--placement is applied without a search, --reapply or --weights-only: leave one of them out")
+    if search and (reapply or weights_only):
+        if psnr is None and evaluations is None:
+            raise InputError("--search means nothing with --reapply or --weights-only: leave one of them out")
+        search = False  # they took these two before, and take them still
+    if save_placement is not None and not (search or reapply):
+        raise InputError("--save-placement writes what a search found: add --search, or --reapply after one")
+    for path in (state, save_placement):
+        if path is not None:
+            check_writable(path)
+    whole = search or weights_only
     options = Int8Options(
         target=target,  # type: ignore[arg-type]
         data=data,
-        pictures=pictures,
-        steps=steps,
+        pictures=pictures or (8 if whole else PICTURES),
+        steps=steps or (20 if whole else STEPS),
         seed=seed,
         observer=None if observer == "auto" else observer,  # type: ignore[arg-type]
         error=error,
-        psnr=psnr,
+        psnr=35.0 if psnr is None else psnr,
         samples=samples,
-        evaluations=evaluations,
+        evaluations=evaluations or 400,
         any_gain=any_gain,
         one_timestep=one_timestep,
         state=state,
@@ -107,19 +159,21 @@ def int8(
             "of fused fp32 in a layer with other kernels, less without any. The files are exact everywhere"
             + (f". {ort_integer.SATURATES}" if ort_integer.saturates() else "")
         )
-    with console.err.status("int8") as status:
-
-        def say(what: str, done: int, total: int) -> None:
-            status.update(console.one_line(f"{what}: {done} of {total}" if total else what))
-
+    with Stages("int8") as say:
         works = None
         if reapply:
             plans = plans_of(opened, options.target)
         elif weights_only:
             plans = weight_plans(opened, options, say)
         else:
-            calibrator = Calibrator(opened, options, say)
+            calibrator = (
+                Calibrator(opened, options, say)
+                if search
+                else PlacedCalibrator(opened, options, say, console.warn, placement)
+            )
             plans, works = calibrator.run(), calibrator.works
+        if save_placement is not None:
+            _save_placement(opened, plans, save_placement)
         manifest = write_int8(opened, plans, works, say, only=only)
         compared = None
         if target == "ort-cpu" and not only and any(plan.chosen for plan in plans.values()):
@@ -137,6 +191,20 @@ def int8(
     files = {path for info in manifest.graphs.values() if (f := info.files.get(named)) for path in f.paths}
     written = sum(manifest.files[path].size for path in files)
     console.out.print(f"{bundle}: {size / 1e6:,.0f} MB, of which {named} {written / 1e6:,.0f} MB")
+
+
+def _save_placement(bundle: Bundle, plans: Mapping[GraphName, Int8Plan], path: Path) -> None:
+    """Writes what a search placed."""
+    from moebius_calibration.placement import placement_from, write_placement
+    from moebius_export.precision.graph import Opened, opened
+
+    model, plan = bundle.manifest.model, plans["unet"]
+    weights = f"random test weights ({model.unet.origin})" if model.unet.stand_in else model.unet.origin
+    measured = plan.calibration
+    derived = f"a search with {weights}, {measured.data} pictures, {measured.steps} steps, seed {measured.seed}"
+    unet = Opened(opened(bundle.model_file("unet")))
+    network = f"{model.preset}, {model.parameters:,} U-Net parameters"
+    write_placement(placement_from(plans, unet, network, derived), path)
 
 
 def _print_findings(plans: Collection[Int8Plan]) -> None:

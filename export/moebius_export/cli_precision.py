@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.table import Table
@@ -13,11 +13,13 @@ from rich.table import Table
 from moebius_runtime import console
 from moebius_runtime.errors import InputError
 from moebius_runtime.manifest import Manifest
+from moebius_runtime.stages import Stages
 
 if TYPE_CHECKING:
     from moebius_export.precision.entering import ErrorReport
     from moebius_export.precision.plan import Plan
     from moebius_export.precision.planning import PlanOptions
+    from moebius_runtime.bundle import Bundle
 
 
 def precision(
@@ -29,17 +31,48 @@ def precision(
     data: Annotated[
         Path | None, typer.Option(help="Folder with folders images and masks, paired by stem; default: drawn ones.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=1, max=1000, help="How many pictures to follow.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Inference steps of each.")] = 20,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="How many pictures to follow; default 1, of a search 2.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Inference steps of each; default 4, of a search 20.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first picture and noise.")] = 1,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search", help="Measure which layers need fp32, in place of the shipped plan: minutes to hours."
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="File of --save-plan to apply, in place of the plan that is shipped.")
+    ] = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option(help="Write what the search kept as a file for other bundles of this network (--plan)."),
+    ] = None,
     error: Annotated[
         float | None,
-        typer.Option(min=0, help="Relative error that computing in less may add to a step; default 3e-3, bf16 2.4e-2."),
+        typer.Option(
+            min=0,
+            help="Of a search: relative error that computing in less may add to a step; default 3e-3, bf16 2.4e-2.",
+        ),
     ] = None,
-    evaluations: Annotated[int, typer.Option(min=1, help="Parts of the U-Net that are tried alone.")] = 32,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Of a search: parts of the U-Net that are tried alone; default 32.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a search: recorded runs that each trial is judged on; default 2."),
+    ] = None,
     extra_weights: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of bytes that weights kept in fp32 for their error may add.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of a search: share of bytes that weights kept in fp32 for their error may add; default 0.01.",
+        ),
+    ] = None,
     keep: Annotated[
         str | None,
         typer.Option(help="LocalLambda: its nodes stay functions, for the TensorRT plugin (--target tensorrt, fp16)."),
@@ -55,15 +88,42 @@ def precision(
         typer.Option(help="Compare the typed files with the fp32 files module by module, and write it here as JSON."),
     ] = None,
 ) -> None:
-    """Records ranges on real trajectories, plans which layers keep float32, and writes typed files into the bundle.
+    """Plans which layers keep float32 and writes typed files into the bundle.
 
+    The plan is the one shipped for the released network (fixed rules for other networks), checked by the ranges of a
+    few steps. --search measures the layers of this bundle instead, and so do the options of a search.
     Exit code 1 where `--vae fp16` or `--vae bf16` is not proven.
     """
     from moebius_export.precision.kept import Keepable
     from moebius_export.precision.kinds import FloatType, LowType
     from moebius_export.precision.planning import PlanOptions
+    from moebius_export.precision.quick import quick_options
     from moebius_runtime.files import check_writable
 
+    of_search = {
+        "--error": error,
+        "--evaluations": evaluations,
+        "--samples": samples,
+        "--extra-weights": extra_weights,
+    }
+    search = search or any(value is not None for value in of_search.values())
+    if search and (reapply or plan is not None):
+        given = (
+            "--search"
+            if all(value is None for value in of_search.values())
+            else ", ".join(option for option, value in of_search.items() if value is not None)
+        )
+        raise InputError(
+            f"{given} searches, and {'--reapply' if reapply else '--plan'} does not: leave one of them out"
+        )
+    if reapply and plan is not None:
+        raise InputError("--reapply takes the plans in the bundle, --plan the one of a file: leave one of them out")
+    if save_plan is not None:
+        if not (search or reapply):
+            raise InputError(
+                "--save-plan writes what a search found: add --search, or --reapply where the bundle's plans are of one"
+            )
+        check_writable(save_plan)
     for option, value, choices in (("--to", to, get_args(LowType)), ("--vae", vae, get_args(FloatType))):
         if value not in choices:
             raise InputError(f"{option} {value}: expected one of {', '.join(choices)}")
@@ -79,41 +139,65 @@ def precision(
         check_writable(report)
     if reapply and ((data is not None and report is None) or vae != "fp32"):
         raise InputError("--reapply takes the plans as they are: leave --data and --vae out, or edit the plans")
-    options = PlanOptions(
+    numbers: dict[str, Any] = {
+        "pictures": pictures,
+        "steps": steps,
+        "evaluations": evaluations,
+        "samples": samples,
+        "extra_weights": extra_weights,
+    }
+    options = (PlanOptions if search or reapply else quick_options)(
         to=to,  # type: ignore[arg-type]
         vae=vae,  # type: ignore[arg-type]
         data=data,
-        pictures=pictures,
-        steps=steps,
         seed=seed,
         error=error,
-        evaluations=evaluations,
-        extra_weights=extra_weights,
         keep=(keep,) if keep is not None else (),  # type: ignore[arg-type]
+        **{name: value for name, value in numbers.items() if value is not None},
     )
-    type_bundle(bundle, options, only=only, reapply=reapply, report=report)
+    type_bundle(
+        bundle,
+        options,
+        only=only,
+        reapply=reapply,
+        report=report,
+        search=search,
+        shipped=plan,
+        save=save_plan,
+    )
 
 
 def type_bundle(
-    path: Path, options: PlanOptions, *, only: bool = False, reapply: bool = False, report: Path | None = None
+    path: Path,
+    options: PlanOptions,
+    *,
+    only: bool = False,
+    reapply: bool = False,
+    report: Path | None = None,
+    search: bool = False,
+    shipped: Path | None = None,
+    save: Path | None = None,
 ) -> Manifest:
-    """Types a bundle's graphs, with progress on the terminal, and prints what came of it.
+    """Types a bundle's graphs, with progress on the error stream, and prints what came of it.
 
     `report` is where the errors of modules are written, see `moebius_export.precision.entering`; None measures none.
-    Errors as `moebius_export.precision.planning.Planner.run` and `moebius_export.precision.write.write_typed`.
+    `search` and `shipped` as of `moebius_export.precision.quick.make_plans`; `save` is where the plan is written for
+    other bundles of the network.
+    Errors as `make_plans` and `moebius_export.precision.write.write_typed`.
     """
     from moebius_export.precision.entering import measure_errors, write_report
-    from moebius_export.precision.planning import Planner
+    from moebius_export.precision.quick import make_plans
     from moebius_export.precision.write import plans_of, write_typed
     from moebius_runtime.bundle import Bundle
 
     bundle = Bundle.open(path)
-    with console.err.status("precision") as status:
-
-        def say(what: str, done: int, total: int) -> None:
-            status.update(console.one_line(f"{what}: {done} of {total}" if total else what))
-
-        plans = plans_of(bundle, options.to) if reapply else Planner(bundle, options, say).run()
+    with Stages("precision") as say:
+        if reapply:
+            plans = plans_of(bundle, options.to)
+        else:
+            plans = make_plans(bundle, options, say, console.warn, search=search, shipped=shipped)
+        if save is not None:
+            _save_plan(bundle, plans["unet"], save)
         manifest = write_typed(bundle, plans, only=only, say=say)
         errors = None if report is None else measure_errors(Bundle.open(path), options, say)
     console.out.print(plan_table(plans.values()))
@@ -136,6 +220,20 @@ def type_bundle(
     size = sum(file.size for file in manifest.files.values())
     console.out.print(f"{path}: {size / 1e6:,.0f} MB, of which {options.to} {typed / 1e6:,.0f} MB")
     return manifest
+
+
+def _save_plan(bundle: Bundle, plan: Plan, path: Path) -> None:
+    """Writes what a search kept; the plan of the U-Net says it all."""
+    from moebius_export.precision.graph import Opened, opened
+    from moebius_export.precision.shipped import shipped_from, write_shipped
+
+    model = bundle.manifest.model
+    if plan.keep:
+        raise InputError("--save-plan: search without --keep, the file serves bundles with and without it")
+    graph = Opened(opened(bundle.model_file("unet")))
+    weights = f"random test weights ({model.unet.origin})" if model.unet.stand_in else model.unet.origin
+    network = f"{model.preset}, {model.parameters:,} U-Net parameters"
+    write_shipped(shipped_from(plan, graph, network, f"a search with {weights}"), path)
 
 
 def plan_table(plans: Iterable[Plan]) -> Table:

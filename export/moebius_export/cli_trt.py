@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,7 @@ from rich.table import Table
 from moebius_runtime import console
 from moebius_runtime.errors import InputError
 from moebius_runtime.passport import EngineBackend
+from moebius_runtime.stages import Stages
 
 if TYPE_CHECKING:
     from moebius_export.trt.build import Result
@@ -129,7 +130,7 @@ def trt(
 
 
 def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
-    """Builds with a bar for each graph; notes and the forecast are printed as they come."""
+    """Builds with a bar for each graph, without a terminal with lines; notes and the forecast are printed as well."""
     from moebius_export.trt.build import build_engines, ready
     from moebius_export.trt.builder import ParseError
     from moebius_export.trt.prepare import ensure_bundle, ensure_precision
@@ -141,21 +142,28 @@ def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
         TimeElapsedColumn(),
         TextColumn("{task.fields[phase]}"),
     )
-    with Progress(*columns, console=console.err) as bars:
-        show = _shown(bars)
+    plain = not console.err.is_terminal
+    with (
+        Progress(*columns, console=console.err, disable=plain) as bars,
+        Stages("trt") if plain else nullcontext() as line,
+    ):
+        show = _shown(bars, line)
         found = ready(options, device, show)
         prepared: list[TaskID] = []
         said: set[str] = set()
 
         def prepare(graph: str, stage: str) -> None:
+            if line is not None:
+                line(f"{graph}, {stage}")
+                return
             prepared[:] = prepared or [bars.add_task("prepare", total=None, phase="")]
-            line = f"{graph}: {stage.partition(':')[0]}"
-            if line not in said:  # a line for each kind of work, the bar for each piece of it
-                said.add(line)
-                bars.console.print(console.one_line(line))
+            kind = f"{graph}: {stage.partition(':')[0]}"
+            if kind not in said:  # a line for each kind of work, the bar for each piece of it
+                said.add(kind)
+                bars.console.print(console.one_line(kind))
             bars.update(prepared[0], phase=console.one_line(f"{graph}: {stage}")[:60])
 
-        bundle = ensure_precision(ensure_bundle(path, prepare), options, prepare)
+        bundle = ensure_precision(ensure_bundle(path, prepare), options, prepare, console.warn)
         for task in prepared:
             bars.update(task, total=100, completed=100, phase="done")
             bars.stop_task(task)
@@ -167,7 +175,8 @@ def _run(path: Path, options: BuildOptions, device: Device | None) -> Result:
             raise
 
 
-def _shown(bars: Progress) -> Callable[[Event], None]:
+def _shown(bars: Progress, line: Stages | None) -> Callable[[Event], None]:
+    """Shows events as bars, or in `line` where there is no terminal."""
     from moebius_export.trt.events import Built, Note, Step
     from moebius_export.trt.forecast import Forecast
 
@@ -180,6 +189,9 @@ def _shown(bars: Progress) -> Callable[[Event], None]:
             console.out.print(_table(event))
             for advice in event.advice:
                 console.warn(f"this may not fit: {advice}")
+        elif isinstance(event, Step) and line is not None:
+            done = "" if event.share is None else f", {event.share:.0%}"
+            line(f"{event.graph}: {event.phase}{done}")
         elif isinstance(event, Step):
             if event.graph not in tasks:
                 tasks[event.graph] = bars.add_task(event.graph, total=None, phase="")
@@ -189,8 +201,9 @@ def _shown(bars: Progress) -> Callable[[Event], None]:
         elif isinstance(event, Built):
             needs = "" if event.device_memory is None else f", activations {_size(event.device_memory)} as built"
             words = f"{_size(event.size)} in {event.seconds:.1f} s{needs}"
-            bars.update(tasks[event.graph], completed=100, total=100, phase="done")
-            bars.stop_task(tasks[event.graph])
+            if event.graph in tasks:
+                bars.update(tasks[event.graph], completed=100, total=100, phase="done")
+                bars.stop_task(tasks[event.graph])
             console.out.print(f"{event.graph:<12} {words}")
 
     return show

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import hypot, sqrt
+from typing import Literal
 
 from moebius_export.cost import node_costs
 from moebius_export.precision.graph import layer_of
@@ -21,7 +22,7 @@ from moebius_export.precision.trials import Trials
 
 # What float32 costs, in microseconds of a small GPU: 25 TMAC/s in fp16 and half of that in float32, 100 GB/s.
 _PER_GMAC, _PER_MBYTE = 40.0, 10.0
-_PRODUCTS, _REST = "products", "rest"
+NodeKind = Literal["products", "rest"]
 _ROUNDS = 4
 
 EXTRA_WEIGHTS = 0.01
@@ -81,9 +82,9 @@ def module_path(name: str) -> str:
     return layer_of(name).replace(".inner.", ".").removesuffix(".inner")
 
 
-def node_kind(op_type: str) -> str:
+def node_kind(op_type: str) -> NodeKind:
     """Whether a node is one of the products."""
-    return _PRODUCTS if op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LocalLambda") else _REST
+    return "products" if op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LocalLambda") else "rest"
 
 
 class Chooser:

@@ -74,7 +74,8 @@ class Plan(StrictModel):
 
     `blunt`: everything in the lower type; `weights`: weights stored as planned, computed in float32; `rules`: the fixed
     rules alone; `plan`: as planned; `budget`: what that was to be. `keep`: functions that stay functions in the file;
-    a node that calls one has one type.
+    a node that calls one has one type. `source`: where the layers that stay float32 for their error come from, where no
+    search of this bundle found them.
     """
 
     schema_version: Literal[1] = 1
@@ -84,6 +85,7 @@ class Plan(StrictModel):
     weights_sha256: Sha256 | None
     measured: Measured
     limit: Annotated[float, Field(gt=0)]
+    source: ShortText = ""
     keep: Annotated[tuple[Keepable, ...], Field(max_length=1)] = ()
     errors: dict[ShortText, _Size] = Field(default_factory=dict)
     parts: list[Part] = Field(default_factory=list)

@@ -95,22 +95,28 @@ class Planner:
             plans[name] = self._vae(name, seen)
         return {name: plans[name] for name in self.bundle.manifest.graphs}
 
-    def _follow(self, watched: list[GraphName], scenes: Sequence[Scene], *, guided: bool) -> Trajectories:
+    def _follow(
+        self, watched: list[GraphName], scenes: Sequence[Scene], *, guided: bool, decode: bool = True
+    ) -> Trajectories:
         """Ranges of these graphs; where functions are kept, of all that their bodies make."""
         keep = self.options.keep
-        inside = {name: self.graphs[name] for name in watched}
         kept = [name for name in watched if calls_of(self.graphs[name], keep)]
-        inside |= {name: Opened(opened(self.paths[name])) for name in kept}
-        seen = follow(self.bundle, inside, scenes, guided, self._say)
+        inside = {name: self._inlined(name) for name in watched}
+        seen = follow(self.bundle, inside, scenes, guided, self._say, decode=decode)
         seen.ranges |= {name: folded(seen.ranges[name], self.graphs[name], keep) for name in kept}
         return seen
+
+    def _inlined(self, name: GraphName) -> Opened:
+        """The graph without functions, also where its plan keeps some."""
+        kept = calls_of(self.graphs[name], self.options.keep)
+        return Opened(opened(self.paths[name])) if kept else self.graphs[name]
 
     def _unet(self, seen: Trajectories) -> tuple[Plan, Choice]:
         name: GraphName = "unet"
         graph, options = self.graphs[name], self.options
         weights, fixed = self._fixed(name, options.to, seen.ranges[name])
         chooser = Chooser(
-            self._trials(name, seen), options.to, fixed, _stores(weights), options.extra_weights, self._tried
+            self._trials(name, seen), options.to, fixed, stores_of(weights), options.extra_weights, self._tried
         )
         budget = ERROR[options.to] if options.error is None else options.error
         choice = chooser.run(budget, options.evaluations)
@@ -145,7 +151,7 @@ class Planner:
                 weights[weight] = entry.model_copy(update={"type": "fp32", "reason": "as in the guided graph"})
         low: FloatType = to
         computes = {node: low for node in graph.nodes if graph.computes(graph.nodes[node]) and node not in reasons}
-        errors = {"plan": self._trials(name, seen).error(computes, _stores(weights))}
+        errors = {"plan": self._trials(name, seen).error(computes, stores_of(weights))}
         return self._plan(name, to, graph, seen.ranges[name], reasons, weights, Choice([], [], errors))
 
     def _vae(self, name: GraphName, seen: Trajectories) -> Plan:
@@ -157,7 +163,7 @@ class Planner:
         choice = Choice([])
         computing = [node.name for node in graph.model.graph.node if graph.computes(node)]
         if options.vae == "fp32":
-            choice.errors["plan"] = trials.error({}, _stores(weights))
+            choice.errors["plan"] = trials.error({}, stores_of(weights))
             if choice.errors["plan"] > VAE_ERROR:
                 why = f"stored as {kind}, the VAE's output would be off by {choice.errors['plan']:.1e}"
                 weights = {w: e.model_copy(update={"type": "fp32", "reason": why}) for w, e in weights.items()}
@@ -166,7 +172,7 @@ class Planner:
         low: FloatType = kind
         over = {node: reason for node, reason in reasons.items() if reason.startswith("overflow")}
         choice.errors["blunt"] = trials.error(dict.fromkeys(computing, low), dict.fromkeys(graph.storable, low))
-        choice.errors["plan"] = trials.error({n: low for n in computing if n not in reasons}, _stores(weights))
+        choice.errors["plan"] = trials.error({n: low for n in computing if n not in reasons}, stores_of(weights))
         if over or not choice.errors["plan"] <= VAE_ERROR:
             found = "; ".join(f"{node}: {reason}" for node, reason in list(over.items())[:3])
             found = found or f"no value overflowed, but its output is off by {choice.errors['plan']:.1e}"
@@ -240,5 +246,6 @@ class Planner:
         )
 
 
-def _stores(weights: dict[str, WeightType]) -> dict[str, FloatType]:
+def stores_of(weights: dict[str, WeightType]) -> dict[str, FloatType]:
+    """How each weight is stored."""
     return {name: entry.type for name, entry in weights.items()}

@@ -53,7 +53,9 @@ def observed(graph: Opened) -> onnx.ModelProto:
     inputs = [value.name for value in graph.model.graph.input if graph.is_float(value.name)]
     made = [node.output[0] for node in graph.model.graph.node if graph.computes(node)]
     made += [node.output[0] for node in graph.model.graph.node if node.op_type == "Gather" and _looked_up(graph, node)]
-    for name in (*inputs, *made):
+    # ONNX Runtime goes from the last node without readers to the first, each after what it needs. In this order it
+    # reduces every value as soon as it is there; in the other all of them would wait in memory for the last one.
+    for name in reversed((*inputs, *made)):
         mark = f"{_MARK}{name}"
         parts = []
         for operator, source in (("ReduceMin", name), ("ReduceMax", name), ("ReduceMean", f"{mark}/squares")):

@@ -20,7 +20,10 @@ Types = Mapping[str, FloatType]
 
 
 class Trials:
-    """Runs one graph under any plan. `on_trial` is told of each, before it runs."""
+    """Runs one graph under any plan. `on_trial` is told of each, before it runs.
+
+    `expected` are the graph's outputs of the samples in float32, where they are known; None makes them.
+    """
 
     def __init__(
         self,
@@ -28,13 +31,14 @@ class Trials:
         folder: Path,
         samples: Sequence[Inputs],
         on_trial: Callable[[int], None] = lambda count: None,
+        expected: Sequence[np.ndarray] | None = None,
     ) -> None:
         if not samples:
             raise ExportError("there are no recorded inputs to try a plan on")
         self.graph, self._folder, self._samples, self._on_trial = graph, folder, samples, on_trial
         self.count = 0
         self._known: dict[str, float] = {}
-        self._expected = self._run({}, {})
+        self._expected = self._run({}, {}) if expected is None else list(expected)
 
     def error(self, computes: Types, stores: Types) -> float:
         """Relative L2 error of the output over all samples; infinite where a value of it is not finite."""

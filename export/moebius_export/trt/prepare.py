@@ -37,13 +37,20 @@ def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
     return Bundle.open(path)
 
 
-def ensure_precision(bundle: Bundle, options: BuildOptions, progress: Callable[[str, str], None]) -> Bundle:
-    """The bundle, holding the graphs' files in the precision; fp16 and bf16 are typed here where they are missing.
+def ensure_precision(
+    bundle: Bundle,
+    options: BuildOptions,
+    progress: Callable[[str, str], None],
+    note: Callable[[str], None] = lambda text: None,
+) -> Bundle:
+    """The bundle, holding the graphs' files in the precision; fp16 and bf16 are typed here where they are missing,
+    by the shipped plan or the fixed rules (`moebius_export.precision.quick`), never by a search.
 
     Args:
         bundle: as it is.
         options: which precision and graphs; with plugins, the nodes that these take stay functions.
         progress: told (graph, stage) where files have to be made.
+        note: told what the user should know of the plan that they are made by.
 
     Raises:
         BundleError: the bundle has no such graph.
@@ -63,7 +70,7 @@ def ensure_precision(bundle: Bundle, options: BuildOptions, progress: Callable[[
         raise ExportError(f"{what}. The bundle holds {', '.join(bundle.graph(missing[0]).files)}: take one of these.")
     try:
         from moebius_export.precision.kept import Keepable
-        from moebius_export.precision.planning import Planner, PlanOptions
+        from moebius_export.precision.quick import make_plans, quick_options
         from moebius_export.precision.write import write_typed
     except ModuleNotFoundError as error:
         raise ExportError(
@@ -75,5 +82,6 @@ def ensure_precision(bundle: Bundle, options: BuildOptions, progress: Callable[[
         progress("precision", f"{stage}: {done} of {total}" if total else stage)
 
     keep: tuple[Keepable, ...] = ("LocalLambda",) if options.plugins else ()
-    write_typed(bundle, Planner(bundle, PlanOptions(to=precision, keep=keep), say).run(), only=False, say=say)
+    plans = make_plans(bundle, quick_options(to=precision, keep=keep), say, note)
+    write_typed(bundle, plans, only=False, say=say)
     return Bundle.open(bundle.path)

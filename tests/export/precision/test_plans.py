@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -385,3 +386,24 @@ def test_a_layer_that_overflows_stays_float32_and_forced_it_fails(overflowing_bu
     report = verify(folder, options)
     assert report.exit_code == 1
     assert ("unet fp16, emulated", "finite") in {(c.subject, c.name) for c in report.checks if c.status == "fail"}
+
+
+def test_values_are_reduced_as_soon_as_they_are_there(tmp_path):
+    """Else all values of a graph would wait in memory until its end: 9 GB at full size."""
+    import onnxruntime
+
+    value = helper.make_tensor_value_info
+    names = [f"m{index}" for index in range(6)]
+    pairs = zip(["x", *names], [*names[:-1], "y"], names, strict=False)
+    nodes = [helper.make_node("Sin", [a], [b], name=name) for a, b, name in pairs]
+    graph = helper.make_graph(nodes, "g", [value("x", 1, [4])], [value("y", 1, [4])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    model = observed(Opened(opened(tmp_path / "m.onnx"))).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session.run(None, {"x": np.ones(4, np.float32)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    order = [event["name"].removesuffix("_kernel_time") for event in events if event["name"].endswith("_kernel_time")]
+    for earlier, later in zip(names[:-1], names[2:], strict=False):
+        assert order.index(f"observed/{earlier}/ReduceMax") < order.index(later)

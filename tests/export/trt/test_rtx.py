@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
 from moebius_export.errors import ExportError
-from moebius_export.precision import planning
+from moebius_export.precision import choose
 from moebius_export.trt.builder import BuildError, Cancelled, EngineBuilder, ParseError
 from moebius_export.trt.library import Library
 from moebius_export.trt.monitor import Phases
@@ -46,11 +45,17 @@ def test_the_bundle_builds_for_three_generations(bundle, trt):
 
 
 def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
-    """`--fp16` is all that it takes; the passport names the typed files and their plans."""
-    short = replace(planning.PlanOptions(), pictures=1, steps=2, evaluations=4)
-    monkeypatch.setattr(planning, "PlanOptions", lambda **options: replace(short, **options))
+    """`--fp16` is all that it takes, and nothing is searched; the passport names the typed files and their plans."""
+
+    def refuse(*args, **keywords):
+        raise AssertionError("a search was begun")
+
+    monkeypatch.setattr(choose.Chooser, "__init__", refuse)
     code, _, err = trt(bundle, "--fp16", "--backend", "tensorrt-rtx", "--sm", "89")
     assert code == 0, err
+    assert "trt: precision, weights of unet (" in err  # lines, as there is no terminal
+    assert "trt: vae_decoder: " in err
+    assert "no shipped precision plan for this network" in err
     [folder] = (bundle / ENGINES).iterdir()
     passport, manifest = read_passport(folder), read_manifest(bundle)
     check_bundle(folder, passport, manifest)
@@ -66,7 +71,7 @@ def test_other_precisions_are_not_made_up(bundle):
 
 
 def test_where_nothing_can_be_typed_the_command_is_named(bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "moebius_export.precision.planning", None)
+    monkeypatch.setitem(sys.modules, "moebius_export.precision.quick", None)
     with pytest.raises(ExportError, match=r"moebius-export precision .* --to fp16"):
         ensure_precision(Bundle.open(bundle), BuildOptions("fp16"), lambda graph, stage: None)
 

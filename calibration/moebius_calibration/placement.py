@@ -1,0 +1,174 @@
+"""INT8 placements that come with the package: which nodes of a known network are INT8, so that only ranges lack.
+
+A file names nodes as `calibrate.same_node` calls them, so one fits the guided and the conditional graph. Its topology
+is that of `moebius_export.precision.shipped.topology_of`. `moebius-export int8 BUNDLE --save-placement FILE` writes
+such a file from the plans of a search; `--placement FILE` applies it in place of the shipped one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from moebius_calibration.calibrate import same_node
+from moebius_calibration.graph_work import ALPHAS, GraphWork
+from moebius_calibration.plan import Int8Plan, Observer, Target
+from moebius_export.errors import ExportError
+from moebius_export.precision.graph import Opened
+from moebius_export.precision.shipped import topology_of
+from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
+
+_FOLDER = Path(__file__).parent
+RELEASED: Mapping[Target, Path] = MappingProxyType(
+    {
+        "tensorrt": _FOLDER / "released_tensorrt.json",
+        "tensorrt-fp8": _FOLDER / "released_tensorrt.json",
+        "ort-cpu": _FOLDER / "released_ort_cpu.json",
+    }
+)
+"""The files for the released network. FP8 takes INT8's: it places the same products."""
+
+_MAX_BYTES = 4 << 20
+_Name = Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class GraphPlacement(StrictModel):
+    """What one graph gets.
+
+    Attributes:
+        observer: what makes its ranges.
+        smooth: strength of SmoothQuant; None for none.
+        bias_correction: whether the mean error of the weights is taken away.
+        nodes: in INT8.
+    """
+
+    observer: Observer
+    smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
+    bias_correction: bool = False
+    nodes: Annotated[list[_Name], Field(max_length=65536)]
+
+
+class ShippedPlacement(StrictModel):
+    """Which nodes of a network are INT8.
+
+    Attributes:
+        target: of a search; `tensorrt` serves `tensorrt-fp8` too.
+        topology: of the graph `unet`.
+        network: which one it is, in words.
+        derived: what the placement was derived from, in words.
+        graphs: the searched U-Net, whose nodes the other one takes over, and the VAE's. A graph that is missing stays
+            in float.
+    """
+
+    schema_version: Literal[1] = 1
+    target: Literal["tensorrt", "ort-cpu"]
+    topology: Sha256
+    network: ShortText
+    derived: ShortText
+    graphs: dict[GraphName, GraphPlacement]
+
+    @model_validator(mode="after")
+    def _one_unet(self) -> ShippedPlacement:
+        if len([name for name in self.graphs if name.startswith("unet")]) != 1:
+            raise ValueError("expected one of the graphs unet and unet_conditional, whose nodes the other takes over")
+        return self
+
+    @property
+    def unet(self) -> GraphPlacement:
+        """Of both U-Nets."""
+        return next(placement for name, placement in self.graphs.items() if name.startswith("unet"))
+
+    def of(self, graph: GraphName) -> GraphPlacement | None:
+        """Of a graph; None where it stays in float."""
+        return self.unet if graph.startswith("unet") else self.graphs.get(graph)
+
+    def mismatch(self, target: Target, unet: Opened, works: Mapping[GraphName, GraphWork]) -> str:
+        """Why the placement is not one of this bundle; empty where it is."""
+        if (target == "ort-cpu") != (self.target == "ort-cpu"):
+            return f"it is for {self.target}, asked for was {target}"
+        found = topology_of(unet)
+        if found != self.topology:
+            return f"the topology is {found[:12]}, the placement's {self.topology[:12]}"
+        for name, work in works.items():
+            placement = self.of(name)
+            there = {same_node(node) for node in work.groups}
+            if placement is not None and (strange := [node for node in placement.nodes if node not in there]):
+                return f"{name} has no node {min(strange)}, which the placement names"
+        return ""
+
+
+def placement_from(plans: Mapping[GraphName, Int8Plan], unet: Opened, network: str, derived: str) -> ShippedPlacement:
+    """The plans of a search as a file that fits every bundle of the network.
+
+    Args:
+        plans: of all graphs.
+        unet: the graph `unet`, opened.
+        network, derived: see `ShippedPlacement`.
+
+    Raises:
+        ExportError: no U-Net's plan was made by a search, or they are plans of weights alone.
+    """
+    (target,) = {plan.target for plan in plans.values()}
+    searched = {name: plan for name, plan in plans.items() if any(key.startswith("all, ") for key in plan.errors)}
+    if not any(name.startswith("unet") and plan.trials for name, plan in searched.items()):
+        raise ExportError(
+            "the INT8 plan of the U-Net was not made by a search, so there is no placement to write: run "
+            f"`moebius-export int8 BUNDLE --target {target} --search` first"
+        )
+    main = next(name for name, plan in searched.items() if name.startswith("unet") and plan.trials)
+    graphs = {
+        name: _of_search(plan)
+        for name, plan in searched.items()
+        if plan.chosen and (name == main or not name.startswith("unet"))
+    }
+    graphs.setdefault(main, _of_search(plans[main]))
+    return ShippedPlacement(
+        target="ort-cpu" if target == "ort-cpu" else "tensorrt",
+        topology=topology_of(unet),
+        network=network,
+        derived=derived,
+        graphs=graphs,
+    )
+
+
+def _of_search(plan: Int8Plan) -> GraphPlacement:
+    """What the search took; SmoothQuant and bias correction as `graph_work.best_scheme` decides."""
+    best, smooth = plan.errors[f"all, {plan.observer}"], None
+    for alpha in ALPHAS:
+        if (error := plan.errors.get(f"all, smooth {alpha:g}", best)) < best:
+            best, smooth = error, alpha
+    corrected = plan.errors.get("all, bias correction", best) < best
+    nodes = sorted({same_node(node) for node in plan.chosen})
+    return GraphPlacement(observer=plan.observer, smooth=smooth, bias_correction=corrected, nodes=nodes)
+
+
+def write_placement(placement: ShippedPlacement, path: Path) -> None:
+    """Writes the file, whole or not at all."""
+    with atomic_write(path) as stream:
+        stream.write((json.dumps(placement.model_dump(mode="json"), indent=1) + "\n").encode())
+
+
+def read_placement(path: Path) -> ShippedPlacement:
+    """The placement of a file that may come from anywhere.
+
+    Raises:
+        ExportError: the file is missing, too large, no JSON, or has a field that is wrong; the first is named.
+    """
+    expected = "expected a placement that `moebius-export int8 BUNDLE --save-placement FILE` wrote"
+    try:
+        with open_plain(path) as stream:
+            data = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}; {expected}") from error
+    if len(data) > _MAX_BYTES:
+        raise ExportError(f"{path}: over {_MAX_BYTES >> 20} MiB; {expected}")
+    try:
+        return ShippedPlacement.model_validate_json(data)
+    except ValueError as error:
+        raise ExportError(f"{path}: {first_problem(error)}; {expected}") from error
