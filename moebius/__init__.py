@@ -8,11 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moebius._moved import MOVED
+from moebius_runtime.moved import keep_old_paths
+
 if TYPE_CHECKING:
-    from moebius.config import PRESETS, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
-    from moebius.student import Moebius
-    from moebius.teacher import Teacher
-    from moebius.vae import VaeDecoder, VaeEncoder, build_vae
+    from moebius.network.config import PRESETS, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
+    from moebius.network.student import Moebius
+    from moebius.network.teacher import Teacher
+    from moebius.network.vae import VaeDecoder, VaeEncoder, build_vae
 
 __all__ = [
     "PRESETS",
@@ -29,10 +32,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "moebius.config": ("PRESETS", "Preset", "StudentConfig", "TeacherConfig", "VaeConfig", "preset"),
-    "moebius.student": ("Moebius",),
-    "moebius.teacher": ("Teacher",),
-    "moebius.vae": ("VaeDecoder", "VaeEncoder", "build_vae"),
+    "moebius.network.config": ("PRESETS", "Preset", "StudentConfig", "TeacherConfig", "VaeConfig", "preset"),
+    "moebius.network.student": ("Moebius",),
+    "moebius.network.teacher": ("Teacher",),
+    "moebius.network.vae": ("VaeDecoder", "VaeEncoder", "build_vae"),
 }
 
 
@@ -41,3 +44,6 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+keep_old_paths(__name__, MOVED)

@@ -81,7 +81,7 @@ def fused_bundle_copy(fused_bundle: Path, tmp_path: Path) -> Path:
 
 def _export_tiny(folder: Path, **options) -> None:
     pytest.importorskip("torch", reason="the export needs torch; the runtime's own tests do not")
-    from moebius_export.bundle import ExportOptions, export_onnx
+    from moebius_export.onnx_export.export import ExportOptions, export_onnx
 
     export_onnx(folder, ExportOptions(weights="stand-in", vae="stand-in", preset="tiny", **options))
 
@@ -89,9 +89,9 @@ def _export_tiny(folder: Path, **options) -> None:
 def _lower_for_tensorrt(source: Path, folder: Path) -> None:
     import onnx
 
-    from moebius_export.lowering import shipped
-    from moebius_export.relower import relowered
-    from moebius_runtime.manifest import FileInfo, read_manifest, sha256_file, write_manifest
+    from moebius_export.lowering.lowering import shipped
+    from moebius_export.lowering.relower import relowered
+    from moebius_runtime.bundle.manifest import FileInfo, read_manifest, sha256_file, write_manifest
 
     shutil.copytree(source, folder)
     manifest = read_manifest(folder)
@@ -106,7 +106,7 @@ def _lower_for_tensorrt(source: Path, folder: Path) -> None:
 def _keep_local_lambda(source: Path, folder: Path) -> None:
     from moebius_export.precision.planning import Planner, PlanOptions
     from moebius_export.precision.write import write_typed
-    from moebius_runtime.bundle import Bundle
+    from moebius_runtime.bundle.bundle import Bundle
 
     bundle = Bundle.open(shutil.copytree(source, folder))
     options = PlanOptions(pictures=1, steps=2, evaluations=6, samples=1, keep=("LocalLambda",))

@@ -9,35 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from moebius_bench import cli_inpaint, cli_students
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
 if TYPE_CHECKING:
-    from moebius_bench.results import Report
-    from moebius_bench.running import Measured, Plan
-    from moebius_bench.variants import Variant
+    from moebius_bench.measure.results import Report
+    from moebius_bench.measure.rounds import Measured, Plan
+    from moebius_bench.measure.variants import Variant
 
 DEFAULT_COMMAND = "run"
 _BUSY = 0.5  # a load average above it means that something else was running
 
 
-class _DefaultGroup(TyperGroup):
-    """A group that takes `run` for granted: `moebius-bench BUNDLE` is `moebius-bench run BUNDLE`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = [DEFAULT_COMMAND, *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=_DefaultGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=console.default_group(DEFAULT_COMMAND),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(version: console.Version = False) -> None:
     """What a bundle costs on this machine, and how good its pictures are. `moebius-bench BUNDLE` means `run BUNDLE`."""
 
 
@@ -69,9 +64,9 @@ def run_command(
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with plots there.")] = None,
 ) -> None:
     """Measures latency, stage by stage, of every combination of the options, in turn."""
-    from moebius_bench.plain import plain_bundle
-    from moebius_bench.running import Plan
-    from moebius_bench.variants import combine, parse_list
+    from moebius_bench.measure.plain import plain_bundle
+    from moebius_bench.measure.rounds import Plan
+    from moebius_bench.measure.variants import combine, parse_list
 
     if mask is not None and image is None:
         raise InputError("--mask without --image; name the picture that the mask belongs to")
@@ -119,7 +114,7 @@ def efficiency(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """The columns of the paper's tables 1 and 2 for this model, beside the figures that the paper quotes."""
-    from moebius_bench.efficiency import efficiency_table, measured_row, to_json
+    from moebius_bench.paper.efficiency import efficiency_table, measured_row, to_json
 
     row = measured_row(None if bundle is None else str(bundle), steps, threads, rounds, _announce)
     console.out.print(efficiency_table(row), soft_wrap=False)
@@ -136,14 +131,14 @@ def layers(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
     """The λ layers in PyTorch, as written over their fast form: forward, and forward with backward."""
-    from moebius_bench.machine import describe_machine
-    from moebius_export.torch_runtime import import_torch
+    from moebius_bench.measure.machine import describe_machine
+    from moebius_export.network.torch_runtime import import_torch
 
     if json_file is not None and not json_file.parent.is_dir():
         raise InputError(f"{json_file}: its folder does not exist; make it first")
     import_torch()
-    from moebius_bench.layers import layers_table, measure_layers
-    from moebius_bench.text_report import wide
+    from moebius_bench.paper.layers import layers_table, measure_layers
+    from moebius_bench.report.text_report import wide
 
     machine = describe_machine()
     with _progress() as tell:
@@ -169,7 +164,7 @@ def quality(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
     """PSNR and SSIM, and FID and LPIPS where their networks are given, of filled pictures against true ones."""
-    from moebius_bench.quality import measure_quality, quality_lines
+    from moebius_bench.paper.quality import measure_quality, quality_lines
 
     result = measure_quality(real, fake, mask, fid_weights, lpips_weights, _announce)
     for line in quality_lines(result):
@@ -189,7 +184,7 @@ def masks(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same masks.")] = 0,
 ) -> None:
     """Draws one of the paper's mask sets, white = fill."""
-    from moebius_bench.mask_sets import write_masks
+    from moebius_bench.paper.mask_sets import write_masks
 
     ratios = write_masks(out, kind, count, size, seed)
     console.out.print(
@@ -204,7 +199,7 @@ app.command()(cli_inpaint.inpaint)
 
 def _check(variants: Sequence[Variant]) -> None:
     """Refuses before anything is started what could only fail."""
-    from moebius_bench.running import bundle_facts
+    from moebius_bench.measure.rounds import bundle_facts
 
     for bundle in dict.fromkeys(variant.bundle for variant in variants):
         bundle_facts(bundle)
@@ -214,7 +209,7 @@ def _baselines(variants: Sequence[Variant], kinds: Sequence[str], plain: str | N
     """One baseline per kind, steps and number of threads."""
     from dataclasses import replace
 
-    from moebius_bench.variants import TORCH
+    from moebius_bench.measure.variants import TORCH
 
     found: dict[tuple[object, ...], Variant] = {}
     several = len({(v.steps, v.threads) for v in variants}) > 1
@@ -252,10 +247,10 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
-    from moebius_bench.machine import describe_machine
-    from moebius_bench.processes import run_worker
-    from moebius_bench.running import measure_variants
-    from moebius_bench.sensors import find_sensors
+    from moebius_bench.measure.machine import describe_machine
+    from moebius_bench.measure.processes import run_worker
+    from moebius_bench.measure.rounds import measure_variants
+    from moebius_bench.measure.sensors import find_sensors
     from moebius_runtime.hardware.jetson import describe_jetson
     from moebius_runtime.hardware.nvidia import describe_gpus
 
@@ -276,8 +271,8 @@ def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
 def _report(measured: Measured, plan: Plan, machine: dict[str, str], gpus: list[dict[str, str]]) -> Report:
     from importlib import metadata
 
-    from moebius_bench.machine import installed_sizes
-    from moebius_bench.results import Report, Settings
+    from moebius_bench.measure.machine import installed_sizes
+    from moebius_bench.measure.results import Report, Settings
 
     try:
         version = metadata.version("moebius-edge")
@@ -313,8 +308,8 @@ def _report(measured: Measured, plan: Plan, machine: dict[str, str], gpus: list[
 
 
 def _deliver(report: Report, json_file: Path | None, html_file: Path | None) -> None:
-    from moebius_bench.html_report import page
-    from moebius_bench.text_report import print_report
+    from moebius_bench.report.html_report import page
+    from moebius_bench.report.text_report import print_report
 
     print_report(report, console.out)
     if json_file is not None:

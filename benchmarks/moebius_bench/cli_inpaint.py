@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from moebius_runtime import console
+from moebius_runtime.bundle.manifest import Precision
 from moebius_runtime.errors import InputError
 from moebius_runtime.files import atomic_write, check_writable
-from moebius_runtime.manifest import Precision
 
 _CLASSICAL = ("mean", "telea", "ns")
 
@@ -55,7 +55,7 @@ def inpaint(
     for path in (json_file, sheet):
         if path is not None:
             check_writable(path)
-    from moebius_bench.inpainting import (
+    from moebius_bench.paper.inpainting import (
         Method,
         autoencoder,
         contact_sheet,
@@ -66,7 +66,7 @@ def inpaint(
         network,
         summaries,
     )
-    from moebius_bench.inpainting import (
+    from moebius_bench.paper.inpainting import (
         classical as classical_method,
     )
     from moebius_runtime import InpaintPipeline

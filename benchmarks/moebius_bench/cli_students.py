@@ -16,13 +16,13 @@ def students(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
 ) -> None:
     """Parameters and cost of the students of the paper's table 2, beside the figures printed there."""
-    from moebius_export.torch_runtime import import_torch
+    from moebius_export.network.torch_runtime import import_torch
 
     if json_file is not None and not json_file.parent.is_dir():
         raise InputError(f"{json_file}: its folder does not exist; make it first")
     import_torch()
-    from moebius_bench.students import count_students, students_table, to_json
-    from moebius_bench.text_report import wide
+    from moebius_bench.paper.students import count_students, students_table, to_json
+    from moebius_bench.report.text_report import wide
     from moebius_runtime.files import atomic_write
 
     rows = count_students(preset, lambda text: console.err.print(text, style="dim"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moebius_calibration.bytes_of import FORMATS
+from moebius_calibration.formats import FORMATS
 from moebius_calibration.graph_work import Chosen, GraphWork, best_scheme, search_of
 from moebius_calibration.observe import check_scenes, collect
 from moebius_calibration.plan import Calibration, Int8Plan, Observer, Target, choice_of
@@ -17,16 +17,16 @@ from moebius_calibration.scheme import Scheme
 from moebius_calibration.search import Found, Search
 from moebius_calibration.simulate import Switched
 from moebius_calibration.statistics import Statistics
+from moebius_export.graph.changed_sessions import ChangedBackend
 from moebius_export.precision.choose import module_path
-from moebius_export.precision.measure import Say
 from moebius_export.precision.plan import read_plan as read_precision_plan
-from moebius_export.precision.sessions import ChangedBackend
-from moebius_export.scenes import Scene, scenes_of, seeded_scene
-from moebius_runtime.bundle import Bundle
+from moebius_export.trajectories.measure import Say
+from moebius_export.trajectories.scenes import Scene, scenes_of, seeded_scene
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.errors import OutputError
-from moebius_runtime.manifest import GraphName
-from moebius_runtime.metrics import psnr
-from moebius_runtime.pictures import Picture
+from moebius_runtime.images.metrics import psnr
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
 
 _TIGHTER = 0.6  # of the budget, each time that a whole picture is not near enough

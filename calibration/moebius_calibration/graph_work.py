@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import onnx
 
-from moebius_calibration.bytes_of import FORMATS, INT8, Format
+from moebius_calibration.formats import FORMATS, INT8, Format
 from moebius_calibration.gain import RATES, gain_of
 from moebius_calibration.ort_cpu import Candidate, candidates
 from moebius_calibration.plan import Observer, Target
@@ -19,10 +19,10 @@ from moebius_calibration.scheme import Scheme, constant_activations, scheme_of, 
 from moebius_calibration.search import Judge, Search, layers_of
 from moebius_calibration.simulate import Switched
 from moebius_calibration.statistics import Statistics
-from moebius_export.precision.graph import Opened, opened
-from moebius_export.precision.measure import Say
-from moebius_export.precision.sessions import session_of
-from moebius_runtime.manifest import GraphName
+from moebius_export.graph.changed_sessions import session_of
+from moebius_export.graph.opened import Opened, opened
+from moebius_export.trajectories.measure import Say
+from moebius_runtime.bundle.manifest import GraphName
 
 OBSERVERS: tuple[Observer, ...] = get_args(Observer)
 _FOR_FP8: tuple[Observer, ...] = ("minmax", "minmean", "percentile")

@@ -1,4 +1,4 @@
-"""Numbers of layers whose products are made in bytes: see `moebius_export.int8_bodies` for what they mean."""
+"""Numbers of layers whose products are made in bytes: see `moebius_export.graph.int8_bodies` for what they mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebius_export.int8_bodies import PACKED
+from moebius_export.graph.int8_bodies import PACKED
 
 Array = np.ndarray
 Range = tuple[float, float]

@@ -11,13 +11,13 @@ import onnx
 from moebius_calibration.int8_arrays import Array, Range
 from moebius_calibration.ort_cpu import as_int8, candidates
 from moebius_export.errors import ExportError
-from moebius_export.placing import placed_whole
-from moebius_export.precision.graph import Weights
+from moebius_export.graph.opened import Weights
+from moebius_export.graph.weights_file import weights_file
 from moebius_export.precision.write import file_info, linked
-from moebius_export.weights_file import weights_file
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.atomic_write import placed_whole
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
 from moebius_runtime.files import atomic_write
-from moebius_runtime.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
 
 Say = Callable[[GraphName], None]
 PRECISION: Precision = "int8_cpu"

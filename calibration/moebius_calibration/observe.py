@@ -20,14 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from moebius_calibration.products import Product, shapes_of
 from moebius_calibration.statistics import Statistics, load, save
 from moebius_export.errors import ExportError
-from moebius_export.precision.graph import Opened
-from moebius_export.precision.measure import Say
-from moebius_export.precision.sessions import ChangedBackend, session_of
-from moebius_export.scenes import Scene, guided_scale
-from moebius_runtime.bundle import Bundle
+from moebius_export.graph.changed_sessions import ChangedBackend, session_of
+from moebius_export.graph.opened import Opened
+from moebius_export.trajectories.measure import Say
+from moebius_export.trajectories.scenes import Scene, guided_scale
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.errors import InputError
-from moebius_runtime.manifest import GraphName
-from moebius_runtime.pictures import Picture
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
 
 SAMPLE = 1 << 16

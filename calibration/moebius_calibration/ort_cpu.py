@@ -1,7 +1,8 @@
 """ONNX Runtime's CPU form of INT8: whole layers whose products are made in bytes, float32 at their edges.
 
 Quantise and dequantise nodes between operators cost more than integer products save, so there are none: a node of the
-fused float32 graph becomes an operator of `moebius_export.int8_bodies` that makes bytes of its activations while they
+fused float32 graph becomes an operator of `moebius_export.graph.int8_bodies` that makes bytes of its activations
+while they
 are in the cache. What can be one:
 
 | node | becomes | activations that need a range |
@@ -14,7 +15,7 @@ are in the cache. What can be one:
 | `Conv`, 3x3, stride 2, padding 1 | `Int8DownsampleConv3x3` | its input |
 | `UpsampleConv3x3` | `Int8UpsampleConv3x3` | its input |
 
-NODE/VALUE are names of the graph with its functions inlined, as `moebius_export.precision.graph.opened` gives it.
+NODE/VALUE are names of the graph with its functions inlined, as `moebius_export.graph.opened.opened` gives it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from onnx import helper, numpy_helper
 
 from moebius_calibration.int8_arrays import Range, int8_product, merged_kernels, packed, quantiser
 from moebius_export.errors import ExportError
-from moebius_export.function_bodies import DOMAIN
-from moebius_export.int8_bodies import PACKED, bodies
+from moebius_export.graph.function_bodies import DOMAIN
+from moebius_export.graph.int8_bodies import PACKED, bodies
 
 Array = np.ndarray
 Load = Callable[[str], Array]

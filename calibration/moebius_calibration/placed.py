@@ -15,11 +15,11 @@ from moebius_calibration.scheme import Scheme, scheme_of, with_shifts, with_smoo
 from moebius_calibration.simulate import Switched
 from moebius_calibration.statistics import Statistics
 from moebius_export.errors import ExportError, PrecisionError
-from moebius_export.precision.graph import Opened, opened
-from moebius_export.precision.measure import Say
-from moebius_export.scenes import Scene, scenes_of
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import GraphName
+from moebius_export.graph.opened import Opened, opened
+from moebius_export.trajectories.measure import Say
+from moebius_export.trajectories.scenes import Scene, scenes_of
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName
 
 PICTURES, STEPS = 2, 10
 """What ranges are measured on where nothing is searched."""

@@ -19,10 +19,10 @@ from moebius_calibration.calibrate import same_node
 from moebius_calibration.graph_work import ALPHAS, GraphWork
 from moebius_calibration.plan import Int8Plan, Observer, Target
 from moebius_export.errors import ExportError
-from moebius_export.precision.graph import Opened
+from moebius_export.graph.opened import Opened
 from moebius_export.precision.shipped import topology_of
+from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
 from moebius_runtime.files import atomic_write, open_plain
-from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
 
 _FOLDER = Path(__file__).parent
 RELEASED: Mapping[Target, Path] = MappingProxyType(

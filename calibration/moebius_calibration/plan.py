@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moebius_export.errors import ExportError
+from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
 from moebius_runtime.files import atomic_write, open_plain
-from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
 
 Target = Literal["tensorrt", "tensorrt-fp8", "ort-cpu"]
 NodeChoice = Literal["int8", "fp8", "float"]
@@ -74,7 +74,7 @@ class Int8Plan(StrictModel):
             graph.
         reasons: why a node stays in float.
         ranges: lowest and highest value of activations, by the tensor's name in the float32 graph with its functions
-            inlined (`moebius_export.precision.graph.opened`).
+            inlined (`moebius_export.graph.opened.opened`).
         smooth: activation -> a factor per channel that its values are divided by, and the weights behind it
             multiplied with, before the range applies.
         shifts: node -> what is added to its output per channel, to make up for the mean error of its weights.

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from moebius_calibration.bytes_of import INT8, Format, along, as_bytes, smooth_factors, weight_scales
+from moebius_calibration.formats import INT8, Format, along, as_bytes, smooth_factors, weight_scales
 from moebius_calibration.observers import range_of
 from moebius_calibration.plan import Observer
 from moebius_calibration.products import Operand, Product

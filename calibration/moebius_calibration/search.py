@@ -16,7 +16,7 @@ from moebius_calibration.plan import Point, Target, Trial
 from moebius_calibration.products import Product
 from moebius_calibration.simulate import Switched
 from moebius_export.errors import ExportError
-from moebius_export.precision.measure import Say
+from moebius_export.trajectories.measure import Say
 
 Array = np.ndarray
 Inputs = Mapping[str, Array]

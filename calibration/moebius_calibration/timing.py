@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
-from moebius_export.scenes import seeded_inputs
+from moebius_export.trajectories.scenes import seeded_inputs
 from moebius_runtime.backends import create_backend
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import GraphName, Precision
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
 
 _ROUNDS = 5
 

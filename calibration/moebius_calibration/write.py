@@ -13,16 +13,16 @@ from moebius_calibration.int8_cpu_file import Placement, write_int8_cpu
 from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan, write_plan
 from moebius_calibration.tensorrt import quantised
 from moebius_export.errors import ExportError
-from moebius_export.placing import placed_whole
-from moebius_export.precision.graph import Weights
-from moebius_export.precision.measure import Say
+from moebius_export.graph.opened import Weights
+from moebius_export.graph.weights_file import weights_file
 from moebius_export.precision.typed import typed
 from moebius_export.precision.write import file_info, linked
 from moebius_export.precision.write import plans_of as precision_plans_of
-from moebius_export.weights_file import weights_file
-from moebius_runtime.bundle import Bundle
+from moebius_export.trajectories.measure import Say
+from moebius_runtime.atomic_write import placed_whole
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
 from moebius_runtime.files import atomic_write
-from moebius_runtime.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
 
 PRECISION: Mapping[Target, Precision] = {
     "tensorrt": "int8",

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from moebius.config import VaeConfig
 from moebius.data import shards
 from moebius.data.datasets import Sample, SampleStream, collate
 from moebius.data.masks import Mask, training_mask
 from moebius.data.shards import INDEX, MAX_SHARDS, PROGRESS, Dtype, Encoding, Index, Position, Shard, shard_name
 from moebius.data.sources import digest
 from moebius.errors import DataError
-from moebius.vae import VaeEncoder
+from moebius.network.config import VaeConfig
+from moebius.network.vae import VaeEncoder
 
 
 @dataclass(frozen=True)

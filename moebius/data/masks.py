@@ -1,7 +1,8 @@
 """Training masks: random brush strokes and boxes. White, True, is the hole. Needs NumPy and Pillow only.
 
 The kind is that of LaMa: Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (WACV
-2022): polylines or boxes, at most half of the picture. The test sets of `moebius_bench.mask_sets` are drawn with the
+2022): polylines or boxes, at most half of the picture. The test sets of `moebius_bench.paper.mask_sets` are drawn
+with the
 same function. Settings are for 512 pixels; lengths scale with the picture.
 """
 

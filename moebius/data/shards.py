@@ -22,9 +22,9 @@ from torch import Tensor
 
 from moebius.data.sources import digest
 from moebius.errors import DataError
+from moebius_runtime.bundle.manifest import Sha256, StrictModel, first_problem
 from moebius_runtime.errors import OutputError
 from moebius_runtime.files import atomic_write, open_plain, sha256_file
-from moebius_runtime.manifest import Sha256, StrictModel, first_problem
 
 INDEX, PROGRESS = "index.json", "progress.json"
 SCHEMA_VERSION: Literal[1] = 1

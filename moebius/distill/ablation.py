@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.config import PredictionType
 from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.distill.losses import NAMES, LossOptions
 from moebius.distill.samples import fill_latents
@@ -18,8 +17,9 @@ from moebius.distill.tasks import evaluating
 from moebius.distill.timesteps import add_noise, alphas_cumprod, velocity
 from moebius.distill.trainer import Trainer
 from moebius.errors import TrainingError
-from moebius.student import Moebius
-from moebius.vae import VaeDecoder
+from moebius.network.config import PredictionType
+from moebius.network.student import Moebius
+from moebius.network.vae import VaeDecoder
 
 Combination = tuple[str, tuple[str, ...], bool]
 """A name, the losses that are on, and whether they are balanced."""

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 
-from moebius.config import Preset
 from moebius.data.datasets import Batch, SampleStream, batches
 from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.data.opening import open_source
@@ -17,10 +16,11 @@ from moebius.distill.perceptual import ELatentLpips
 from moebius.distill.settings import DataSettings, PerceptualSettings, Settings
 from moebius.distill.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
 from moebius.errors import TrainingError
-from moebius.load import check_prediction_type, load_student, load_teacher, load_vae
-from moebius.student import Moebius
-from moebius.teacher import Teacher
-from moebius.vae import VaeDecoder, build_vae
+from moebius.network.config import Preset
+from moebius.network.student import Moebius
+from moebius.network.teacher import Teacher
+from moebius.network.vae import VaeDecoder, build_vae
+from moebius.weights.load import check_prediction_type, load_student, load_teacher, load_vae
 
 Say = Callable[[str], None]
 _ONLY_TASK = LossOptions(coarse=0.0, fine=0.0, perceptual=0.0)

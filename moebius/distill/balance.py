@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moebius.distill.losses import OUTPUT_NAMES, LossName, LossOptions
 from moebius.errors import TrainingError
-from moebius.student import Level, Moebius, SeparableConv
+from moebius.network.student import Level, Moebius, SeparableConv
 
 
 @dataclass(frozen=True)

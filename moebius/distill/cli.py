@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from typer.core import TyperGroup
 
 from moebius.distill.cli_ablate import ablate_command
 from moebius.distill.cli_encode import encode_command
@@ -26,20 +25,16 @@ if TYPE_CHECKING:
 DEFAULT_COMMAND = "train"
 
 
-class _DefaultGroup(TyperGroup):
-    """A group that takes `train` for granted: `moebius-distill CONFIG.yaml` is `moebius-distill train CONFIG.yaml`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = [DEFAULT_COMMAND, *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=_DefaultGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=console.default_group(DEFAULT_COMMAND),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(version: console.Version = False) -> None:
     """Trains Moebius from a teacher, or without one. `moebius-distill CONFIG.yaml` means `train CONFIG.yaml`.
 
     On several GPUs: `accelerate launch -m moebius.distill.cli CONFIG.yaml`.

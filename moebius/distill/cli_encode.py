@@ -58,11 +58,11 @@ def encode_command(
         raise DataError(f"--dtype {dtype}: expected float16 or float32")
     import torch
 
-    from moebius.config import preset as sizes_of
     from moebius.data.encoding import Autoencoder, EncodeOptions, encode_samples
     from moebius.data.shards import Dtype
-    from moebius.load import load_vae
-    from moebius.vae import VaeEncoder
+    from moebius.network.config import preset as sizes_of
+    from moebius.network.vae import VaeEncoder
+    from moebius.weights.load import load_vae
 
     sizes, place = sizes_of(preset), _device(device)
     options = EncodeOptions(

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moebius.checkpoint import load_checkpoint
 from moebius.errors import TrainingError
-from moebius.load import tensor_specs
+from moebius.weights.checkpoint import load_checkpoint
+from moebius.weights.load import tensor_specs
 
 _LATENT_CHANNELS = 4
 _SLICES = 5

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from moebius.config import PredictionType
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
 from moebius.distill.tasks import DiffusionTask, Task, VaeTask, evaluating
-from moebius.student import Moebius
-from moebius.teacher import Teacher
-from moebius.vae import VaeDecoder
+from moebius.network.config import PredictionType
+from moebius.network.student import Moebius
+from moebius.network.teacher import Teacher
+from moebius.network.vae import VaeDecoder
 
 Picture = npt.NDArray[np.uint8]
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from moebius.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
 from moebius.data.masks import HOLES, MaskSettings
 from moebius.data.opening import names_no_file
 from moebius.data.pictures import CropSettings
@@ -19,7 +18,8 @@ from moebius.distill.balance import BalanceOptions
 from moebius.distill.losses import LossOptions, Tap
 from moebius.distill.optimizers import OptimizerOptions, ScheduleOptions
 from moebius.errors import CheckpointError, TrainingError
-from moebius.sources import LocalSource, parse_source
+from moebius.network.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
+from moebius.weights.sources import LocalSource, parse_source
 
 _MAX_BYTES = 1 << 20
 _FREE: Any = {
@@ -221,7 +221,7 @@ class Settings(_Part):
             little say. Weights are scaled to a mean of 1.
         batch_norm: `train`; `frozen` keeps the statistics (fine-tuning in small batches); `sync` shares them between
             processes (CUDA).
-        lambda_form: how λ layers compute, see `moebius.lambda_layers.set_lambda_form`.
+        lambda_form: how λ layers compute, see `moebius.network.lambda_layers.set_lambda_form`.
         clip: greatest norm of the gradient; None leaves it.
         weights_dtype: of the finished weights; half as large as float16.
         average_statistics: batches by which the batch norms of the averaged network are measured when the run ends.

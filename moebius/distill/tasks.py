@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebius.config import VaeConfig
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
 from moebius.distill.balance import balance, coarse_parameter, fine_parameter
@@ -26,9 +25,10 @@ from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
 from moebius.distill.sharding import gathered_by_forward
 from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps, velocity
 from moebius.errors import TrainingError
-from moebius.student import Moebius
-from moebius.teacher import Teacher
-from moebius.vae import VaeDecoder, VaeEncoder
+from moebius.network.config import VaeConfig
+from moebius.network.student import Moebius
+from moebius.network.teacher import Teacher
+from moebius.network.vae import VaeDecoder, VaeEncoder
 
 
 class Outcome(NamedTuple):

@@ -1,6 +1,6 @@
 """The forward process in training: timesteps and noise drawn from a seeded generator, noise added and taken off.
 
-The noise levels are those of the runtime's schedule, `moebius_runtime.schedule.NoiseSchedule`.
+The noise levels are those of the runtime's schedule, `moebius_runtime.sampling.schedule.NoiseSchedule`.
 A generator draws on its own device; results are moved to the device that is asked for, so a CPU generator gives the
 same batch whatever the training runs on.
 """
@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.config import PredictionType
 from moebius.errors import TrainingError
-from moebius_runtime.schedule import NoiseSchedule
+from moebius.network.config import PredictionType
+from moebius_runtime.sampling.schedule import NoiseSchedule
 
 TimestepSampling = Literal["uniform", "lognorm"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from moebius_runtime.comparison import comparison_path
 from moebius_runtime.errors import InputError
+from moebius_runtime.images.comparison import comparison_path
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 HEIF_SUFFIXES = (".heic", ".heif")

@@ -25,9 +25,9 @@ from moebius_runtime.errors import InputError, MoebiusError, OutputError
 
 if TYPE_CHECKING:
     from moebius_runtime.batch import Job
-    from moebius_runtime.pictures import Picture
+    from moebius_runtime.images.pictures import Picture
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
-    from moebius_runtime.plan import Plan
+    from moebius_runtime.regions.plan import Plan
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 _MAX_NOISE_BYTES = 64 << 20
@@ -219,6 +219,7 @@ def inpaint(
     format: Annotated[
         str | None, typer.Option(help="Of --out -: png, jpg, webp, tif or avif. Default: the picture's own, or png.")
     ] = None,
+    version: console.Version = False,
 ) -> None:
     """Fills the masked part of a picture of any size, on this device, without PyTorch."""
     from moebius_runtime.batch import STREAM, plan
@@ -327,10 +328,10 @@ def _run_all(jobs: list[Job], out: Path, pipeline: InpaintPipeline, options: Inp
 
 
 def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files: _Files, on_step: Any) -> None:
-    from moebius_runtime.comparison import save_comparison
     from moebius_runtime.files import check_writable
-    from moebius_runtime.masks import load_mask
-    from moebius_runtime.pictures import NamedBytes, check_can_save, load_picture, picture_bytes, save_picture
+    from moebius_runtime.images.comparison import save_comparison
+    from moebius_runtime.images.masks import load_mask
+    from moebius_runtime.images.pictures import NamedBytes, check_can_save, load_picture, picture_bytes, save_picture
 
     def source(path: Path) -> Path | NamedBytes:
         return NamedBytes("standard input", files.piped.given[path]) if path in files.piped.given else path
@@ -360,7 +361,7 @@ def _run_one(job: Job, pipeline: InpaintPipeline, options: InpaintOptions, files
 
 def _stdout_name(picture: Picture, format: str | None) -> Path:
     """A name whose suffix is the format for standard output: the one asked for, else the picture's own, else PNG."""
-    from moebius_runtime.saving import OUTPUT_FORMATS
+    from moebius_runtime.images.saving import OUTPUT_FORMATS
 
     own = next((suffix for suffix, name in OUTPUT_FORMATS.items() if name == picture.format), ".png")
     return Path("standard output" + (own if format is None else f".{format.lower().lstrip('.')}"))

@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, BinaryIO, cast
+from importlib import metadata
+from typing import IO, Annotated, Any, BinaryIO, cast
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from moebius_runtime.errors import InputError
 
@@ -111,6 +113,34 @@ out = _Console(highlight=False, soft_wrap=True, markup=False)
 err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 INTERRUPTED = 130
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            out.print(f"moebius-edge {metadata.version('moebius-edge')}")
+        except metadata.PackageNotFoundError:
+            out.print("moebius-edge, from a checkout that is not installed")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+"""The type of the parameter `version` that every command has."""
+
+
+def default_group(command: str) -> type[TyperGroup]:
+    """A group that takes one of its commands for granted: `moebius-bench BUNDLE` is `moebius-bench run BUNDLE`."""
+
+    class DefaultGroup(TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if args and args[0] not in (*self.commands, "--help", "--version"):
+                args = [command, *args]
+            return super().parse_args(ctx, args)
+
+    return DefaultGroup
+
 
 # The base of usage errors. Typer brings Click along in some versions and depends on it in others.
 _UsageProblem: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from moebius_runtime.bundle.passport import Device
 from moebius_runtime.errors import RuntimeUnavailableError
-from moebius_runtime.passport import Device
 
 _NO_DEVICE = (34, 100)  # CUDA_ERROR_STUB_LIBRARY: the toolkit's stand-in for a driver; CUDA_ERROR_NO_DEVICE
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from moebius_runtime.manifest import Defaults
-    from moebius_runtime.pipeline import InpaintOptions
+from typing import Literal, NamedTuple
 
 ModeName = Literal["reference", "best"]
 Fit = Literal["crop", "whole"]
@@ -66,23 +62,3 @@ class Settings(NamedTuple):
     mask_reduce: Reduce
     mask_dilate: Dilation
     start: Start | None
-
-
-def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
-    """The values of a run from its options and its bundle's defaults."""
-    mode = MODES[options.mode]
-
-    def first(*values: Any) -> Any:
-        return next(value for value in values if value is not None)
-
-    return Settings(
-        mode=mode,
-        steps=first(options.steps, defaults.num_inference_steps),
-        guidance_scale=first(options.guidance_scale, defaults.guidance_scale),
-        strength=first(options.strength, mode.strength, defaults.strength),
-        fit=first(options.fit, mode.fit),
-        blend=first(options.blend, mode.blend),
-        mask_reduce=first(options.mask_reduce, mode.mask_reduce),
-        mask_dilate=first(options.mask_dilate, mode.mask_dilate),
-        start=options.start or mode.start,
-    )

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,18 +16,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moebius_runtime import blend as blending
 from moebius_runtime import prepare, regions
 from moebius_runtime.backends import Backend, create_backend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.errors import BundleError, InputError, OutputError
-from moebius_runtime.manifest import GraphName, Precision
-from moebius_runtime.masks import BoolArray, Orientation, grown_mask, mask_from_picture, reduce_mask
-from moebius_runtime.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start, settings_of
-from moebius_runtime.pictures import Picture, picture_from_image
-from moebius_runtime.plan import Plan
-from moebius_runtime.samplers import SAMPLERS, SPACINGS
-from moebius_runtime.schedule import Latents, initial_noise
+from moebius_runtime.images import blend as blending
+from moebius_runtime.images.masks import BoolArray, Orientation, grown_mask, mask_from_picture, reduce_mask
+from moebius_runtime.images.pictures import Picture, picture_from_image
+from moebius_runtime.modes import Settings
+from moebius_runtime.options import InpaintOptions as InpaintOptions
+from moebius_runtime.options import check_noise as check_noise
+from moebius_runtime.options import make_options as make_options
+from moebius_runtime.options import settings_of
+from moebius_runtime.regions.plan import Plan
+from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS
+from moebius_runtime.sampling.schedule import Latents, initial_noise
 
 OnStep = Callable[[int, int], None]
 """Told (steps done, steps in all) after every denoising step, over all squares of a picture."""
@@ -44,72 +47,6 @@ _seconds: ContextVar[dict[str, list[float]]] = ContextVar("seconds")  # of the `
 _LITTLE_NOISE = 0.25  # a start whose signal is above 1 - this share decides the result
 _CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
 _REFUSED = "nothing was saved. Try the bundle on another picture, or export it again."
-
-
-@dataclass(frozen=True)
-class InpaintOptions:
-    """How to fill. `None` takes the mode's default, and the bundle's where the mode has none.
-
-    Attributes:
-        mode: `best`: nothing under the mask influences the result, and every masked pixel is replaced. `reference`:
-            the original's own procedure, for comparisons. See `moebius_runtime.modes`.
-        steps: number of inference steps; `strength` drops the first (1 - strength) of them.
-        guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
-        strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
-            kept. In `reference` it is noise on the picture's own latents, and pure noise at 1.
-        sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
-        seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
-        noise: the whole starting noise, float32 [1, 4, S, S], in place of the seed's; taken as it is.
-        fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
-        blend: `soft` feathers the seam outside of the mask (in `reference` across its border, by 3 network pixels),
-            `hard` keeps every unmasked pixel bit-exact.
-        mask_reduce: `nearest` or `max`, see `moebius_runtime.masks.reduce_mask`.
-        mask_dilate: pixels by which the mask is grown, or `auto`, see `moebius_runtime.masks.automatic_dilation`.
-        start: what the noise is laid on in mode `best`: `pixels`, smooth values at every masked pixel, encoded, or
-            `cells`, smooth values in latent space, which saves an encode.
-        compensate_colour: shift the filled region towards the colours around it.
-        max_squares: the most squares that a picture may take with fit `crop`, see `moebius_runtime.squares`.
-    """
-
-    mode: ModeName = "best"
-    steps: int | None = None
-    guidance_scale: float | None = None
-    strength: float | None = None
-    sampler: str = "ddim"
-    seed: int = 0
-    noise: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    fit: Fit | None = None
-    blend: Blend | None = None
-    mask_reduce: Reduce | None = None
-    mask_dilate: Dilation | None = None
-    start: Start | None = None
-    compensate_colour: bool = False
-    max_squares: int = 64
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("mode", self.mode, tuple(MODES)),
-            ("sampler", self.sampler, tuple(SAMPLERS)),
-            ("fit", self.fit, (*get_args(Fit), None)),
-            ("blend", self.blend, (*get_args(Blend), None)),
-            ("mask_reduce", self.mask_reduce, (*get_args(Reduce), None)),
-            ("start", self.start, (*get_args(Start), None)),
-        ):
-            if value not in choices:
-                names = ", ".join(filter(None, choices))
-                raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {names}")
-        if self.start is not None and MODES[self.mode].original:
-            raise InputError(f"start {self.start!r}: mode {self.mode} starts from the picture itself; use mode best")
-        pixels = self.mask_dilate
-        whole = isinstance(pixels, Integral) and not isinstance(pixels, bool) and pixels >= 0
-        if not (pixels is None or pixels == "auto" or whole):
-            raise InputError(f"mask-dilate {pixels!r}: expected auto or a whole number of pixels, 0 or more")
-        scale = self.guidance_scale
-        if scale is not None and not (isinstance(scale, Real) and 0 <= scale <= 100):  # NaN is not in any range
-            raise InputError(f"guidance scale {scale!r}: expected a number from 0 to 100")
-        most = self.max_squares
-        if not isinstance(most, Integral) or isinstance(most, bool) or most < 1:
-            raise InputError(f"max-squares {most!r}: expected a whole number, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -211,7 +148,7 @@ class InpaintPipeline:
         """The filled picture, as a Pillow image of the picture's own size.
 
         Args:
-            image: any mode that `moebius_runtime.pictures` reads; EXIF rotation is applied.
+            image: any mode that `moebius_runtime.images.pictures` reads; EXIF rotation is applied.
             mask: of the same size; white is filled.
             mask_orientation: `stored` where the mask belongs to the pixels of a photograph before its EXIF rotation.
             options: fields of `InpaintOptions`.
@@ -290,7 +227,7 @@ class InpaintPipeline:
         """Fills the mask of a picture: squares that do not overlap go through one graph after the other.
 
         Args:
-            picture: see `moebius_runtime.pictures.load_picture`.
+            picture: see `moebius_runtime.images.pictures.load_picture`.
             mask: bool [H, W], True = fill; neither empty nor full.
             options: see `InpaintOptions`.
             on_step: told of every step.
@@ -479,21 +416,3 @@ class InpaintPipeline:
                 index += 1
 
         return draw()
-
-
-def make_options(**options: Any) -> InpaintOptions:
-    """`InpaintOptions` from keywords; `InputError` names an unknown one."""
-    known = InpaintOptions.__dataclass_fields__
-    if unknown := [name for name in options if name not in known]:
-        raise InputError(f"unknown option {', '.join(unknown)}; expected some of {', '.join(known)}")
-    return InpaintOptions(**options)
-
-
-def check_noise(noise: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
-    """Refuses starting noise of another type or shape, or with values that are not finite."""
-    if not isinstance(noise, np.ndarray):
-        raise InputError(f"noise is a {type(noise).__name__}; this bundle expects an array, float32 {list(shape)}")
-    if noise.dtype != np.float32 or noise.shape != shape:
-        raise InputError(f"noise is {noise.dtype} {list(noise.shape)}; this bundle expects float32 {list(shape)}")
-    if not np.isfinite(noise).all():
-        raise InputError("noise holds NaN or infinity; expected finite numbers")

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from moebius_runtime import regions
 from moebius_runtime.errors import InputError
-from moebius_runtime.mask_notes import mask_notes
-from moebius_runtime.masks import BoolArray, dilated, grown_mask
+from moebius_runtime.images.masks import BoolArray, dilated, grown_mask
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.modes import Settings
-from moebius_runtime.pictures import Picture
-from moebius_runtime.schedule import Latents
-from moebius_runtime.smooth_fill import fill_cells, fill_pixels
+from moebius_runtime.regions.mask_notes import mask_notes
+from moebius_runtime.regions.smooth_fill import fill_cells, fill_pixels
+from moebius_runtime.sampling.schedule import Latents
 
 Window = tuple[slice, slice]
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moebius_bench import cli
-from moebius_bench.results import Report
+from moebius_bench.measure.results import Report
 
 
 def bench(*arguments):
@@ -171,7 +171,7 @@ def test_efficiency_of_a_bundle_is_measured(tiny_bundle, tmp_path):
 
 def test_a_rewritten_bundle_s_gflops_are_those_of_the_network_as_written(tiny_copy, tmp_path):
     """Its own convolutions would not do: rewrites turn most of them into other products."""
-    from moebius_runtime.manifest import Rewrite, read_manifest, write_manifest
+    from moebius_runtime.bundle.manifest import Rewrite, read_manifest, write_manifest
 
     rewritten = read_manifest(tiny_copy).model_copy(update={"rewrites": [Rewrite(graph="unet", name="r", count=1)]})
     write_manifest(rewritten, tiny_copy)

@@ -12,14 +12,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moebius import lambda_layers  # noqa: E402
+from moebius.network import lambda_layers  # noqa: E402
 from moebius_bench.hardware import running, stage_engines, stage_layers, stage_torch, stages, table  # noqa: E402
 from moebius_bench.hardware.markdown import page  # noqa: E402
 from moebius_bench.hardware.network import build_networks, reduced  # noqa: E402
 from moebius_bench.hardware.recorder import NotInstalledError, NotRunError, Recorder, Request, need  # noqa: E402
 from moebius_bench.hardware.report import ChipRate, HardwareReport, read_report  # noqa: E402
 from moebius_bench.hardware.timing import TooSlowError, interleaved  # noqa: E402
-from moebius_bench.results import Summary  # noqa: E402
+from moebius_bench.measure.results import Summary  # noqa: E402
 from moebius_runtime.errors import InputError, RuntimeUnavailableError  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -298,7 +298,7 @@ def test_training_without_a_teacher(recorder, monkeypatch):
 # The limits of the Triton kernel's gradients are those of the fast form, which has them: here on a CPU.
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_gradient_limits(precision):
-    from moebius.lambda_ops import eager_tile, local_lambda, local_lambda_reference
+    from moebius.network.lambda_ops import eager_tile, local_lambda, local_lambda_reference
 
     size, depth = (7, 9), 12
     inputs, gradient = stage_layers._kernel_inputs(size, depth, precision, torch.device("cpu"))

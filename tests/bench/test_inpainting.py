@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from moebius.data.scenes import KINDS, scene, scene_kind
 from moebius_bench.cli import app
-from moebius_bench.inpainting import (
+from moebius_bench.paper.inpainting import (
     Case,
     Method,
     autoencoder,

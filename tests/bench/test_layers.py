@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moebius.lambda_layers import InteractiveLambda, LocalLambda  # noqa: E402
-from moebius_bench import layers  # noqa: E402
+from moebius.network.lambda_layers import InteractiveLambda, LocalLambda  # noqa: E402
+from moebius_bench.paper import layers  # noqa: E402
 from moebius_runtime.errors import OutputError  # noqa: E402
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from moebius_bench import machine
-from moebius_bench.sensors import find_sensors
+from moebius_bench.measure import machine
+from moebius_bench.measure.sensors import find_sensors
 from moebius_runtime.hardware import jetson
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_bench import mask_sets
-from moebius_bench.mask_sets import SETS, draw_mask, draw_masks, write_masks
+from moebius_bench.paper import mask_sets
+from moebius_bench.paper.mask_sets import SETS, draw_mask, draw_masks, write_masks
 from moebius_runtime.errors import InputError
 
 # Mean share of the hole over 1,500 masks (600 for MAT) of the authors' own generators, drawn once for comparison:

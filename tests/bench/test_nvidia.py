@@ -2,7 +2,7 @@
 
 import pytest
 
-from moebius_bench.sensors import find_sensors
+from moebius_bench.measure.sensors import find_sensors
 from moebius_runtime.hardware import nvidia
 
 

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
-from moebius_bench.plain import plain_bundle
-from moebius_bench.processes import Answer
-from moebius_bench.running import Plan
+from moebius_bench.measure.plain import plain_bundle
+from moebius_bench.measure.processes import Answer
+from moebius_bench.measure.rounds import Plan
+from moebius_runtime.bundle.manifest import Rewrite, read_manifest, write_manifest
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
-from moebius_runtime.manifest import Rewrite, read_manifest, write_manifest
 
 
 def changed(folder, **parts):

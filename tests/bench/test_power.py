@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from moebius_bench.power import Watch, energy
+from moebius_bench.measure.power import Watch, energy
 
 
 def test_energy_is_the_integral_between_two_moments():

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from moebius_bench.jobs import Job
-from moebius_bench.processes import Sensors, run_worker
+from moebius_bench.measure.jobs import Job
+from moebius_bench.measure.processes import Sensors, run_worker
 
 JOB = Job(kind="rate", runtime="ort-cpu")
 

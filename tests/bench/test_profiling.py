@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from moebius_bench.parts import part_of
-from moebius_bench.profiling import read_profile, summarise
+from moebius_bench.measure.network_parts import part_of
+from moebius_bench.measure.profiling import read_profile, summarise
 from moebius_runtime.errors import OutputError
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_bench.quality import measure_quality, quality_lines
+from moebius_bench.paper.quality import measure_quality, quality_lines
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
 
@@ -204,7 +204,7 @@ def test_fid_gets_the_true_and_the_filled_pictures(folders, tmp_path, monkeypatc
         seen["real"], seen["fake"] = list(real), list(fake)
         return 1.25
 
-    monkeypatch.setattr("moebius_bench.perceptual.fid", fid)
+    monkeypatch.setattr("moebius_bench.paper.perceptual.fid", fid)
     (tmp_path / "network.pt").write_bytes(b"x")
     result = measure_quality(*folders[:2], None, tmp_path / "network.pt", None)
     for name, folder in zip(("real", "fake"), folders, strict=False):

@@ -1,8 +1,8 @@
 import pytest
 
-from moebius_bench import rate
-from moebius_bench.jobs import Job
-from moebius_bench.wording import rate_line
+from moebius_bench.measure import rate
+from moebius_bench.measure.jobs import Job
+from moebius_bench.report.messages import rate_line
 from moebius_runtime.backends import ort_integer
 from moebius_runtime.errors import InputError
 

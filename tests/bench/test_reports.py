@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from moebius_bench import wording
-from moebius_bench.html_report import page
-from moebius_bench.processes import Answer
-from moebius_bench.results import GraphProfile, OpShare, Report, Settings
-from moebius_bench.running import Plan, measure_variants
-from moebius_bench.text_report import print_report
-from moebius_bench.variants import Variant
+from moebius_bench.measure.processes import Answer
+from moebius_bench.measure.results import GraphProfile, OpShare, Report, Settings
+from moebius_bench.measure.rounds import Plan, measure_variants
+from moebius_bench.measure.variants import Variant
+from moebius_bench.report import messages as wording
+from moebius_bench.report.html_report import page
+from moebius_bench.report.text_report import print_report
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import pytest
 
-from moebius_bench.processes import Answer
-from moebius_bench.running import Plan, bundle_facts, measure_variants
-from moebius_bench.variants import Variant
+from moebius_bench.measure.processes import Answer
+from moebius_bench.measure.rounds import Plan, bundle_facts, measure_variants
+from moebius_bench.measure.variants import Variant
 from moebius_runtime.errors import BundleError
 
 

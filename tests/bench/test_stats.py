@@ -2,7 +2,7 @@
 
 import pytest
 
-from moebius_bench.stats import drift, median, percentile, ratio, step_stats, summary
+from moebius_bench.measure.stats import drift, median, percentile, ratio, step_stats, summary
 
 
 def test_percentiles_lie_between_two_values():

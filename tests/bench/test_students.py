@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from moebius import Moebius, preset  # noqa: E402
-from moebius.lambda_layers import InteractiveLambda, LocalLambda  # noqa: E402
-from moebius_bench.costs import count_torch  # noqa: E402
-from moebius_bench.students import PAPER, count_student, paper_operations  # noqa: E402
+from moebius.network.lambda_layers import InteractiveLambda, LocalLambda  # noqa: E402
+from moebius_bench.measure.costs import count_torch  # noqa: E402
+from moebius_bench.paper.students import PAPER, count_student, paper_operations  # noqa: E402
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: row.experiments)

@@ -1,6 +1,6 @@
 import pytest
 
-from moebius_bench.variants import combine, parse_list
+from moebius_bench.measure.variants import combine, parse_list
 from moebius_runtime.errors import InputError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_bench.jobs import Job
-from moebius_bench.measuring import drawn_picture, make_backend, measure, peak_memory, picture_and_mask
+from moebius_bench.measure.jobs import Job
+from moebius_bench.measure.measuring import drawn_picture, make_backend, measure, peak_memory, picture_and_mask
 from moebius_runtime.errors import BundleError, EngineError, InputError, OutputError
 from moebius_runtime.pipeline import InpaintPipeline
 
@@ -111,7 +111,7 @@ def test_peak_memory_is_this_process_s():
 def test_a_small_process_s_peak_is_not_its_parent_s():
     """getrusage's figure would be: this process, with 480 MB held, starts one of a few."""
     block = np.ones(60_000_000)
-    script = "from moebius_bench.measuring import peak_memory; print(peak_memory())"
+    script = "from moebius_bench.measure.measuring import peak_memory; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < block.nbytes
 
@@ -119,7 +119,7 @@ def test_a_small_process_s_peak_is_not_its_parent_s():
 def test_nothing_but_the_answer_is_on_standard_output(tiny_bundle):
     """Also what a library writes there with C's own functions."""
     script = (
-        "import os, sys, moebius_bench.worker as w\n"
+        "import os, sys, moebius_bench.measure.worker as w\n"
         "own = w.own_stdout\n"
         "def noisy():\n"
         "    answer = own(); os.write(1, b'noise'); print('noise', flush=True); return answer\n"
@@ -139,7 +139,7 @@ def test_the_torch_baseline_refuses_other_weights(tiny_copy):
 
 
 def test_without_torch_the_baseline_says_what_to_install(tiny_bundle, monkeypatch):
-    from moebius_export import torch_runtime
+    from moebius_export.network import torch_runtime
     from moebius_runtime.errors import RuntimeUnavailableError
 
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -151,8 +151,8 @@ def test_measuring_imports_no_torch(tiny_bundle):
     """What runs on a device: a measurement without torch, onnx or the other packages of this project."""
     script = (
         "import sys\n"
-        "from moebius_bench.jobs import Job\n"
-        "from moebius_bench.measuring import import_runtime, measure\n"
+        "from moebius_bench.measure.jobs import Job\n"
+        "from moebius_bench.measure.measuring import import_runtime, measure\n"
         "from moebius_bench import cli, running, text_report, html_report, machine\n"
         "import_runtime('ort-cpu')\n"
         "measure(Job.model_validate_json(sys.argv[1]), 0.0)\n"

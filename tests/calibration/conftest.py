@@ -22,7 +22,7 @@ def calibrated(tiny_bundle, options, tmp_path_factory):
     """The bundle's folder, its plans and works. Read only: copy the folder."""
     from moebius_calibration.calibrate import Calibrator
     from moebius_calibration.write import write_int8
-    from moebius_runtime.bundle import Bundle
+    from moebius_runtime.bundle.bundle import Bundle
 
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     shutil.copytree(tiny_bundle, folder)
@@ -39,7 +39,7 @@ def in_fp8(calibrated, tmp_path_factory):
     from dataclasses import replace
 
     from moebius_calibration.write import write_int8
-    from moebius_runtime.bundle import Bundle
+    from moebius_runtime.bundle.bundle import Bundle
 
     folder = tmp_path_factory.mktemp("fp8") / "bundle"
     shutil.copytree(calibrated[0], folder)

@@ -20,16 +20,16 @@ from moebius_calibration.search import Judge, Search
 from moebius_calibration.statistics import Statistics, load, save
 from moebius_calibration.weights_only import weight_plans
 from moebius_calibration.write import plans_of, write_int8
-from moebius_export.cli import app
-from moebius_export.cost import byte_macs, node_costs, total_macs
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
-from moebius_export.precision.sessions import session_of
-from moebius_export.scenes import seeded_scene
+from moebius_export.graph.changed_sessions import session_of
+from moebius_export.graph.cost import byte_macs, node_costs, total_macs
+from moebius_export.trajectories.scenes import seeded_scene
 from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend, ort_integer
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.errors import InputError
-from moebius_runtime.manifest import read_manifest
 
 
 def quiet(what, done, total):

@@ -12,12 +12,12 @@ from moebius_calibration.calibrate import same_node
 from moebius_calibration.placed import PlacedCalibrator
 from moebius_calibration.placement import RELEASED, placement_from, read_placement, write_placement
 from moebius_calibration.search import Search
-from moebius_export.cli import app
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError, PrecisionError
-from moebius_export.precision.graph import Opened, opened
+from moebius_export.graph.opened import Opened, opened
 from moebius_export.precision.shipped import RELEASED as RELEASED_PLAN
 from moebius_export.precision.shipped import read_shipped
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import InputError
 
 

@@ -17,9 +17,9 @@ from moebius_calibration.simulate import Switched
 from moebius_calibration.tensorrt import quantised
 from moebius_calibration.write import model_of
 from moebius_export.errors import ExportError
-from moebius_export.precision.graph import Weights
+from moebius_export.graph.opened import Weights
 from moebius_export.precision.typed import typed
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 

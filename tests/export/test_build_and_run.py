@@ -14,7 +14,7 @@ from PIL import Image
 from moebius_runtime import devices
 from moebius_runtime.pipeline import InpaintPipeline
 
-pytest.importorskip("moebius_export.cli_trt", reason="there is no builder's command")
+pytest.importorskip("moebius_export.commands.trt", reason="there is no builder's command")
 
 _spec = importlib.util.spec_from_file_location("gpu", Path(__file__).parents[1] / "runtime" / "gpu.py")
 gpu = sys.modules.setdefault("gpu", importlib.util.module_from_spec(_spec))
@@ -26,7 +26,7 @@ builder = gpu.load_fake("fake_tensorrt")
 @pytest.mark.parametrize("more", [[], ["--strip-weights"]])
 @pytest.mark.parametrize(("version", "rtx"), [("10.3.0", False), ("11.4.1", False), ("1.7.1", True)])
 def test_what_is_built_is_run(monkeypatch, tmp_path, fused_bundle, version, rtx, more):
-    from moebius_export import cli
+    from moebius_export.commands import app as cli
 
     bundle = Path(shutil.copytree(fused_bundle, tmp_path / "bundle"))
     module = builder.make_module(version, rtx)

@@ -10,15 +10,15 @@ import torch
 
 from moebius import VaeDecoder, VaeEncoder, preset
 from moebius.errors import CheckpointError
-from moebius.load import load_student, load_vae
-from moebius_export import bundle as exporting
-from moebius_export.bundle import ExportOptions, example_inputs, export_onnx
-from moebius_export.convert import IR_VERSION, OPSET
+from moebius.weights.load import load_student, load_vae
 from moebius_export.errors import ExportError, ParityError
-from moebius_export.parity import check_parity, run_file
-from moebius_export.wrappers import ConditionalUNet, GuidedUNet
+from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
+from moebius_export.onnx_export import export as exporting
+from moebius_export.onnx_export.convert import IR_VERSION, OPSET
+from moebius_export.onnx_export.export import ExportOptions, example_inputs, export_onnx
+from moebius_export.onnx_export.parity import check_parity, run_file
 from moebius_runtime import Bundle, InpaintOptions
-from moebius_runtime.manifest import read_manifest
+from moebius_runtime.bundle.manifest import read_manifest
 
 TINY = {"weights": "stand-in", "vae": "stand-in", "preset": "tiny"}
 
@@ -102,7 +102,7 @@ def test_every_file_equals_pytorch_on_other_inputs_than_the_exports(tiny_bundle)
 
 def test_a_picture_through_the_exported_bundle(tiny_bundle):
     from moebius_runtime import InpaintPipeline
-    from moebius_runtime.pictures import Picture
+    from moebius_runtime.images.pictures import Picture
 
     rng = np.random.RandomState(3)
     picture = Picture(rng.randint(0, 256, (150, 170, 3)).astype(np.uint8), "RGB")
@@ -117,8 +117,8 @@ def test_a_picture_through_the_exported_bundle(tiny_bundle):
 
 
 def test_parity_refuses_a_wrong_result(tiny_bundle):
-    from moebius_export.convert import GraphSpec
-    from moebius_export.parity import reference_output
+    from moebius_export.onnx_export.convert import GraphSpec
+    from moebius_export.onnx_export.parity import reference_output
 
     vae, _ = load_vae("stand-in", preset("tiny").vae)
     spec = GraphSpec("vae_encoder", VaeEncoder(vae), example_inputs("vae_encoder", preset("tiny"), 1), "latent")

@@ -3,11 +3,11 @@
 import pytest
 from typer.testing import CliRunner
 
-from moebius_export import bundle as exporting
-from moebius_export.cli import app
+from moebius_export.commands.app import app
+from moebius_export.onnx_export import export as exporting
 from moebius_export.rules import RULE_NAMES
+from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.errors import InputError
-from moebius_runtime.manifest import read_manifest
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_precisions_are_typed_after_the_export(asked, fused_bundle, monkeypatch,
         calls.append((options.to, only))
         return read_manifest(fused_bundle)
 
-    monkeypatch.setattr("moebius_export.cli.type_bundle", type_bundle)
+    monkeypatch.setattr("moebius_export.commands.app.type_bundle", type_bundle)
     assert invoke("--precision", precision).exit_code == 0
     assert len(asked) == 1
     assert calls == typed

@@ -3,8 +3,8 @@
 import pytest
 from onnx import TensorProto, helper
 
-from moebius_export import cost
-from moebius_export.cost import CostError, einsum_macs, node_costs
+from moebius_export.graph import cost
+from moebius_export.graph.cost import CostError, einsum_macs, node_costs
 
 
 def graph(nodes, inputs, outputs, constants=(), functions=(), opsets=(("", 20),)):
@@ -218,7 +218,7 @@ def test_contradicting_shapes_are_refused():
 def test_a_real_export_costs_what_torch_counts(tiny_bundle):
     """Two counters that share nothing: onnx shapes here, torch's own operation counter on the network there."""
     pytest.importorskip("torch")
-    from moebius_bench.costs import count_torch
+    from moebius_bench.measure.costs import count_torch
 
     expected = count_torch("tiny")
     for name, file in (

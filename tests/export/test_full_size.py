@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_export.bundle import ExportOptions, export_onnx
+from moebius_export.onnx_export.export import ExportOptions, export_onnx
 from moebius_runtime import Bundle, InpaintOptions, InpaintPipeline, load_picture
 from moebius_runtime.backends import create_backend
-from moebius_runtime.masks import load_mask
-from moebius_runtime.samplers import ddim
+from moebius_runtime.images.masks import load_mask
+from moebius_runtime.sampling.samplers import ddim
 
 pytestmark = pytest.mark.full
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,10 +11,10 @@ import torch
 from onnx import inliner
 from torch import nn
 
-from moebius import lambda_ops
-from moebius_export.convert import GraphSpec, to_onnx
-from moebius_export.cost import node_costs, total_macs
-from moebius_export.functions import DOMAIN, FORMS, function_protos
+from moebius.network import lambda_ops
+from moebius_export.graph.cost import node_costs, total_macs
+from moebius_export.graph.functions import DOMAIN, FORMS, function_protos
+from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.verify.placement import placement_checks
 
 LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from moebius import layer_ops
-from moebius_export.convert import GraphSpec, to_onnx
-from moebius_export.functions import DOMAIN
+from moebius.network import layer_ops
+from moebius_export.graph.functions import DOMAIN
+from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 
 LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
 # float32 sums of up to some hundred terms in another order measure 1e-7 to 4e-7; a wrong tap costs 1e-2 and more

@@ -7,15 +7,15 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from moebius.lambda_ops import default_tile
-from moebius_export.bundle import ExportOptions, export_onnx
-from moebius_export.cli import app
-from moebius_export.cost import node_costs, total_macs
+from moebius.network.lambda_ops import default_tile
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
-from moebius_export.functions import FORMS
-from moebius_export.lowering import TARGETS, Lowering, lowering_of, read_lowerings, shipped, write_lowerings
-from moebius_export.relower import local_lambdas, present_lowering, relowered
-from moebius_export.verify.sessions import session_of_bytes
+from moebius_export.graph.cost import node_costs, total_macs
+from moebius_export.graph.functions import FORMS
+from moebius_export.graph.sessions import session_of_bytes
+from moebius_export.lowering.lowering import TARGETS, Lowering, lowering_of, read_lowerings, shipped, write_lowerings
+from moebius_export.lowering.relower import local_lambdas, present_lowering, relowered
+from moebius_export.onnx_export.export import ExportOptions, export_onnx
 
 OTHER = Lowering(form="tiles", tiles={16: (4, 4), 8: (2, 4)})
 # float32 sums in another order through six layers; a wrong place or tap costs 1e-2 and more

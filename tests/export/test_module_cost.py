@@ -6,21 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from moebius import lambda_ops, preset
-from moebius.load import load_student
-from moebius_export.bundle import example_inputs
-from moebius_export.convert import GraphSpec, to_onnx
-from moebius_export.cost import node_costs, total_macs
+from moebius import preset
+from moebius.network import lambda_ops
+from moebius.weights.load import load_student
 from moebius_export.errors import CostError
-from moebius_export.functions import FORMS
-from moebius_export.module_cost import module_macs
+from moebius_export.graph.cost import node_costs, total_macs
+from moebius_export.graph.functions import FORMS
+from moebius_export.network.module_cost import module_macs
+from moebius_export.network.wrappers import GuidedUNet
+from moebius_export.onnx_export.convert import GraphSpec, to_onnx
+from moebius_export.onnx_export.export import example_inputs
 from moebius_export.rules import RULE_NAMES, rewrite_unet
-from moebius_export.wrappers import GuidedUNet
-from moebius_runtime.manifest import read_manifest
+from moebius_runtime.bundle.manifest import read_manifest
 
 
 def test_every_rewrite_says_what_it_saved_and_the_last_agrees_with_the_file(fused_bundle, tiny_bundle):
-    from moebius_bench.costs import count_torch
+    from moebius_bench.measure.costs import count_torch
 
     manifest, written = read_manifest(fused_bundle), count_torch("tiny")
     for graph in ("unet", "unet_conditional", "vae_encoder", "vae_decoder"):

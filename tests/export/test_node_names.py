@@ -3,7 +3,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from moebius_export.errors import ExportError
-from moebius_export.node_names import name_nodes
+from moebius_export.graph.node_names import name_nodes
 
 
 def node(op, inputs, outputs, scopes=None, name=""):

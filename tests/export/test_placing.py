@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from moebius_export import placing
+from moebius_runtime import atomic_write as placing
 from moebius_runtime.errors import OutputError
 
 

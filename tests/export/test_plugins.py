@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from moebius_export.errors import ExportError
-from moebius_export.functions import function_protos
+from moebius_export.graph.functions import function_protos
 from moebius_export.plugins import ptx as ptx_module
 from moebius_export.plugins.local_lambda import PLUGIN_ID, enabled, name_plugins, register
 from moebius_export.plugins.ptx import (

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from moebius import preset
-from moebius.lambda_layers import InteractiveLambda, LocalLambda
-from moebius.load import load_student, tensor_specs
-from moebius.stand_in import stand_in_state_dict
-from moebius.student import LambdaTransformer, MixFeedForward, Resample, ResidualBlock, SeparableConv
+from moebius.network.lambda_layers import InteractiveLambda, LocalLambda
+from moebius.network.student import LambdaTransformer, MixFeedForward, Resample, ResidualBlock, SeparableConv
+from moebius.weights.load import load_student, tensor_specs
+from moebius.weights.stand_in import stand_in_state_dict
 from moebius_export.errors import ExportError
+from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.rules import RULE_NAMES, expected_counts, rewrite_unet, unet_rules
 from moebius_export.rules.base import apply_rules, shared_copy
 from moebius_export.rules.conv3x3 import FuseConv3x3
@@ -23,7 +24,6 @@ from moebius_export.rules.shared_prefix import SharePrefix
 from moebius_export.rules.subpixel import SubPixelUpsampling
 from moebius_export.rules.timestep_table import TabulateTimesteps
 from moebius_export.rules.token_products import TransformerProducts
-from moebius_export.wrappers import ConditionalUNet, GuidedUNet
 
 # float32 on both sides, sums of up to some thousand terms in another order: single layers measure 2e-7 to 6e-7, the
 # tiny network 2e-6. Leaving one bias of one layer out of its fold costs 1e-3 and more.

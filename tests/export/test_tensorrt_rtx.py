@@ -6,13 +6,13 @@ import onnx
 import pytest
 
 from moebius import preset
-from moebius.load import load_student
-from moebius_export.bundle import example_inputs
-from moebius_export.convert import GraphSpec, to_onnx
-from moebius_export.functions import DOMAIN
-from moebius_export.lowering import shipped
+from moebius.weights.load import load_student
+from moebius_export.graph.functions import DOMAIN
+from moebius_export.lowering.lowering import shipped
+from moebius_export.network.wrappers import GuidedUNet
+from moebius_export.onnx_export.convert import GraphSpec, to_onnx
+from moebius_export.onnx_export.export import example_inputs
 from moebius_export.rules import rewrite_unet
-from moebius_export.wrappers import GuidedUNet
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")
 

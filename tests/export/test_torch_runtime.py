@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from moebius import preset
-from moebius.load import load_student
-from moebius_export import torch_runtime
-from moebius_export.scenes import seeded_inputs
-from moebius_export.torch_runtime import CapturedModule, TorchBackend
-from moebius_export.wrappers import GuidedUNet
+from moebius.weights.load import load_student
+from moebius_export.network import torch_runtime
+from moebius_export.network.torch_runtime import CapturedModule, TorchBackend
+from moebius_export.network.wrappers import GuidedUNet
+from moebius_export.trajectories.scenes import seeded_inputs
 from moebius_runtime.backends.ort import OrtBackend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
 GRAPHS = ("unet", "unet_conditional", "vae_encoder", "vae_decoder")

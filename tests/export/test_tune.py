@@ -7,12 +7,12 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from moebius_export import tune as tuning
-from moebius_export.cli import app
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
-from moebius_export.lowering import Lowering, read_lowerings, shipped
-from moebius_export.relower import relowered
-from moebius_export.tune import BODIES, WHOLE, body_times, candidate_tiles, candidates, tune
+from moebius_export.lowering.lowering import Lowering, read_lowerings, shipped
+from moebius_export.lowering.lowering import tune as tuning
+from moebius_export.lowering.relower import relowered
+from moebius_export.lowering.tune import BODIES, WHOLE, body_times, candidate_tiles, candidates, tune
 from moebius_runtime.kernels import SWITCH
 
 PRESENT = Lowering(tiles={16: (1, 16), 8: (1, 8)})
@@ -126,8 +126,8 @@ def test_a_file_in_the_convolution_form_is_compared_from_the_default_tiles(plant
 
 def relower_in_place(bundle, model):
     """Exchanges the guided U-Net, with a manifest that fits."""
+    from moebius_runtime.bundle.manifest import FileInfo, read_manifest, write_manifest
     from moebius_runtime.files import sha256_file
-    from moebius_runtime.manifest import FileInfo, read_manifest, write_manifest
 
     path = bundle / "unet/model.onnx"
     path.write_bytes(model.SerializeToString())

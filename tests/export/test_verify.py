@@ -12,12 +12,12 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from moebius_export.cli import app
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
 from moebius_export.verify import VerifyOptions, verify
 from moebius_export.verify.page import page
+from moebius_runtime.bundle.manifest import FileInfo, read_manifest, write_manifest
 from moebius_runtime.files import sha256_file
-from moebius_runtime.manifest import FileInfo, read_manifest, write_manifest
 
 QUICK = VerifyOptions(steps=2, bisect=True)
 
@@ -77,7 +77,7 @@ def test_a_good_bundle_passes_every_check(good_report, tiny_bundle):
 
 
 def test_all_products_are_accounted_for_in_float_on_the_cpu(good_report, tiny_bundle):
-    from moebius_export.cost import node_costs, total_macs
+    from moebius_export.graph.cost import node_costs, total_macs
 
     for placement in good_report.placements:
         graph = placement.subject.split()[0]

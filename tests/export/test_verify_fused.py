@@ -8,11 +8,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from moebius_export.cost import node_costs, total_macs
+from moebius_export.graph.cost import node_costs, total_macs
 from moebius_export.verify import VerifyOptions, verify
 from moebius_runtime import kernels
+from moebius_runtime.bundle.manifest import FileInfo, read_manifest, write_manifest
 from moebius_runtime.files import sha256_file
-from moebius_runtime.manifest import FileInfo, read_manifest, write_manifest
 
 QUICK = VerifyOptions(steps=2, bisect=True)
 

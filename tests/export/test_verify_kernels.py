@@ -3,13 +3,13 @@
 import onnx
 import pytest
 
-from moebius_export.bundle import ExportOptions, export_onnx
-from moebius_export.cost import node_costs, total_macs
+from moebius_export.graph.cost import node_costs, total_macs
+from moebius_export.onnx_export.export import ExportOptions, export_onnx
 from moebius_export.rules import RULE_NAMES
 from moebius_export.verify import VerifyOptions, verify
 from moebius_runtime import kernels
+from moebius_runtime.bundle.manifest import FileInfo, read_manifest, write_manifest
 from moebius_runtime.files import sha256_file
-from moebius_runtime.manifest import FileInfo, read_manifest, write_manifest
 
 QUICK = VerifyOptions(steps=2, bisect=True)
 needs_library = pytest.mark.skipif(not kernels.library_path(), reason=f"compiled kernels: {kernels.in_words()}")

@@ -8,22 +8,22 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_export.convert import IR_VERSION, OPSET
 from moebius_export.errors import ExportError
-from moebius_export.scenes import seeded_inputs
+from moebius_export.onnx_export.convert import IR_VERSION, OPSET
+from moebius_export.trajectories.scenes import seeded_inputs
 from moebius_export.verify import bisect as bisecting
 from moebius_export.verify.bisect import bisect
 from moebius_export.verify.budgets import BUDGETS, MEANING, budgets_for, parse_changes
+from moebius_export.verify.declared import file_checks
 from moebius_export.verify.graphs import difference
 from moebius_export.verify.placement import placement_checks
 from moebius_export.verify.reference import load_reference
 from moebius_export.verify.results import Check, Report, at_least, at_most, write_json
-from moebius_export.verify.stated import file_checks
 from moebius_export.verify.trace import SAMPLES, positions, trace_module
 from moebius_export.verify.weights import norm_pairs, weight_checks
 from moebius_runtime import Bundle
+from moebius_runtime.bundle.manifest import FileInfo, read_manifest, write_manifest
 from moebius_runtime.files import sha256_file
-from moebius_runtime.manifest import FileInfo, read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")

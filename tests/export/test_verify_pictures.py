@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from moebius_export.scenes import Scene, seeded_scene
+from moebius_export.trajectories.scenes import Scene, seeded_scene
 from moebius_export.verify.budgets import BUDGETS
 from moebius_export.verify.pictures import Filled, picture_checks, trajectory_checks
 from moebius_runtime import InpaintOptions
-from moebius_runtime.manifest import read_manifest
+from moebius_runtime.bundle.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

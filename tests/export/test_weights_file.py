@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from moebius_export.weights_file import weights_file
+from moebius_export.graph.weights_file import weights_file
 
 
 def model_of(**arrays):

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from moebius import Moebius, preset
-from moebius.load import load_student
+from moebius.weights.load import load_student
 from moebius_export.errors import ExportError
-from moebius_export.wrappers import ConditionalUNet, GuidedUNet
+from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -72,7 +72,7 @@ def test_the_command_refuses_the_weights_of_other_layers_in_a_line(tmp_path):
     student = Moebius(replace(preset("tiny").student, convolution="full"))
     save_file(student.state_dict(), tmp_path / "weights.safetensors")
     options = ["--preset", "tiny", "--vae", "stand-in", "--weights", str(tmp_path / "weights.safetensors")]
-    command = [sys.executable, "-m", "moebius_export.cli", "onnx", *options, "--out", str(tmp_path / "bundle")]
+    command = [sys.executable, "-m", "moebius_export.commands.app", "onnx", *options, "--out", str(tmp_path / "bundle")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     message = " ".join(done.stderr.split())

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
-from moebius.stand_in import TensorSpec, stand_in_state_dict
+from moebius.weights.stand_in import TensorSpec, stand_in_state_dict
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLD_COMMIT = "76543210fedcba9876543210fedcba9876543210"

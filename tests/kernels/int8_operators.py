@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from moebius_export.int8_bodies import bodies
+from moebius_export.graph.int8_bodies import bodies
 from moebius_runtime import kernels
 
 _spec = importlib.util.spec_from_file_location("operators", Path(__file__).with_name("operators.py"))

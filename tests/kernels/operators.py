@@ -14,7 +14,7 @@ import onnx.parser
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from moebius_export.function_bodies import bodies
+from moebius_export.graph.function_bodies import bodies
 from moebius_runtime import kernels
 
 FUNCTIONS = bodies("convolution")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from moebius import Moebius, preset
-from moebius.lambda_layers import InteractiveLambda, LocalLambda, set_lambda_form
-from moebius.lambda_ops import _Tiles, eager_tile, local_lambda, local_lambda_reference
-from moebius.load import load_student
+from moebius.network.lambda_layers import InteractiveLambda, LocalLambda, set_lambda_form
+from moebius.network.lambda_ops import _Tiles, eager_tile, local_lambda, local_lambda_reference
+from moebius.weights.load import load_student
 
 # float64 on both sides, sums in another order; batch norms in training mode multiply the rounding by 1/std.
 TOLERANCE = 1e-10
@@ -94,7 +94,7 @@ def test_runs_of_tiles(tiles, monkeypatch):
     )
     plan = _Tiles(query, window, (8, 8), (2, 4))
     band = plan.places * plan.heads * plan.near_size * 8
-    monkeypatch.setattr("moebius.lambda_ops._BANDS_BYTES", tiles * band)
+    monkeypatch.setattr("moebius.network.lambda_ops._BANDS_BYTES", tiles * band)
     assert len(_Tiles(query, window, (8, 8), (2, 4)).runs()) == -(-16 // tiles)
     inputs = (query, values, summary, window)
     outputs = local_lambda(*inputs, (8, 8), (2, 4)), local_lambda_reference(*inputs, (8, 8))

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moebius import gla
-from moebius.gla import (
+from moebius.network import gla
+from moebius.network.gla import (
     GatedLinearAttention,
     fla_unavailable,
     gated_linear_attention,

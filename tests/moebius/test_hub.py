@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_hub import COMMIT, EXPECTED, OLD_COMMIT, Hub, pickled, weights  # loaded by conftest.py
 
-from moebius.checkpoint import CheckpointError, load_checkpoint, load_config
+from moebius.weights.checkpoint import CheckpointError, load_checkpoint, load_config
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -136,7 +136,7 @@ def test_a_user_s_second_run_offline(hub: Hub, server: ThreadingHTTPServer) -> N
     origin = holds("hub:owner/repo/ft_places2", 1)
     stop(server)
     program = (
-        "import torch, moebius.checkpoint as c;"
+        "import torch, moebius.weights.checkpoint as c;"
         "expected = {'w': ((4, 3), torch.float32), 'b': ((4,), torch.float32)};"
         "print(c.load_checkpoint('hub:owner/repo/ft_places2', expected).origin)"
     )

@@ -18,8 +18,8 @@ import torch
 from fake_hub import COMMIT, EXPECTED, OLD_COMMIT, Hub, weights  # loaded by conftest.py
 from safetensors.torch import save as to_safetensors
 
-from moebius import hub_answers
-from moebius.checkpoint import CheckpointError, load_checkpoint, load_config
+from moebius.weights import hub_answers
+from moebius.weights.checkpoint import CheckpointError, load_checkpoint, load_config
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -183,7 +183,7 @@ def test_a_user_s_process_prints_nothing_of_the_library(net: Hub) -> None:
     """In a process of its own, where huggingface_hub adds its log handler as late as it does for users."""
     net.faults = {("head", FILE): 500}
     program = (
-        "import time, torch, moebius.checkpoint as c; time.sleep = lambda seconds: None\n"
+        "import time, torch, moebius.weights.checkpoint as c; time.sleep = lambda seconds: None\n"
         "try: c.load_checkpoint('hub:owner/repo/net', {'w': ((4, 3), torch.float32)}, progress=print)\n"
         "except c.CheckpointError as error: print(error)"
     )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from moebius.lambda_layers import InteractiveLambda, LocalLambda, set_lambda_form
-from moebius.load import tensor_specs
-from moebius.stand_in import stand_in_state_dict
+from moebius.network.lambda_layers import InteractiveLambda, LocalLambda, set_lambda_form
+from moebius.weights.load import tensor_specs
+from moebius.weights.stand_in import stand_in_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

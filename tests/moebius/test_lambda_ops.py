@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from moebius.lambda_layers import LocalLambda
-from moebius.lambda_ops import (
+from moebius.network.lambda_layers import LocalLambda
+from moebius.network.lambda_ops import (
     default_tile,
     interactive_lambda,
     interactive_lambda_reference,

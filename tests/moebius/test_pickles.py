@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moebius import checkpoint
-from moebius.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from moebius.stand_in import TensorSpec, stand_in_state_dict
+from moebius.weights import checkpoint
+from moebius.weights.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from moebius.weights.stand_in import TensorSpec, stand_in_state_dict
 
 EXPECTED = {
     "conv.weight": TensorSpec((4, 3), torch.float32),

@@ -13,8 +13,8 @@ from moebius.data.scenes import scene
 from moebius.distill.settings import changed, load_settings
 from moebius.distill.tasks import halves
 from moebius.distill.timesteps import add_noise, alphas_cumprod, predict_clean
-from moebius.load import default_sources, load_student, load_vae
-from moebius.sources import SHIPPED, ShippedSource
+from moebius.weights.load import default_sources, load_student, load_vae
+from moebius.weights.sources import SHIPPED, ShippedSource
 
 FOLDER = Path(moebius.__file__).parent / "small"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from moebius import sources
-from moebius.config import preset
 from moebius.errors import CheckpointError
-from moebius.load import default_guidance
-from moebius.sources import (
+from moebius.network.config import preset
+from moebius.weights import sources
+from moebius.weights.load import default_guidance
+from moebius.weights.sources import (
     RELEASED,
     HubSource,
     LocalSource,
@@ -204,9 +204,11 @@ def test_the_papers_guidance_of_released_weights(source: str, scale: float) -> N
         assert default_guidance(source, preset("small")) == 1.0
 
 
-@pytest.mark.parametrize("first", ["moebius.hub", "moebius.sources", "moebius.locate", "moebius.checkpoint"])
+@pytest.mark.parametrize(
+    "first", ["moebius.weights.hub", "moebius.weights.sources", "moebius.weights.locate", "moebius.weights.checkpoint"]
+)
 def test_no_import_circle_and_the_old_place_of_locate(first: str) -> None:
-    program = f"import {first}, moebius.sources as s, moebius.locate as l; assert s.locate is l.locate"
+    program = f"import {first}, moebius.weights.sources as s, moebius.weights.locate as l; assert s.locate is l.locate"
     subprocess.run([sys.executable, "-c", program], check=True)
     lines = Path(sources.__file__).read_text().splitlines()
     assert not [line for line in lines if line.startswith(("import moebius", "from moebius")) and "errors" not in line]

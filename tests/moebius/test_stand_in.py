@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from moebius.stand_in import TensorSpec, draw, stand_in_state_dict
+from moebius.weights.stand_in import TensorSpec, draw, stand_in_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

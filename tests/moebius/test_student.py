@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from moebius import Moebius, VaeDecoder, VaeEncoder, build_vae, preset
-from moebius.config import PRESETS, StudentConfig
 from moebius.errors import CheckpointError
-from moebius.load import load_student, load_vae, tensor_specs
+from moebius.network.config import PRESETS, StudentConfig
+from moebius.weights.load import load_student, load_vae, tensor_specs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moebius import Teacher, hub, preset
-from moebius.checkpoint import CheckpointError
-from moebius.config import PRESETS, TeacherConfig
-from moebius.gla import GatedLinearAttention
-from moebius.load import DEFAULT_TEACHER, load_student, load_teacher, tensor_specs
-from moebius.sources import HubSource, LocatedFile
+from moebius import Teacher, preset
+from moebius.network.config import PRESETS, TeacherConfig
+from moebius.network.gla import GatedLinearAttention
+from moebius.weights import hub
+from moebius.weights.checkpoint import CheckpointError
+from moebius.weights.load import DEFAULT_TEACHER, load_student, load_teacher, tensor_specs
+from moebius.weights.sources import HubSource, LocatedFile
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = preset("tiny").teacher

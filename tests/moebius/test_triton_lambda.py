@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from moebius import preset
-from moebius.lambda_layers import set_lambda_form
-from moebius.lambda_ops import local_lambda_reference
-from moebius.load import load_student
-from moebius.triton_lambda import launch, unavailable
+from moebius.network.lambda_layers import set_lambda_form
+from moebius.network.lambda_ops import local_lambda_reference
+from moebius.network.triton_lambda import launch, unavailable
+from moebius.weights.load import load_student
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (it has wheels for Linux on x86-64 only)")
 
@@ -76,7 +76,7 @@ def test_the_network_imports_without_triton():
     script = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch\n"
-        "from moebius.lambda_layers import LocalLambda, set_lambda_form\n"
+        "from moebius.network.lambda_layers import LocalLambda, set_lambda_form\n"
         "layer = LocalLambda(8, 2, 3).eval(); set_lambda_form(layer, 'fast')\n"
         "print(layer(torch.zeros(1, 4, 8), (2, 2)).shape)\n"
     )

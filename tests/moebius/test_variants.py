@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from moebius import Moebius, StudentConfig, Teacher, preset
-from moebius.config import VARIANT_CHOICES
 from moebius.distill.balance import coarse_parameter, fine_parameter
 from moebius.errors import CheckpointError, MisfitError
-from moebius.gla import GatedLinearAttention, set_gla_form
-from moebius.load import load_student
+from moebius.network.config import VARIANT_CHOICES
+from moebius.network.gla import GatedLinearAttention, set_gla_form
+from moebius.weights.load import load_student
 
 TINY = preset("tiny").student
 # Experiment of table 2 -> its layers, in the order of VARIANT_CHOICES, and its parameters in the released sizes.

@@ -8,10 +8,10 @@ import sys
 
 import torch
 
-from moebius.lambda_layers import LocalLambda, set_lambda_form
-from moebius.lambda_ops import local_lambda_reference
-from moebius.triton_kernel import Blocks, block_choices
-from moebius.triton_lambda import launch, local_lambda_triton
+from moebius.network.lambda_layers import LocalLambda, set_lambda_form
+from moebius.network.lambda_ops import local_lambda_reference
+from moebius.network.triton_kernel import Blocks, block_choices
+from moebius.network.triton_lambda import launch, local_lambda_triton
 
 # name -> (B, (H, W), heads, depth, window): odd sizes, the released depths, pictures smaller than window and block.
 SIZES = {

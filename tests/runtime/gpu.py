@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import moebius_runtime.backends.tensorrt as backend_module
+from moebius_runtime.bundle.manifest import read_manifest
+from moebius_runtime.bundle.passport import Device, EngineInfo, Passport, engine_file, folder_name, write_passport
 from moebius_runtime.files import sha256_file
-from moebius_runtime.manifest import read_manifest
-from moebius_runtime.passport import Device, EngineInfo, Passport, engine_file, folder_name, write_passport
 
 _FAKES = Path(__file__).parents[1] / "fakes"
 

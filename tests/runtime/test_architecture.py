@@ -78,7 +78,7 @@ def test_every_import_is_one_that_a_device_has(path):
 def test_the_scan_sees_all_kinds_of_imports(tmp_path):
     """So that the test above can fail."""
     path = tmp_path / "x.py"
-    path.write_text("def f():\n    import torch.nn as nn\n    from moebius.config import preset\n")
+    path.write_text("def f():\n    import torch.nn as nn\n    from moebius.network.config import preset\n")
     assert imports(path) == {"torch", "moebius"}
     for text in ("__import__('torch')", "import importlib; importlib.import_module('torch')", "from . import x"):
         path.write_text(text)

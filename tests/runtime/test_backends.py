@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moebius_runtime.backends import Backend, create_backend, ort
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, RuntimeUnavailableError
 from moebius_runtime.pipeline import InpaintPipeline
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_runtime.blend import (
+from moebius_runtime.images.blend import (
     blend,
     compensate_colour,
     feather,
@@ -17,8 +17,8 @@ from moebius_runtime.blend import (
     ring_width,
     weights_of,
 )
-from moebius_runtime.masks import dilated, load_mask
-from moebius_runtime.pictures import load_picture
+from moebius_runtime.images.masks import dilated, load_mask
+from moebius_runtime.images.pictures import load_picture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

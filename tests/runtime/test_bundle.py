@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moebius_runtime.backends import create_backend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import BundleError
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
@@ -96,7 +96,7 @@ def test_check_asks_only_for_the_graphs_that_will_run(toy_copy):
 
 
 def test_a_file_is_hashed_once_until_it_changes(toy_copy, monkeypatch):
-    from moebius_runtime import manifest
+    from moebius_runtime.bundle.bundle import manifest
 
     hashed = []
     real = manifest.sha256_file

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moebius_runtime.cells import components, coverage, dilated, eroded, opened, thickness
+from moebius_runtime.regions.cells import components, coverage, dilated, eroded, opened, thickness
 
 grids = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
     lambda shape: st.one_of(arrays(bool, shape), arrays(bool, shape, elements=st.integers(0, 9).map(lambda n: n > 0)))

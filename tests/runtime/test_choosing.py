@@ -13,7 +13,7 @@ import pytest
 
 from moebius_runtime.backends import GROUP, create_backend
 from moebius_runtime.backends.base import Backend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
 _spec = importlib.util.spec_from_file_location("gpu", Path(__file__).with_name("gpu.py"))
@@ -155,7 +155,7 @@ def test_no_package_brings_torch(toy_bundle, monkeypatch):
 def test_the_project_states_its_entry_point():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     section = text.partition(f'[project.entry-points."{GROUP}"]')[2]
-    assert section.lstrip().startswith('torch = "moebius_export.torch_runtime:TorchBackend"')
+    assert section.lstrip().startswith('torch = "moebius_export.network.torch_runtime:TorchBackend"')
 
 
 # --- the command --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from PIL import Image
 
 from moebius_runtime import cli, console
 from moebius_runtime.errors import MoebiusError
-from moebius_runtime.pictures import load_picture, picture_from_image
+from moebius_runtime.images.pictures import load_picture, picture_from_image
 from moebius_runtime.pipeline import InpaintPipeline
 
 

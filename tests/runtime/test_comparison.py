@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_runtime.comparison import comparison_path, save_comparison
 from moebius_runtime.errors import OutputError
-from moebius_runtime.pictures import Picture
+from moebius_runtime.images.comparison import comparison_path, save_comparison
+from moebius_runtime.images.pictures import Picture
 
 
 def flat(height: int, width: int, *values: int, dtype: type = np.uint8, mode: str = "RGB") -> Picture:

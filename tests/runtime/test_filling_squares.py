@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.pictures import Picture
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline, make_options
-from moebius_runtime.plan import Plan
 from moebius_runtime.regions import Crop, find_squares, whole_square, window
+from moebius_runtime.regions.plan import Plan
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -22,12 +22,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from moebius_runtime import manifest as manifest_module
-from moebius_runtime import pictures
+from moebius_runtime.bundle.bundle import manifest as manifest_module
+from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.errors import MoebiusError
-from moebius_runtime.manifest import read_manifest
-from moebius_runtime.masks import load_mask
-from moebius_runtime.pictures import check_can_save, load_picture, save_picture
+from moebius_runtime.images import pictures
+from moebius_runtime.images.masks import load_mask
+from moebius_runtime.images.pictures import check_can_save, load_picture, save_picture
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
 CASES = int(os.environ.get("MOEBIUS_FUZZ_CASES", "400"))

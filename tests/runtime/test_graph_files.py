@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moebius_runtime.graph_files import _MESSAGES, external_files
+from moebius_runtime.bundle.graph_files import _MESSAGES, external_files
 
 onnx = pytest.importorskip("onnx")
 

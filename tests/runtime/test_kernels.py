@@ -11,9 +11,9 @@ import pytest
 
 from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.graph_files import function_domains
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
-from moebius_runtime.graph_files import function_domains
 
 HERE = Path(kernels.__file__).parent
 LATENT = np.random.RandomState(0).standard_normal((1, 4, 16, 16)).astype(np.float32)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from moebius_runtime.bundle.manifest import MAX_MANIFEST_BYTES, check_file, read_manifest, write_manifest
 from moebius_runtime.errors import BundleError
-from moebius_runtime.manifest import MAX_MANIFEST_BYTES, check_file, read_manifest, write_manifest
 
 NAME = "manifest.json"
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.masks import (
+from moebius_runtime.images.masks import (
     automatic_dilation,
     connected,
     grown_mask,
@@ -21,7 +21,7 @@ from moebius_runtime.masks import (
     mask_from_picture,
     reduce_mask,
 )
-from moebius_runtime.pictures import Picture, load_picture
+from moebius_runtime.images.pictures import Picture, load_picture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moebius_runtime.backends.ort import OrtBackend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import InputError
-from moebius_runtime.pictures import Picture
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline, make_options
 from moebius_runtime.regions import Crop, apart, find_squares, whole_square, window
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
-from moebius_runtime.metadata_blocks import (
+from moebius_runtime.images.metadata_blocks import (
     MAX_BYTES,
     packed_resources,
     photoshop_resources,
@@ -18,7 +18,7 @@ from moebius_runtime.metadata_blocks import (
     png_chunks,
     upright_xmp,
 )
-from moebius_runtime.pictures import NamedBytes, load_picture, picture_bytes
+from moebius_runtime.images.pictures import NamedBytes, load_picture, picture_bytes
 
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -290,6 +290,6 @@ def test_chunks_of_any_length():
 def test_densities_that_are_none(dpi):
     image = Image.fromarray(pixels())
     image.info["dpi"] = dpi
-    from moebius_runtime.pictures import picture_from_image
+    from moebius_runtime.images.pictures import picture_from_image
 
     assert picture_from_image(image).metadata.dpi is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.metrics import psnr, saturated_share, ssim, ssim_map
+from moebius_runtime.images.metrics import psnr, saturated_share, ssim, ssim_map
 
 
 def pictures(shape=(40, 53, 3), spread=12, seed=0):

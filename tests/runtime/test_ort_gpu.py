@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moebius_runtime.backends import create_backend, ort_gpu
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, RuntimeUnavailableError
-from moebius_runtime.pictures import Picture
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline, make_options
 
 _spec = importlib.util.spec_from_file_location("gpu", Path(__file__).with_name("gpu.py"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moebius_runtime import passport as passports
+from moebius_runtime.bundle.bundle import passport as passports
+from moebius_runtime.bundle.manifest import FileInfo, GraphFile, read_manifest, sha256_file, write_manifest
+from moebius_runtime.bundle.passport import Device, EngineInfo, Passport, Range
 from moebius_runtime.errors import EngineError
-from moebius_runtime.manifest import FileInfo, GraphFile, read_manifest, sha256_file, write_manifest
-from moebius_runtime.passport import Device, EngineInfo, Passport, Range
 
 VERSION = "10.3.0"
 ORIN = Device("Orin", 87, "540.4.0", "12.6", 8 << 30, 5 << 30)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
-from moebius_runtime import pictures
 from moebius_runtime.errors import InputError, MoebiusError, OutputError
-from moebius_runtime.pictures import Picture, check_can_save, load_picture, picture_from_image, save_picture
+from moebius_runtime.images import pictures
+from moebius_runtime.images.pictures import Picture, check_can_save, load_picture, picture_from_image, save_picture
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

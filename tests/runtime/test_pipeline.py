@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from moebius_runtime.backends import create_backend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, MoebiusError, OutputError
-from moebius_runtime.masks import automatic_dilation, dilated
-from moebius_runtime.pictures import Picture, load_picture, save_picture
+from moebius_runtime.images.masks import automatic_dilation, dilated
+from moebius_runtime.images.pictures import Picture, load_picture, save_picture
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, make_options
 
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from moebius_runtime import processors
-from moebius_runtime.processors import cpu_quota, physical_cores
+from moebius_runtime.hardware import processors
+from moebius_runtime.hardware.processors import cpu_quota, physical_cores
 
 
 @pytest.fixture

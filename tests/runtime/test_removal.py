@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from moebius_runtime.backends import Backend
-from moebius_runtime.blend import feather_width, outward_feather
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import InputError, MoebiusError
-from moebius_runtime.masks import automatic_dilation, dilated, grown_mask
-from moebius_runtime.pictures import Picture, picture_from_image
+from moebius_runtime.images.blend import feather_width, outward_feather
+from moebius_runtime.images.masks import automatic_dilation, dilated, grown_mask
+from moebius_runtime.images.pictures import Picture, picture_from_image
 from moebius_runtime.pipeline import InpaintPipeline, make_options
 
 CHANNELS = {"L": 1, "RGB": 3, "CMYK": 4}

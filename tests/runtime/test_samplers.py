@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moebius_runtime.errors import InputError, OutputError
-from moebius_runtime.samplers import SAMPLERS, SPACINGS, ddim
-from moebius_runtime.schedule import NoiseSchedule, initial_noise
+from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS, ddim
+from moebius_runtime.sampling.schedule import NoiseSchedule, initial_noise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sampler_seed0.npz"
 SCHEDULE = NoiseSchedule()

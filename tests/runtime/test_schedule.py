@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.schedule import NoiseSchedule, initial_noise
+from moebius_runtime.sampling.schedule import NoiseSchedule, initial_noise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sampler_seed0.npz"
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from moebius_runtime.backends.base import Backend
 from moebius_runtime.backends.ort import OrtBackend
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.pictures import Picture
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from moebius_runtime import console
-from moebius_runtime.pictures import NamedBytes, load_picture
+from moebius_runtime.images.pictures import NamedBytes, load_picture
 
 RUNTIMES = Path(__file__).parents[2] / "runtimes"
 ONE = ["a.png", "--mask", "m.png", "--out", "b.png", "--threads", "1", "--steps", "2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moebius_runtime.smooth_fill import _RELAXATIONS, fill_cells, fill_pixels
+from moebius_runtime.regions.smooth_fill import _RELAXATIONS, fill_cells, fill_pixels
 
 
 def slow_fill(values: np.ndarray, known: np.ndarray, empty: float) -> np.ndarray:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebius_runtime.cells import thickness
-from moebius_runtime.crop import largest_side
 from moebius_runtime.errors import InputError
 from moebius_runtime.regions import Crop, apart, find_crops, find_squares, whole_crop, whole_square, window
+from moebius_runtime.regions.cells import thickness
+from moebius_runtime.regions.crop import largest_side
 
 
 def masked(shape: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moebius_runtime.backends import create_backend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 
 
 def test_the_graphs_are_their_numpy_functions(toy_bundle):

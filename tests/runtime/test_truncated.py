@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.pictures import NamedBytes, load_picture
+from moebius_runtime.images.pictures import NamedBytes, load_picture
 
 
 def jpeg(mode: str = "RGB", size: tuple[int, int] = (320, 240), **more: object) -> bytes:

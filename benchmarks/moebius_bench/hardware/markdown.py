@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from moebius_bench import wording
 from moebius_bench.hardware.report import ChipRate, HardwareReport, StageResult, Timing
+from moebius_bench.report import messages as wording
 
 _TERA = 1e12
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from moebius_bench.hardware.recorder import NotRunError, Recorder
 from moebius_bench.hardware.timing import TooSlowError
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import (
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import (
     Defaults,
     Geometry,
     GraphInfo,
@@ -24,7 +24,7 @@ from moebius_runtime.manifest import (
 )
 
 if TYPE_CHECKING:
-    from moebius.config import Preset
+    from moebius.network.config import Preset
 
 SMALLER = {"full": "small", "small": "tiny"}
 WEIGHTS = "stand-in:0"
@@ -77,8 +77,8 @@ def reduced(record: Recorder, work: Callable[[str], None]) -> None:
 def build_networks(preset_name: str, *, autoencoder: bool) -> Networks:
     """Student and, if asked, autoencoder of a preset with random test weights."""
     from moebius import preset
-    from moebius.load import load_student, load_vae
-    from moebius_export.torch_runtime import unet_modules, vae_modules
+    from moebius.weights.load import load_student, load_vae
+    from moebius_export.network.torch_runtime import unet_modules, vae_modules
 
     sizes = preset(preset_name)
     student, checkpoint = load_student(WEIGHTS, sizes.student)

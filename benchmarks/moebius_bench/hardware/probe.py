@@ -12,7 +12,7 @@ from typing import Any
 
 from moebius_bench.hardware.recorder import Recorder, need
 from moebius_bench.hardware.timing import synchronizer
-from moebius_bench.stats import summary
+from moebius_bench.measure.stats import summary
 
 _RUNS = 9
 _SIZES = {"cuda": 8192, "cpu": 512}  # side of the square matrices

@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from moebius_bench.hardware.report import Bound, Check, ChipRate, Speedup, StageOutput, Timing
-from moebius_bench.results import Summary
-from moebius_bench.stats import summary
+from moebius_bench.measure.results import Summary
+from moebius_bench.measure.stats import summary
 from moebius_runtime.files import atomic_write
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from moebius_bench.results import Summary
+from moebius_bench.measure.results import Summary
 from moebius_runtime.errors import InputError
 
 SCHEMA_VERSION = 1

@@ -19,7 +19,7 @@ from typing import Literal
 from moebius_bench.hardware.recorder import Request, read_output
 from moebius_bench.hardware.report import ChipRate, HardwareReport, StageOutput, StageResult, Status
 from moebius_bench.hardware.stages import STAGES
-from moebius_bench.machine import describe_machine
+from moebius_bench.measure.machine import describe_machine
 from moebius_runtime.hardware.nvidia import describe_gpus
 
 COMMAND = (sys.executable, "-m", "moebius_bench.hardware.worker")

@@ -22,8 +22,8 @@ from moebius_bench.hardware.stage_torch import BASELINE, PICTURE_LIMITS
 from moebius_bench.hardware.timing import TooSlowError, interleaved
 
 if TYPE_CHECKING:
-    from moebius_runtime.bundle import Bundle
-    from moebius_runtime.manifest import GraphName, Precision
+    from moebius_runtime.bundle.bundle import Bundle
+    from moebius_runtime.bundle.manifest import GraphName, Precision
 
 # Modules of each runtime; a library for the CPU answers to onnxruntime too, so its providers are looked at as well.
 MODULES = {
@@ -88,7 +88,7 @@ def export_command(arguments: list[str], seconds: float, environment: Mapping[st
     """
     from moebius_runtime.errors import RuntimeUnavailableError
 
-    command = [sys.executable, "-m", "moebius_export.cli", *arguments]
+    command = [sys.executable, "-m", "moebius_export.commands.app", *arguments]
     said = f"moebius-export {' '.join(arguments[:1])}"
     try:
         done = subprocess.run(
@@ -177,12 +177,12 @@ def measure(record: Recorder, runtime: str, bundle: Path, build: Build) -> None:
 def _verify_and_time(
     record: Recorder, runtime: str, variant: str, folder: Path, precision: Precision, seconds: float
 ) -> None:
-    from moebius_export.scenes import seeded_inputs, seeded_scene
-    from moebius_export.torch_runtime import TorchBackend
+    from moebius_export.network.torch_runtime import TorchBackend
+    from moebius_export.trajectories.scenes import seeded_inputs, seeded_scene
     from moebius_runtime.backends import create_backend
-    from moebius_runtime.bundle import Bundle
-    from moebius_runtime.metrics import psnr
-    from moebius_runtime.pictures import Picture
+    from moebius_runtime.bundle.bundle import Bundle
+    from moebius_runtime.images.metrics import psnr
+    from moebius_runtime.images.pictures import Picture
     from moebius_runtime.pipeline import InpaintPipeline
 
     bundle = Bundle.open(folder)

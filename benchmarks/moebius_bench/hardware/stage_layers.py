@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from moebius.lambda_layers import LambdaForm
-    from moebius_bench.layers import LayerCase
+    from moebius.network.lambda_layers import LambdaForm
+    from moebius_bench.paper.layers import LayerCase
 
 # Relative L2 error of the kernel against float64 on the same rounded inputs: the limits of
 # tests/moebius/test_triton_lambda.py, which say where they come from.
@@ -44,8 +44,8 @@ def run_triton(record: Recorder) -> None:
     need("torch", "triton")
     import torch
 
-    from moebius.lambda_ops import local_lambda_reference
-    from moebius.triton_lambda import local_lambda_triton, unavailable
+    from moebius.network.lambda_ops import local_lambda_reference
+    from moebius.network.triton_lambda import local_lambda_triton, unavailable
 
     device = torch.device(record.request.device)
     if problem := unavailable(device):
@@ -100,8 +100,8 @@ def run_layers(record: Recorder) -> None:
 def _layers(record: Recorder, preset_name: str) -> None:
     import torch
 
-    from moebius.triton_lambda import unavailable
-    from moebius_bench.layers import case_title, layer_cases
+    from moebius.network.triton_lambda import unavailable
+    from moebius_bench.paper.layers import case_title, layer_cases
 
     device = record.request.device
     forms: list[LambdaForm] = ["reference", "fast"]
@@ -126,7 +126,7 @@ def _layers(record: Recorder, preset_name: str) -> None:
 
 
 def _in_float64(case: LayerCase) -> dict[str, Tensor]:
-    from moebius_bench.layers import form_results
+    from moebius_bench.paper.layers import form_results
 
     layer = copy.deepcopy(case.layer).double()
     inputs = [tensor.detach().double().requires_grad_() for tensor in case.inputs]
@@ -136,7 +136,7 @@ def _in_float64(case: LayerCase) -> dict[str, Tensor]:
 
 def _agrees(record: Recorder, subject: str, case: LayerCase, form: LambdaForm, expected: dict[str, Tensor]) -> bool:
     """Outputs, gradients and statistics of a form against float64; two checks."""
-    from moebius_bench.layers import form_results
+    from moebius_bench.paper.layers import form_results
 
     before = {name: value.clone() for name, value in case.layer.state_dict().items()}
     got = form_results(case, form, before)
@@ -157,9 +157,9 @@ def _time(
     """Forward in inference, and forward and backward in training, of the forms that held."""
     import torch
 
-    from moebius.lambda_layers import set_lambda_form
-    from moebius_bench.layers import SizedLayer, case_title
-    from moebius_export.module_cost import module_macs
+    from moebius.network.lambda_layers import set_lambda_form
+    from moebius_bench.paper.layers import SizedLayer, case_title
+    from moebius_export.network.module_cost import module_macs
 
     if len(forms) < 2:
         return

@@ -18,14 +18,15 @@ from moebius_bench.hardware.recorder import Recorder, need
 from moebius_bench.hardware.timing import TooSlowError, interleaved, synchronizer
 
 if TYPE_CHECKING:
-    from moebius.lambda_layers import LambdaForm
-    from moebius_export.torch_runtime import TorchBackend
-    from moebius_runtime.manifest import GraphName
+    from moebius.network.lambda_layers import LambdaForm
+    from moebius_export.network.torch_runtime import TorchBackend
+    from moebius_runtime.bundle.manifest import GraphName
 
 BASELINE = "eager, as written"
 
 # A guided step's output against eager PyTorch in float32 on the CPU, relative L2. fp32: 3e-5 is the export's limit for
-# the order of additions (moebius_export.parity); a GPU's convolutions may use Winograd's algorithm, which rounds more.
+# the order of additions (moebius_export.onnx_export.parity); a GPU's convolutions may use Winograd's algorithm,
+# which rounds more.
 # fp16: twice the 6.3e-3 that everything in fp16 costs at full size (emulated); bf16 keeps 3 bits less, 8 times that.
 # Seen with the small preset on a CPU: 2.9e-6, 8.4e-3 and 6.6e-2.
 STEP_LIMITS = {"fp32": 1e-4, "fp16": 1.3e-2, "bf16": 1e-1}
@@ -64,7 +65,7 @@ def variants(record: Recorder) -> list[_Variant]:
     """The baseline and the fast forms that this machine can run; what is left out is noted."""
     import torch
 
-    from moebius.triton_lambda import unavailable
+    from moebius.network.triton_lambda import unavailable
 
     found = [_Variant(BASELINE, "reference", graphs=False), _Variant("eager, fused λ", "fast", graphs=False)]
     if record.request.device == "cpu":
@@ -79,7 +80,7 @@ def variants(record: Recorder) -> list[_Variant]:
 
 
 def _measure(record: Recorder, preset_name: str, precision: str) -> None:
-    from moebius_export.scenes import seeded_inputs
+    from moebius_export.trajectories.scenes import seeded_inputs
 
     with_vae = _has_vae(record)
     networks = build_networks(preset_name, autoencoder=with_vae)
@@ -131,14 +132,14 @@ def _has_vae(record: Recorder) -> bool:
 
 def _on_cpu(networks: Networks, inputs: dict[str, np.ndarray], threads: int | None) -> np.ndarray:
     """The reference: eager PyTorch as written, float32, on the CPU."""
-    from moebius_export.torch_runtime import TorchBackend
+    from moebius_export.network.torch_runtime import TorchBackend
 
     backend = TorchBackend(networks.bundle, threads=threads, device="cpu", modules=networks.modules)
     return backend.run("unet", inputs)
 
 
 def _backend(record: Recorder, networks: Networks, variant: _Variant, precision: str) -> TorchBackend:
-    from moebius_export.torch_runtime import TorchBackend
+    from moebius_export.network.torch_runtime import TorchBackend
 
     return TorchBackend(
         networks.bundle,
@@ -155,9 +156,9 @@ def _macs(networks: Networks) -> dict[GraphName, int]:
     """MACs of one run of each graph in its fused form."""
     import torch
 
-    from moebius.lambda_layers import set_lambda_form
-    from moebius_export.module_cost import module_macs
-    from moebius_export.scenes import seeded_inputs
+    from moebius.network.lambda_layers import set_lambda_form
+    from moebius_export.network.module_cost import module_macs
+    from moebius_export.trajectories.scenes import seeded_inputs
 
     found: dict[GraphName, int] = {}
     for graph, module in networks.modules.items():
@@ -211,9 +212,9 @@ def _pictures(
     preset_name: str,
     macs: dict[GraphName, int],
 ) -> None:
-    from moebius_export.scenes import seeded_scene
-    from moebius_runtime.metrics import psnr
-    from moebius_runtime.pictures import Picture
+    from moebius_export.trajectories.scenes import seeded_scene
+    from moebius_runtime.images.metrics import psnr
+    from moebius_runtime.images.pictures import Picture
     from moebius_runtime.pipeline import InpaintPipeline
 
     scene = seeded_scene(networks.bundle.manifest, _QUICK_STEPS if record.request.quick else _STEPS, 1)

@@ -12,7 +12,7 @@ from moebius_bench.hardware.recorder import Recorder, need
 from moebius_bench.hardware.timing import interleaved, synchronizer
 
 if TYPE_CHECKING:
-    from moebius.lambda_layers import LambdaForm
+    from moebius.network.lambda_layers import LambdaForm
 
 _BATCHES = {"full": 8, "small": 16, "tiny": 2}
 _ROUNDS = 10
@@ -78,7 +78,7 @@ class _Step:
         import torch
 
         from moebius.distill.context import TrainContext
-        from moebius.lambda_layers import set_lambda_form
+        from moebius.network.lambda_layers import set_lambda_form
 
         set_lambda_form(self.task.network, form)
         context = TrainContext(self.device, torch.Generator().manual_seed(6))
@@ -105,7 +105,7 @@ class _Step:
 def _measure(record: Recorder, preset_name: str) -> None:
     import torch
 
-    from moebius.triton_lambda import unavailable
+    from moebius.network.triton_lambda import unavailable
 
     batch = _BATCHES[preset_name]
     step, subject = _build(record, preset_name, batch)

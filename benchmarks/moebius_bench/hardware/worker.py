@@ -9,7 +9,7 @@ import traceback
 
 from moebius_bench.hardware.recorder import NotInstalledError, NotRunError, Recorder, Request
 from moebius_bench.hardware.stages import STAGES
-from moebius_bench.worker import own_stdout
+from moebius_bench.measure.worker import own_stdout
 from moebius_runtime.errors import MoebiusError
 
 _LONGEST = 1000  # characters of a reason

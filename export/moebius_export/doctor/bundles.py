@@ -10,10 +10,9 @@ from typing import get_args
 from moebius_export.doctor.gpu import Gpu
 from moebius_export.doctor.libraries import Found
 from moebius_export.doctor.rows import Row, Verdict
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.errors import BundleError, EngineError
-from moebius_runtime.manifest import check_file
-from moebius_runtime.passport import (
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import check_file
+from moebius_runtime.bundle.passport import (
     ENGINES,
     EngineBackend,
     Passport,
@@ -24,6 +23,7 @@ from moebius_runtime.passport import (
     engine_folders,
     read_passport,
 )
+from moebius_runtime.errors import BundleError, EngineError
 
 _LIBRARY: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 Progress = Callable[[str], None]

@@ -9,10 +9,10 @@ from moebius_export.doctor import facts
 from moebius_export.doctor.host import gib
 from moebius_export.doctor.rows import Row, Verdict
 from moebius_export.doctor.sources import Sources
+from moebius_runtime.bundle.passport import Device
 from moebius_runtime.hardware.host import read_text
 from moebius_runtime.hardware.jetson import is_jetson
 from moebius_runtime.hardware.nvidia import describe_gpus
-from moebius_runtime.passport import Device
 
 _DISPLAY = "0x03"  # PCI class of display controllers
 _NVIDIA = "0x10de"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moebius_export.doctor import facts
-from moebius_export.doctor.asking import QUESTIONS
 from moebius_export.doctor.gpu import Gpu
+from moebius_export.doctor.questions import QUESTIONS
 from moebius_export.doctor.rows import Row, Verdict
 from moebius_export.doctor.sources import Answer, Sources
 from moebius_runtime.hardware.jetson import is_jetson, l4t_release

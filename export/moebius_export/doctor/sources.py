@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebius_export.doctor.asking import MARK
+from moebius_export.doctor.questions import MARK
 
 _ASK_SECONDS = 120  # PyTorch on a cold Jetson takes tens of seconds
 _RUN_SECONDS = 20
@@ -57,7 +57,7 @@ def run_command(arguments: Sequence[str]) -> Ran | None:
 
 def ask_library(name: str) -> Answer:
     """Asks a library of `asking.QUESTIONS` in a process of its own; one that dies is an answer too."""
-    command = [sys.executable, "-m", "moebius_export.doctor.asking", name]
+    command = [sys.executable, "-m", "moebius_export.doctor.questions", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS)
     except subprocess.TimeoutExpired:

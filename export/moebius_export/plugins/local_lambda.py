@@ -1,7 +1,7 @@
 """`moebius::LocalLambda` as a TensorRT plugin: PTX inside the engine, no Python when it runs.
 
 A Quick Deployable Plugin with an ahead-of-time implementation: TensorRT >= 10.9 (not TensorRT-RTX). It serves nodes of
-the form "convolution" (`moebius_export.functions`): query, values, summary, window, with `heads` and `size`.
+the form "convolution" (`moebius_export.graph.functions`): query, values, summary, window, with `heads` and `size`.
 
 Off unless MOEBIUS_TRT_PLUGIN=1: it has not run on a GPU yet. Without it TensorRT imports the function's body.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moebius_export.errors import ExportError
-from moebius_export.function_bodies import DOMAIN
+from moebius_export.graph.function_bodies import DOMAIN
 from moebius_export.plugins.ptx import check_compiler, compile_local_lambda, usable_tactics
 
 if TYPE_CHECKING:

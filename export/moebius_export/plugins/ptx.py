@@ -38,7 +38,7 @@ def usable_tactics(size: tuple[int, int], heads: int, depth: int, reach: int, ki
         ExportError: Triton is not installed or cannot compile this, or there is none.
     """
     check_compiler(sm)
-    from moebius.triton_kernel import block_choices
+    from moebius.network.triton_kernel import block_choices
 
     numbers = range(1, len(block_choices(heads, depth, _itemsize(kind))) + 1)
     shared = {n: compile_local_lambda(size, heads, depth, reach, kind, sm, n).shared for n in numbers}
@@ -59,7 +59,7 @@ def compile_local_lambda(
 
     Args:
         size: (H, W) of the picture.
-        heads, depth, reach: h, k = v and r of `moebius.lambda_ops.local_lambda`.
+        heads, depth, reach: h, k = v and r of `moebius.network.lambda_ops.local_lambda`.
         kind: of all tensors, one of `TYPES`.
         sm: compute capability without its point, of `PTX_VERSIONS`.
         tactic: which cut of the work, from 1.
@@ -72,7 +72,7 @@ def compile_local_lambda(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from moebius.triton_kernel import block_choices, local_lambda_kernel
+    from moebius.network.triton_kernel import block_choices, local_lambda_kernel
 
     choices = block_choices(heads, depth, _itemsize(kind))
     if not 1 <= tactic <= len(choices):

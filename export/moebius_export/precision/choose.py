@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from math import hypot, sqrt
 from typing import Literal
 
-from moebius_export.cost import node_costs
-from moebius_export.precision.graph import layer_of
-from moebius_export.precision.kinds import FloatType, LowType
+from moebius_export.graph.cost import node_costs
+from moebius_export.graph.kinds import FloatType, LowType
+from moebius_export.graph.opened import layer_of
 from moebius_export.precision.trials import Trials
 
 # What float32 costs, in microseconds of a small GPU: 25 TMAC/s in fp16 and half of that in float32, 100 GB/s.

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from moebius_export.precision.graph import FLOATS, MOVES, with_types
+from moebius_export.graph.opened import FLOATS, MOVES, with_types
 
 _LOW = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 

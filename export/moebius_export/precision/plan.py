@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from moebius_export.errors import ExportError
-from moebius_export.precision.graph import Opened
-from moebius_export.precision.kept import Keepable
-from moebius_export.precision.kinds import FloatType
+from moebius_export.graph.kinds import FloatType
+from moebius_export.graph.opened import Opened
+from moebius_export.precision.kept_functions import Keepable
+from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
 from moebius_runtime.files import atomic_write, open_plain
-from moebius_runtime.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
 
 MAX_PLAN_BYTES = 4 << 20
 

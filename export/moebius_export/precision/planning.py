@@ -8,18 +8,18 @@ from pathlib import Path
 from types import MappingProxyType
 
 from moebius_export.errors import PrecisionError
+from moebius_export.graph.kinds import FloatType, LowType
+from moebius_export.graph.opened import Opened, Weights, opened
 from moebius_export.precision.choose import EXTRA_WEIGHTS, Choice, Chooser, module_path, node_kind
-from moebius_export.precision.graph import Opened, Weights, opened
-from moebius_export.precision.kept import Keepable, calls_of, check_kept, folded
-from moebius_export.precision.kinds import FloatType, LowType
-from moebius_export.precision.measure import Say, Trajectories, follow
+from moebius_export.precision.kept_functions import Keepable, calls_of, check_kept, folded
 from moebius_export.precision.plan import Measured, NodeType, Part, Plan, WeightType
-from moebius_export.precision.ranges import Ranges
 from moebius_export.precision.rules import fixed_reasons, keep_vectors, limit_of, overflowing_weights, weight_types
 from moebius_export.precision.trials import Trials
-from moebius_export.scenes import Scene, scenes_of
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import GraphName
+from moebius_export.trajectories.measure import Say, Trajectories, follow
+from moebius_export.trajectories.ranges import Ranges
+from moebius_export.trajectories.scenes import Scene, scenes_of
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName
 
 VAE_GRAPHS: tuple[GraphName, ...] = ("vae_encoder", "vae_decoder")
 VAE_ERROR = 2e-3

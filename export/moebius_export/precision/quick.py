@@ -8,19 +8,19 @@ from types import MappingProxyType
 from typing import Any
 
 from moebius_export.errors import ExportError, PrecisionError
+from moebius_export.graph.changed_sessions import session_of
+from moebius_export.graph.kinds import LowType
 from moebius_export.precision.choose import Choice
-from moebius_export.precision.kept import calls_of, folded
-from moebius_export.precision.kinds import LowType
-from moebius_export.precision.measure import Say, Trajectories
+from moebius_export.precision.kept_functions import calls_of, folded
 from moebius_export.precision.plan import Plan
 from moebius_export.precision.planning import VAE_GRAPHS, Planner, PlanOptions, stores_of
-from moebius_export.precision.ranges import Ranges, observed
-from moebius_export.precision.sessions import session_of
 from moebius_export.precision.shipped import RELEASED, ShippedPlan, kept_nodes, read_shipped, stored_name
 from moebius_export.precision.trials import Trials
-from moebius_export.scenes import scenes_of
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import GraphName
+from moebius_export.trajectories.measure import Say, Trajectories
+from moebius_export.trajectories.ranges import Ranges, observed
+from moebius_export.trajectories.scenes import scenes_of
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName
 
 PICTURES, STEPS = 1, 4
 """Of the check. The strength leaves one step out, so ranges are those of three runs."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from moebius_export.precision.graph import Opened, Weights, layer_of
-from moebius_export.precision.kinds import LARGEST, LowType, round_trip
+from moebius_export.graph.kinds import LARGEST, LowType, round_trip
+from moebius_export.graph.opened import Opened, Weights, layer_of
 from moebius_export.precision.plan import WeightType
-from moebius_export.precision.ranges import Ranges, largest_of
+from moebius_export.trajectories.ranges import Ranges, largest_of
 
 MARGIN = 4.0
 """How far below the type's largest number a value must have stayed: pictures to come may go further."""
@@ -20,7 +20,7 @@ WEIGHT_ROUNDING = 1e-3
 
 _BF16_WEIGHT_ROUNDING = 8 * WEIGHT_ROUNDING  # 3 bits less
 _STATISTICS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
-_GROUP_NORM = "/GroupNorm/"  # a body of `moebius_export.layers`, written out
+_GROUP_NORM = "/GroupNorm/"  # a body of `moebius_export.graph.layers`, written out
 _LAST = frozenset({"conv_norm_out", "conv_act", "conv_out"})
 _WITHOUT_BF16 = frozenset({"InstanceNormalization"})
 

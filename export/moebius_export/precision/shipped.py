@@ -19,12 +19,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moebius_export.errors import ExportError
+from moebius_export.graph.kinds import LowType
+from moebius_export.graph.opened import Opened
 from moebius_export.precision.choose import module_path, node_kind
-from moebius_export.precision.graph import Opened
-from moebius_export.precision.kinds import LowType
 from moebius_export.precision.plan import Measured, Plan
+from moebius_runtime.bundle.manifest import Sha256, ShortText, StrictModel, first_problem
 from moebius_runtime.files import atomic_write, open_plain
-from moebius_runtime.manifest import Sha256, ShortText, StrictModel, first_problem
 
 RELEASED = Path(__file__).with_name("released.json")
 """The file for the released network."""

@@ -8,8 +8,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from moebius_export.errors import ExportError
-from moebius_export.precision.graph import MOVES, Opened, Weights, with_types
-from moebius_export.precision.kinds import ELEMENT, FloatType, tensor_of
+from moebius_export.graph.kinds import ELEMENT, FloatType, tensor_of
+from moebius_export.graph.opened import MOVES, Opened, Weights, with_types
 
 
 def typed(

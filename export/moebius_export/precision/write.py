@@ -6,16 +6,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from moebius_export.errors import ExportError
-from moebius_export.placing import link_file, placed_whole
-from moebius_export.precision.graph import Opened, Weights, opened
-from moebius_export.precision.kept import check_kept
-from moebius_export.precision.measure import Say
+from moebius_export.graph.opened import Opened, Weights, opened
+from moebius_export.graph.weights_file import weights_file
+from moebius_export.precision.kept_functions import check_kept
 from moebius_export.precision.plan import Plan, read_plan, write_plan
 from moebius_export.precision.typed import typed
-from moebius_export.weights_file import weights_file
-from moebius_runtime.bundle import Bundle
+from moebius_export.trajectories.measure import Say
+from moebius_runtime.atomic_write import link_file, placed_whole
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import FileInfo, GraphFile, GraphName, Manifest, Precision, write_manifest
 from moebius_runtime.files import atomic_write, sha256_file
-from moebius_runtime.manifest import FileInfo, GraphFile, GraphName, Manifest, Precision, write_manifest
 
 
 def plans_of(bundle: Bundle, precision: Precision) -> dict[GraphName, Plan]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moebius import Moebius, StudentConfig, VaeDecoder, VaeEncoder
 from moebius_export.errors import ExportError
-from moebius_export.lowering import Lowering
+from moebius_export.lowering.lowering import Lowering
 from moebius_export.rules.base import Outcome, Rule, apply_rules
 from moebius_export.rules.conv3x3 import FuseConv3x3
 from moebius_export.rules.feed_forward import FuseFeedForward
@@ -27,7 +27,7 @@ from moebius_export.rules.timestep_table import TabulateTimesteps
 from moebius_export.rules.token_products import TransformerProducts
 
 Count = Callable[[nn.Module], int]
-"""The cost of a call of a network, see `moebius_export.module_cost`."""
+"""The cost of a call of a network, see `moebius_export.network.module_cost`."""
 
 RULE_NAMES = (
     "fold_batch_norms",
@@ -95,7 +95,7 @@ def rewrite_unet(
 ) -> tuple[nn.Module, list[Outcome]]:
     """Applies the named rules to a U-Net wrapper and checks how often each fired; `count` as in `apply_rules`.
 
-    `lowering` gives the tiles of Local-λ; without it they are `moebius.lambda_ops.default_tile`'s.
+    `lowering` gives the tiles of Local-λ; without it they are `moebius.network.lambda_ops.default_tile`'s.
 
     Raises:
         ExportError: an unknown rule, or one that fired another number of times than the network's sizes say.

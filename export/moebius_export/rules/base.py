@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from moebius_export.module_cost import shared_copy
+from moebius_export.network.module_cost import shared_copy
 
 
 class Rule(ABC):

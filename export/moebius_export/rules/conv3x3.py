@@ -1,4 +1,4 @@
-"""A plain 3x3 convolution as an operator, `moebius.layer_ops.conv3x3`, so that a kernel may take it.
+"""A plain 3x3 convolution as an operator, `moebius.network.layer_ops.conv3x3`, so that a kernel may take it.
 
 By Winograd's algorithm (Lavin and Gray, 2015) a kernel needs fewer products than the sum over nine taps.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moebius.layer_ops import conv3x3
+from moebius.network.layer_ops import conv3x3
 from moebius_export.rules.base import Rule
 
 

@@ -1,4 +1,4 @@
-"""Mix-FFN as one operator, `moebius.layer_ops.feed_forward`.
+"""Mix-FFN as one operator, `moebius.network.layer_ops.feed_forward`.
 
 The same products in the same order; what a kernel gains is that the expanded channels need not be written: they are
 activated, convolved and gated while they are in the cache.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moebius.layer_ops import feed_forward
-from moebius.student import MixFeedForward
+from moebius.network.layer_ops import feed_forward
+from moebius.network.student import MixFeedForward
 from moebius_export.rules.base import Rule
 from moebius_export.rules.linear import no_matrix
 

@@ -1,4 +1,4 @@
-"""A group norm as an operator, `moebius.layer_ops.group_norm`.
+"""A group norm as an operator, `moebius.network.layer_ops.group_norm`.
 
 The same sums in an order that keeps float32's digits: over rows first, then over the means of rows. Written as
 InstanceNormalization, ONNX Runtime sums a million values of the VAE at once, and the whole decoder was off by 1.6e-5.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moebius.layer_ops import group_norm
+from moebius.network.layer_ops import group_norm
 from moebius_export.rules.base import Rule
 
 

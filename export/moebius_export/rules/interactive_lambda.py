@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moebius.lambda_layers import InteractiveLambda
-from moebius.lambda_ops import interactive_lambda
+from moebius.network.lambda_layers import InteractiveLambda
+from moebius.network.lambda_ops import interactive_lambda
 from moebius_export.rules.base import Rule
 from moebius_export.rules.linear import batch_norm_affine, constant, frozen, pointwise
 

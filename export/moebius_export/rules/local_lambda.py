@@ -5,7 +5,7 @@
 over the 225 offsets d of the window. The first form costs 225 k v + h k v products per position and a tensor
 [k, v, n]; the second 225 h (k + v): 2.6 times fewer at 64x64 (k = v = 40), 5 at 32x32, 10 at 16x16.
 
-The operator is `moebius.lambda_ops.local_lambda`.
+The operator is `moebius.network.lambda_ops.local_lambda`.
 
 The bias of the position convolution is the same for every position and value, so it joins λc: λc[k, v] += bias[k].
 The norms of Q and V fold into their projections. V is padded after its norm, so the shift must not leak into the
@@ -17,8 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moebius.lambda_layers import LocalLambda
-from moebius.lambda_ops import lambda_summary, local_lambda
+from moebius.network.lambda_layers import LocalLambda
+from moebius.network.lambda_ops import lambda_summary, local_lambda
 from moebius_export.rules.base import Rule
 from moebius_export.rules.linear import batch_norm_affine, constant, frozen, pointwise
 

@@ -1,4 +1,4 @@
-"""A residual block as one operator, `moebius.layer_ops.residual_block`.
+"""A residual block as one operator, `moebius.network.layer_ops.residual_block`.
 
 Nothing is computed otherwise than by the folded block; a kernel keeps a channel in the cache from its norm to the
 product, and adds the shortcut's product to the last one's.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moebius.layer_ops import residual_block
-from moebius.student import ResidualBlock
+from moebius.network.layer_ops import residual_block
+from moebius.network.student import ResidualBlock
 from moebius_export.rules.base import Rule
 from moebius_export.rules.linear import no_matrix
 from moebius_export.rules.separable_conv import FoldedSeparableConv

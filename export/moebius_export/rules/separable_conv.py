@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebius.student import SeparableConv
+from moebius.network.student import SeparableConv
 from moebius_export.rules.base import Rule
 from moebius_export.rules.linear import batch_norm_affine, constant, frozen
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from moebius import Moebius
-from moebius.student import LambdaBlock, Level
+from moebius.network.student import LambdaBlock, Level
+from moebius_export.network.wrappers import GuidedUNet
 from moebius_export.rules.base import Rule, shared_copy
 from moebius_export.rules.token_products import ProductTransformer
-from moebius_export.wrappers import GuidedUNet
 
 
 class PartingTransformer(nn.Module):

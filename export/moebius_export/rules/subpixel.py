@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moebius.layer_ops import upsample_conv3x3
-from moebius.student import Resample
+from moebius.network.layer_ops import upsample_conv3x3
+from moebius.network.student import Resample
 from moebius_export.rules.base import Rule
 from moebius_export.rules.conv3x3 import not_plain
 
 
 class SubPixelUpsample(nn.Module):
-    """`Resample(up=True)` or diffusers' `Upsample2D` as the operator `moebius.layer_ops.upsample_conv3x3`."""
+    """`Resample(up=True)` or diffusers' `Upsample2D` as the operator `moebius.network.layer_ops.upsample_conv3x3`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moebius.student import DiffusionModel, Level, ResidualBlock
+from moebius.network.student import DiffusionModel, Level, ResidualBlock
 from moebius_export.rules.base import Rule, shared_copy
 from moebius_export.rules.linear import constant
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebius.student import LambdaTransformer
+from moebius.network.student import LambdaTransformer
 from moebius_export.rules.base import Rule
 from moebius_export.rules.linear import constant, no_matrix, pointwise
 

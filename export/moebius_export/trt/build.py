@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from moebius_export.errors import ExportError
-from moebius_export.placing import placed_whole
 from moebius_export.trt.builder import BuildError, Cancelled, EngineBuilder, Parsed, TimingCacheFile
 from moebius_export.trt.checks import check_options
 from moebius_export.trt.earlier import check_options_agree, keep_earlier
@@ -21,13 +20,12 @@ from moebius_export.trt.forecast import Forecast, graph_needs
 from moebius_export.trt.library import Library, find_library
 from moebius_export.trt.monitor import Phases
 from moebius_export.trt.options import Batches, BuildOptions, Tuning
-from moebius_export.trt.plugged import switch_on, taken_by_plugins
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.errors import BundleError, InputError, OutputError
-from moebius_runtime.files import atomic_write, check_writable, open_plain, sha256_file
-from moebius_runtime.graph_files import tensor_bytes
-from moebius_runtime.manifest import GraphInfo, GraphName
-from moebius_runtime.passport import (
+from moebius_export.trt.plugins import switch_on, taken_by_plugins
+from moebius_runtime.atomic_write import placed_whole
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.graph_files import tensor_bytes
+from moebius_runtime.bundle.manifest import GraphInfo, GraphName
+from moebius_runtime.bundle.passport import (
     ENGINES,
     Device,
     EngineInfo,
@@ -37,6 +35,8 @@ from moebius_runtime.passport import (
     folder_name,
     write_passport,
 )
+from moebius_runtime.errors import BundleError, InputError, OutputError
+from moebius_runtime.files import atomic_write, check_writable, open_plain, sha256_file
 
 _MAX_CACHE = 1 << 30
 

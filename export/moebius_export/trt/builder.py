@@ -17,9 +17,9 @@ from moebius_export.trt.checks import LEVELS
 from moebius_export.trt.library import Library
 from moebius_export.trt.monitor import Messages, Phases, logger_for, monitor_for
 from moebius_export.trt.options import Tuning
-from moebius_export.trt.plugged import named
+from moebius_export.trt.plugins import named
+from moebius_runtime.bundle.passport import Range
 from moebius_runtime.errors import RuntimeUnavailableError
-from moebius_runtime.passport import Range
 
 
 class ParseError(ExportError):

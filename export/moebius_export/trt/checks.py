@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from moebius_export.trt.library import Library
 from moebius_export.trt.options import COMPATIBILITIES, BuildOptions
+from moebius_runtime.bundle.passport import Device
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
-from moebius_runtime.passport import Device
 
 LEVELS = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 # Facts of TensorRT-RTX's support matrix: GeForce and RTX cards from Turing on.

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from moebius_export.errors import ExportError
-from moebius_export.placing import link_file
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.errors import EngineError
-from moebius_runtime.manifest import GraphName
-from moebius_runtime.passport import (
+from moebius_runtime.atomic_write import link_file
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName
+from moebius_runtime.bundle.passport import (
     PASSPORT_NAME,
     EngineInfo,
     Passport,
@@ -20,6 +19,7 @@ from moebius_runtime.passport import (
     engine_file,
     read_passport,
 )
+from moebius_runtime.errors import EngineError
 
 _SHARED = ("backend", "backend_version", "precision", "gpu", "sm", "driver", "cuda", "flags")
 

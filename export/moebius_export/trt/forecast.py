@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-from moebius_runtime.manifest import GraphName
+from moebius_runtime.bundle.manifest import GraphName
 
 _BITS = {"FLOAT": 32, "INT32": 32, "HALF": 16, "BF16": 16, "INT64": 64, "INT8": 8, "UINT8": 8, "BOOL": 8, "FP8": 8}
 _BITS |= {"INT4": 4, "FP4": 4, "E8M0": 8}

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from moebius_runtime.bundle.passport import EngineBackend
 from moebius_runtime.errors import RuntimeUnavailableError
-from moebius_runtime.passport import EngineBackend
 
 MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _OLDEST = {"tensorrt": (10, 0), "tensorrt-rtx": (1, 0)}  # strongly typed networks begin there

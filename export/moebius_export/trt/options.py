@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from moebius_runtime.bundle.manifest import GraphName, Precision
+from moebius_runtime.bundle.passport import EngineBackend
 from moebius_runtime.errors import InputError
-from moebius_runtime.manifest import GraphName, Precision
-from moebius_runtime.passport import EngineBackend
 
 Compatibility = Literal["none", "ampere+", "same-cc"]
 COMPATIBILITIES: tuple[Compatibility, ...] = ("none", "ampere+", "same-cc")
@@ -71,7 +71,7 @@ class Batches:
 class BuildOptions:
     """One call of `moebius-export trt`. `sms` are compute capabilities such as 86; empty for the GPU that is here.
 
-    `plugins`: nodes that our plugins exist for are theirs, see `moebius_export.trt.plugged`.
+    `plugins`: nodes that our plugins exist for are theirs, see `moebius_export.trt.plugins`.
     """
 
     precision: Precision

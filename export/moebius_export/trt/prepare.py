@@ -7,8 +7,8 @@ from pathlib import Path
 
 from moebius_export.errors import ExportError
 from moebius_export.trt.options import BuildOptions
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import MANIFEST_NAME
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import MANIFEST_NAME
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 
@@ -26,7 +26,7 @@ def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
     """
     if not path.exists():
         try:
-            from moebius_export.bundle import ExportOptions, export_onnx
+            from moebius_export.onnx_export.export import ExportOptions, export_onnx
         except ModuleNotFoundError as error:
             raise ExportError(
                 f"{path}: there is no bundle, and none can be exported here ({error}). Export it where PyTorch is "
@@ -69,7 +69,7 @@ def ensure_precision(
     if precision not in ("fp16", "bf16"):
         raise ExportError(f"{what}. The bundle holds {', '.join(bundle.graph(missing[0]).files)}: take one of these.")
     try:
-        from moebius_export.precision.kept import Keepable
+        from moebius_export.precision.kept_functions import Keepable
         from moebius_export.precision.quick import make_plans, quick_options
         from moebius_export.precision.write import write_typed
     except ModuleNotFoundError as error:

@@ -19,9 +19,9 @@ from polygraphy.backend.onnx import modify_outputs
 from polygraphy.logger import G_LOGGER
 from torch import nn
 
-from moebius_export.scenes import Inputs
+from moebius_export.graph.sessions import session_of_bytes
+from moebius_export.trajectories.scenes import Inputs
 from moebius_export.verify.results import Check
-from moebius_export.verify.sessions import session_of_bytes
 from moebius_export.verify.trace import Trace, sample, trace_module
 from moebius_runtime.errors import BundleError
 

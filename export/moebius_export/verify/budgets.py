@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from moebius_export.errors import ExportError
-from moebius_export.parity import RELATIVE_BUDGET
-from moebius_runtime.manifest import Precision
+from moebius_export.onnx_export.parity import RELATIVE_BUDGET
+from moebius_runtime.bundle.manifest import Precision
 
 MEANING = MappingProxyType(
     {

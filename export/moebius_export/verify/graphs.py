@@ -18,10 +18,10 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 from torch import nn
 
-from moebius_export.scenes import Inputs
+from moebius_export.trajectories.scenes import Inputs
 from moebius_export.verify.results import Check, at_most, verdict
+from moebius_runtime.bundle.manifest import GraphInfo, GraphName
 from moebius_runtime.errors import BundleError
-from moebius_runtime.manifest import GraphInfo, GraphName
 
 
 @dataclass(frozen=True)

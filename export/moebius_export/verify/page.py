@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moebius_export.pages import png_uri, render
+from moebius_export.verify.messages import explanations, figure, placement_lines, summary
 from moebius_export.verify.results import Pictures, Report
-from moebius_export.verify.wording import explanations, figure, placement_lines, summary
 from moebius_runtime.files import atomic_write
 
 _TEMPLATE = Path(__file__).with_name("templates") / "verify.html"

@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moebius_export.precision.sessions import ChangedBackend
-from moebius_export.scenes import Scene
-from moebius_export.torch_runtime import TorchBackend
+from moebius_export.graph.changed_sessions import ChangedBackend
+from moebius_export.network.torch_runtime import TorchBackend
+from moebius_export.trajectories.scenes import Scene
 from moebius_export.verify.reference import Reference
 from moebius_export.verify.results import Check, Pictures, Trajectory, at_least, at_most, verdict
 from moebius_export.verify.typed import emulated_sessions
 from moebius_runtime.backends.base import Array, Backend
 from moebius_runtime.backends.ort import OrtBackend
-from moebius_runtime.blend import feather
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.errors import MoebiusError
-from moebius_runtime.manifest import GraphName, Precision
-from moebius_runtime.metrics import psnr, saturated_share, ssim
-from moebius_runtime.pictures import Picture
+from moebius_runtime.images.blend import feather
+from moebius_runtime.images.metrics import psnr, saturated_share, ssim
+from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
 
 OnStep = Callable[[int, int], None]

@@ -1,6 +1,7 @@
 """Proof of precision and placement: which share of the products ran in which type on which provider.
 
-The products come from the graph (`moebius_export.cost`), types and providers from a profile of the session that ran:
+The products come from the graph (`moebius_export.graph.cost`), types and providers from a profile of the session
+that ran:
 what the runtime did, not what it was asked to do.
 """
 
@@ -15,10 +16,10 @@ from typing import Any
 
 import onnx
 
-from moebius_export.cost import CostError, NodeCost, function_calls, inlined, node_costs
+from moebius_export.graph.cost import CostError, NodeCost, function_calls, inlined, node_costs
 from moebius_export.verify.results import Check, Placement, at_least, verdict
 from moebius_runtime.backends.ort import OrtBackend
-from moebius_runtime.manifest import Precision
+from moebius_runtime.bundle.manifest import Precision
 
 _TIME = "_kernel_time"
 # What ONNX Runtime puts behind a node's name when it rewrites it, as far as products are concerned: NCHWc

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from moebius import Preset, preset
-from moebius.checkpoint import Checkpoint
-from moebius.load import load_student, load_vae
+from moebius.weights.checkpoint import Checkpoint
+from moebius.weights.load import load_student, load_vae
 from moebius_export.errors import ExportError
-from moebius_export.torch_runtime import origin, unet_modules, vae_modules
-from moebius_runtime.manifest import GraphName, Manifest, WeightsInfo
+from moebius_export.network.torch_runtime import origin, unet_modules, vae_modules
+from moebius_runtime.bundle.manifest import GraphName, Manifest, WeightsInfo
 
 Say = Callable[[str], None]
 

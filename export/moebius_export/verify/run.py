@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 from moebius_export.errors import ExportError
-from moebius_export.scenes import Inputs, Scene, seeded_inputs, seeded_scene
-from moebius_export.verify import stated
+from moebius_export.graph.sessions import profiled_session, session_of_functions
+from moebius_export.trajectories.scenes import Inputs, Scene, seeded_inputs, seeded_scene
+from moebius_export.verify import declared as stated
 from moebius_export.verify.bisect import bisect
 from moebius_export.verify.budgets import budgets_for
 from moebius_export.verify.graphs import compare, failure_hint, parity_checks
@@ -26,13 +27,12 @@ from moebius_export.verify.pictures import (
 from moebius_export.verify.placement import placement_checks
 from moebius_export.verify.reference import Reference, Say, load_reference
 from moebius_export.verify.results import Check, Report
-from moebius_export.verify.sessions import profiled_session, session_of_functions
 from moebius_export.verify.typed import TYPED, emulated_session, typed_checks
 from moebius_export.verify.weights import norm_pairs, weight_checks
 from moebius_runtime import kernels
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.errors import BundleError
-from moebius_runtime.manifest import GraphName, Precision
 
 SHORT_STEPS = 4
 _TOOLS = ("torch", "diffusers", "onnx", "onnxruntime", "polygraphy", "numpy")
@@ -43,7 +43,7 @@ class VerifyOptions:
     """What to verify, and how far.
 
     Attributes:
-        weights, vae: where PyTorch's weights are, if not at the manifest's origin; see `moebius.checkpoint`.
+        weights, vae: where PyTorch's weights are, if not at the manifest's origin; see `moebius.weights.checkpoint`.
         precisions: None takes every precision in the bundle.
         steps: inference steps of the trajectory and the picture; None takes the bundle's default.
         seed: of inputs, scene and noise.

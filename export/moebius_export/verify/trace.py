@@ -16,7 +16,7 @@ from torch._decomp import get_decompositions
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moebius_export.scenes import Inputs
+from moebius_export.trajectories.scenes import Inputs
 
 SAMPLES = 1 << 14
 _MIN_VALUES = 16  # smaller tensors are alike by chance

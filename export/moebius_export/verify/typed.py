@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from moebius_export.cost import CostError, macs_by_dtype, node_costs
 from moebius_export.errors import ExportError
+from moebius_export.graph.changed_sessions import session_of
+from moebius_export.graph.cost import CostError, macs_by_dtype, node_costs
+from moebius_export.graph.kinds import ELEMENT, NAME, round_trip
+from moebius_export.graph.opened import Opened, Weights, opened, with_types
 from moebius_export.precision.emulate import emulated
-from moebius_export.precision.graph import Opened, Weights, opened, with_types
-from moebius_export.precision.kinds import ELEMENT, NAME, round_trip
 from moebius_export.precision.plan import read_plan
 from moebius_export.precision.rules import is_statistic
-from moebius_export.precision.sessions import session_of
 from moebius_export.verify.results import Check, Placement, verdict
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import GraphName, Precision
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
 
 TYPED: tuple[Precision, ...] = ("fp16", "bf16")
 """Precisions whose files ONNX Runtime's CPU cannot compute in, and that are emulated."""

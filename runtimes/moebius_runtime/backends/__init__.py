@@ -7,9 +7,9 @@ from importlib import metadata
 from typing import Any
 
 from moebius_runtime.backends.base import Backend
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import Precision
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
-from moebius_runtime.manifest import Precision
 
 AUTO = "auto"
 GROUP = "moebius_runtime.backends"  # entry points of other packages: a runtime's name = its Backend class

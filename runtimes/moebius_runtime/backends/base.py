@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, TensorInfo
 from moebius_runtime.errors import BundleError, InputError
-from moebius_runtime.manifest import GraphName, TensorInfo
 
 Array = NDArray[Any]
 _MAX_THREADS = 1024

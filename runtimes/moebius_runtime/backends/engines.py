@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.errors import EngineError
-from moebius_runtime.files import MappedFile
-from moebius_runtime.manifest import GraphName, Precision
-from moebius_runtime.passport import (
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
+from moebius_runtime.bundle.passport import (
     Device,
     EngineBackend,
     EngineInfo,
@@ -24,6 +22,8 @@ from moebius_runtime.passport import (
     read_passport,
     trusted_engine,
 )
+from moebius_runtime.errors import EngineError
+from moebius_runtime.files import MappedFile
 
 NEEDED: tuple[GraphName, ...] = ("unet", "vae_encoder", "vae_decoder")
 PREFERRED: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")

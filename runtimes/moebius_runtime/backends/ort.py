@@ -11,12 +11,12 @@ from typing import Any
 
 from moebius_runtime import kernels
 from moebius_runtime.backends.base import Array, Backend, in_words
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.graph_files import function_domains
+from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.errors import BundleError, RuntimeUnavailableError
 from moebius_runtime.files import native_path
-from moebius_runtime.graph_files import function_domains
-from moebius_runtime.manifest import GraphName, Precision
-from moebius_runtime.processors import physical_cores as physical_cores
+from moebius_runtime.hardware.processors import physical_cores as physical_cores
 
 # Wheels that all install the module `onnxruntime`, each over the files of the others.
 _DISTRIBUTIONS = (

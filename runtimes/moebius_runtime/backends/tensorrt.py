@@ -11,13 +11,13 @@ from moebius_runtime.backends.cuda import Stream, load_cuda
 from moebius_runtime.backends.engine_runner import ActivationMemory, EngineRunner, graphs_wanted
 from moebius_runtime.backends.engines import Candidate, choose_engines
 from moebius_runtime.backends.trt_library import Library
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
+from moebius_runtime.bundle.passport import EngineBackend, engine_file, engine_path, trusted_engine
 from moebius_runtime.cache import Kept, Store, cache_folder
 from moebius_runtime.devices import current_device
 from moebius_runtime.errors import EngineError, InputError, RuntimeUnavailableError
 from moebius_runtime.files import MappedFile
-from moebius_runtime.manifest import GraphName, Precision
-from moebius_runtime.passport import EngineBackend, engine_file, engine_path, trusted_engine
 
 _KERNELS_LIMIT = 512 << 20  # bytes of the user's cache folder, for what RTX compiles
 

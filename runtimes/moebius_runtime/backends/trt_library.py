@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moebius_runtime.bundle.passport import EngineBackend
 from moebius_runtime.errors import EngineError, RuntimeUnavailableError
-from moebius_runtime.passport import EngineBackend
 
 _KEPT = 20  # messages; what failed last is what matters
 

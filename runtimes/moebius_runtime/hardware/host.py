@@ -31,7 +31,7 @@ def describe_host(root: Path = Path("/")) -> dict[str, str]:
 
 
 def _cores(cpuinfo: str) -> str:
-    from moebius_runtime.backends.ort import physical_cores
+    from moebius_runtime.hardware.processors import physical_cores
 
     logical = cpuinfo.count("processor\t") or os.cpu_count() or 1
     try:

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from moebius_export.doctor import asking
+from moebius_export.doctor import questions as asking
 from moebius_export.doctor.sources import Sources, ask_library, read_answer, run_command
+from moebius_runtime.bundle.passport import Device
 from moebius_runtime.errors import RuntimeUnavailableError
-from moebius_runtime.passport import Device
 
 
 def test_a_library_that_is_here():

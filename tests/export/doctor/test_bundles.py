@@ -8,8 +8,8 @@ from moebius_export.doctor.bundles import check_whole_bundle
 from moebius_export.doctor.gpu import Gpu, look_at_gpu
 from moebius_export.doctor.libraries import look_at_libraries
 from moebius_export.doctor.rows import Verdict
-from moebius_runtime.manifest import read_manifest
-from moebius_runtime.passport import EngineInfo, Passport, write_passport
+from moebius_runtime.bundle.manifest import read_manifest
+from moebius_runtime.bundle.passport import EngineInfo, Passport, write_passport
 
 
 @pytest.fixture

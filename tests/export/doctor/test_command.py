@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moebius_export import doctor
-from moebius_export.cli import app
+from moebius_export.commands.app import app
 from moebius_export.doctor import examine
 from moebius_export.doctor.rows import Verdict
 
@@ -102,7 +102,7 @@ def bare(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
     def run(*arguments):
-        command = [sys.executable, "-m", "moebius_export.cli", "doctor", *map(str, arguments)]
+        command = [sys.executable, "-m", "moebius_export.commands.app", "doctor", *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
     return run

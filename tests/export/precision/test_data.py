@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_export import cli
+from moebius_export.commands import app as cli
 from moebius_export.precision import planning
 from moebius_export.precision.planning import Planner, PlanOptions
-from moebius_export.scenes import scenes_of
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import read_manifest
+from moebius_export.trajectories.scenes import scenes_of
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import read_manifest
 
 
 def add(folder, stem, size, hole, suffix=".jpg"):

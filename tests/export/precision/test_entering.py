@@ -10,13 +10,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from moebius_export.errors import ExportError
-from moebius_export.precision.entering import ErrorReport, last_values, module_errors, write_report
-from moebius_export.precision.graph import Opened, Weights, layer_of, opened
-from moebius_export.precision.kinds import round_trip
+from moebius_export.graph.kinds import round_trip
+from moebius_export.graph.opened import Opened, Weights, layer_of, opened
+from moebius_export.precision.error_report import ErrorReport, last_values, module_errors, write_report
 from moebius_export.precision.plan import Measured
 from moebius_export.precision.trials import Trials
 from moebius_export.precision.typed import typed
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 
 
 @pytest.fixture(scope="module")

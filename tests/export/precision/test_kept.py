@@ -7,16 +7,16 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from moebius_export.cli import app
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
-from moebius_export.precision.graph import Opened, opened
-from moebius_export.precision.kept import calls_of, folded
+from moebius_export.graph.opened import Opened, opened
+from moebius_export.precision.kept_functions import calls_of, folded
 from moebius_export.precision.plan import read_plan, write_plan
-from moebius_export.precision.ranges import Ranges
 from moebius_export.precision.rules import fixed_reasons
 from moebius_export.precision.write import plans_of, write_typed
+from moebius_export.trajectories.ranges import Ranges
 from moebius_export.verify import VerifyOptions, verify
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 
 KEEP = ("LocalLambda",)
 PLAN = "unet/precision_fp16.json"

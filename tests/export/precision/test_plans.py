@@ -13,25 +13,26 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from moebius_export.cli import app
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError, PrecisionError
-from moebius_export.precision import measure, planning
+from moebius_export.graph.changed_sessions import session_of
+from moebius_export.graph.opened import Opened, opened
+from moebius_export.precision import planning
 from moebius_export.precision.choose import Chooser
-from moebius_export.precision.graph import Opened, opened
 from moebius_export.precision.plan import read_plan, write_plan
 from moebius_export.precision.planning import Planner, PlanOptions
-from moebius_export.precision.ranges import Ranges, observed
-from moebius_export.precision.sessions import session_of
 from moebius_export.precision.trials import Trials
 from moebius_export.precision.write import plans_of, write_typed
-from moebius_export.scenes import seeded_scene
+from moebius_export.trajectories import measure
+from moebius_export.trajectories.ranges import Ranges, observed
+from moebius_export.trajectories.scenes import seeded_scene
 from moebius_export.verify import VerifyOptions, verify
 from moebius_export.verify.pictures import fill_emulated
 from moebius_export.verify.typed import typed_checks
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.cli import app as inpaint
 from moebius_runtime.errors import BundleError
-from moebius_runtime.manifest import read_manifest
 
 QUICK = PlanOptions(pictures=1, steps=2, evaluations=10, samples=1, error=2.5e-3)
 OVERFLOWING = "down_blocks.0.resnets.0"
@@ -211,8 +212,8 @@ def tensor_type(tensor):
 
 
 def relist(folder, name):
+    from moebius_runtime.bundle.manifest import FileInfo, write_manifest
     from moebius_runtime.files import sha256_file
-    from moebius_runtime.manifest import FileInfo, write_manifest
 
     manifest = read_manifest(folder)
     info = FileInfo(size=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
@@ -350,8 +351,8 @@ def overflowing_bundle(tmp_path_factory):
     from safetensors.torch import save_file
 
     from moebius import preset
-    from moebius.load import load_student
-    from moebius_export.bundle import ExportOptions, export_onnx
+    from moebius.weights.load import load_student
+    from moebius_export.onnx_export.export import ExportOptions, export_onnx
 
     folder = tmp_path_factory.mktemp("overflowing")
     student, _ = load_student("stand-in:0", preset("tiny").student)

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from moebius_export.cli import app
+from moebius_export.commands.app import app
 from moebius_export.errors import ExportError, PrecisionError
+from moebius_export.graph.opened import Opened, opened
 from moebius_export.precision import choose, quick, rules, shipped
-from moebius_export.precision.graph import Opened, opened
 from moebius_export.precision.plan import read_plan
 from moebius_export.precision.planning import Planner, PlanOptions
 from moebius_export.precision.quick import QuickPlanner, make_plans, quick_options
 from moebius_export.precision.shipped import RELEASED, read_shipped, shipped_from, topology_of, write_shipped
 from moebius_export.precision.trials import Trials
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.errors import InputError
-from moebius_runtime.manifest import read_manifest
 
 SEARCH = PlanOptions(pictures=1, steps=2, evaluations=8, samples=1, error=2e-3)
 QUICK = quick_options(steps=2)

@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from moebius_export.graph.changed_sessions import session_of
+from moebius_export.graph.kinds import round_trip, tensor_of
+from moebius_export.graph.opened import Opened, Weights, opened
 from moebius_export.precision.emulate import emulated_model
-from moebius_export.precision.graph import Opened, Weights, opened
-from moebius_export.precision.kinds import round_trip, tensor_of
-from moebius_export.precision.sessions import session_of
 from moebius_export.precision.typed import typed
-from moebius_runtime.bundle import Bundle
+from moebius_runtime.bundle.bundle import Bundle
 
 SEED = 3
 
@@ -169,6 +169,6 @@ def test_it_needs_no_torch():
     """So that a machine with onnx and onnxruntime alone can type a bundle."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import moebius_export.cli_precision, moebius_export.precision.planning, moebius_export.precision.write"
+        "import moebius_export.commands.precision, moebius_export.precision.planning, moebius_export.precision.write"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from moebius_runtime.passport import Device
+from moebius_runtime.bundle.passport import Device
 
 FAKE = Path(__file__).parents[2] / "fakes" / "fake_tensorrt.py"
 FAKE_PLUGIN = Path(__file__).parents[1] / "fake_trt_plugin.py"
@@ -73,7 +73,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """trt(..., device=None): the command in this process; exit code, output, error stream."""
-    from moebius_export import cli
+    from moebius_export.commands import app as cli
     from moebius_runtime import devices
 
     def call(*arguments: object, device: Device | None = None) -> tuple[int, str, str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from moebius_runtime.manifest import FileInfo, read_manifest, sha256_file, write_manifest
-from moebius_runtime.passport import ENGINES, Device, check_bundle, check_device, checked_engine, read_passport
+from moebius_runtime.bundle.manifest import FileInfo, read_manifest, sha256_file, write_manifest
+from moebius_runtime.bundle.passport import ENGINES, Device, check_bundle, check_device, checked_engine, read_passport
 
 ROOT = Path(__file__).parents[3]
 VERSIONS = ("10.3.0", "10.9.0", "11.4.1")
@@ -441,7 +441,7 @@ import sys
 sys.path.insert(0, {fakes!r})
 from fake_tensorrt import make_module
 from moebius_runtime import devices
-from moebius_runtime.passport import Device
+from moebius_runtime.bundle.passport import Device
 module = make_module("10.3.0")
 module.build_steps, module.step_seconds = 2000, 0.05
 module.on_step = lambda phase, step: print("step", flush=True)
@@ -510,7 +510,7 @@ def test_what_surely_does_not_fit_is_refused_unless_forced(install, bundle, trt)
 
 def test_without_a_bundle_and_without_pytorch(install, trt, tmp_path, monkeypatch, device):
     install("10.3.0")
-    for name in [name for name in sys.modules if name == "moebius_export.bundle"]:
+    for name in [name for name in sys.modules if name == "moebius_export.onnx_export.export"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     code, _, err = trt(tmp_path / "none", "--fp16", device=device)
@@ -522,7 +522,7 @@ def test_without_a_bundle_and_without_pytorch(install, trt, tmp_path, monkeypatc
 def test_without_a_bundle_one_is_exported_for_tensorrt(install, trt, tmp_path, monkeypatch, device, tiny_bundle):
     import shutil
 
-    from moebius_export import bundle as exporting
+    from moebius_export.onnx_export import export as exporting
 
     install("10.3.0")
     asked = []
@@ -604,8 +604,8 @@ def test_progress_is_throttled_and_never_goes_back(monkeypatch):
 
 
 def test_verify_takes_engines_by_their_passports(built):
-    from moebius_export.verify.stated import unlisted_checks
-    from moebius_runtime.bundle import Bundle
+    from moebius_export.verify.declared import unlisted_checks
+    from moebius_runtime.bundle.bundle import Bundle
 
     bundle, _, _ = built
     [check] = unlisted_checks(Bundle.open(bundle))

@@ -10,7 +10,7 @@ import pytest
 
 from moebius_export.trt.builder import EngineBuilder
 from moebius_export.trt.forecast import Forecast, GraphNeeds, activation_peak, graph_needs
-from moebius_runtime.graph_files import tensor_bytes
+from moebius_runtime.bundle.graph_files import tensor_bytes
 
 
 def tensor(name, *shape, dtype="FLOAT", shape_tensor=False):

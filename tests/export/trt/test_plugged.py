@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 from moebius_export.precision.planning import PlanOptions
-from moebius_export.trt import plugged
+from moebius_export.trt import plugins as plugged
+from moebius_runtime.bundle.passport import ENGINES, check_device, checked_engine, read_passport
 from moebius_runtime.errors import BundleError
-from moebius_runtime.passport import ENGINES, check_device, checked_engine, read_passport
 
 QUICK = PlanOptions(pictures=1, steps=2, evaluations=1, samples=1, keep=("LocalLambda",))
 NEEDS_TRITON = "Triton is not installed (it has wheels for Linux on x86-64 only)"
@@ -106,7 +106,7 @@ def test_what_is_refused(version, rtx, arguments, message, install, kept, trt, d
 
 
 def test_bf16_is_refused(install, kept, trt, device, switched):
-    from moebius_runtime.manifest import read_manifest, write_manifest
+    from moebius_runtime.bundle.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(kept)
     graphs = {
@@ -119,7 +119,7 @@ def test_bf16_is_refused(install, kept, trt, device, switched):
 
 
 def test_an_unknown_gpu_is_refused_before_anything_is_read(install, kept, trt, switched):
-    from moebius_runtime.passport import Device
+    from moebius_runtime.bundle.passport import Device
 
     module = install("10.9.0")
     turing = Device("T4", 75, "580.1", "13.0", 16 << 30, 15 << 30)

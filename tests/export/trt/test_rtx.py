@@ -17,9 +17,9 @@ from moebius_export.trt.library import Library
 from moebius_export.trt.monitor import Phases
 from moebius_export.trt.options import BuildOptions, Tuning
 from moebius_export.trt.prepare import ensure_precision
-from moebius_runtime.bundle import Bundle
-from moebius_runtime.manifest import read_manifest
-from moebius_runtime.passport import ENGINES, Range, check_bundle, checked_engine, read_passport
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import read_manifest
+from moebius_runtime.bundle.passport import ENGINES, Range, check_bundle, checked_engine, read_passport
 
 module = pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")
 

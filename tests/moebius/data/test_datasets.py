@@ -283,7 +283,7 @@ def test_the_package_needs_torch_numpy_and_pillow_only():
     for path in Path(moebius.data.__file__).parent.glob("*.py"):
         allowed, parts = plain | more.get(path.name, set()), ("moebius.data", "moebius.errors")
         if path.name == "encoding.py":
-            parts += ("moebius.vae", "moebius.config")
+            parts += ("moebius.network.vae", "moebius.network.config")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):

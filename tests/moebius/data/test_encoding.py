@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moebius.config import preset
 from moebius.data import encoding
 from moebius.data.datasets import SampleStream, category_ids, collate
 from moebius.data.encoding import Autoencoder, EncodeOptions, encode_samples
 from moebius.data.masks import MaskSettings
 from moebius.data.sources import FolderSource, JsonLinesSource, SceneSource
 from moebius.errors import DataError
-from moebius.load import load_vae
-from moebius.vae import VaeEncoder
+from moebius.network.config import preset
+from moebius.network.vae import VaeEncoder
+from moebius.weights.load import load_vae
 
 MADE = runpy.run_path(str(Path(__file__).with_name("made.py")))
 SIZE = 32

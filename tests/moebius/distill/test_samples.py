@@ -7,7 +7,7 @@ import torch
 from moebius import preset
 from moebius.data.encoded import LatentBatch
 from moebius.distill.samples import fill_latents
-from moebius.load import load_student
+from moebius.weights.load import load_student
 
 
 def batch_of(side=16):

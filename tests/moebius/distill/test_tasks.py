@@ -20,7 +20,7 @@ from moebius.distill.tasks import (
 )
 from moebius.distill.timesteps import Noised, alphas_cumprod
 from moebius.errors import CheckpointError, TrainingError
-from moebius.load import check_prediction_type, load_vae
+from moebius.weights.load import check_prediction_type, load_vae
 
 
 def numbered(batch=3, side=16):

@@ -16,7 +16,7 @@ from moebius.distill.timesteps import (
 )
 from moebius.errors import TrainingError
 from moebius_runtime.errors import InputError
-from moebius_runtime.schedule import NoiseSchedule
+from moebius_runtime.sampling.schedule import NoiseSchedule
 
 
 def seeded(seed=0):

@@ -19,7 +19,7 @@ from moebius.distill import checkpoints
 from moebius.distill.settings import parse_settings
 from moebius.distill.trainer import DivergedError, Trainer
 from moebius.errors import TrainingError
-from moebius.load import load_student, load_teacher, load_vae
+from moebius.weights.load import load_student, load_teacher, load_vae
 
 SCENES = {"pictures": [{"source": "scenes:50"}], "threads": 0}
 

@@ -1,0 +1,1 @@
+"""Measuring: jobs, worker processes, rounds, sensors, rates."""

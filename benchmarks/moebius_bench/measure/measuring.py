@@ -1,0 +1,186 @@
+"""The worker's side of a measurement: one short uncounted picture as a user runs it, then the counted ones, warm."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from moebius_bench.measure.jobs import Job
+from moebius_bench.measure.results import PictureRun, WorkerResult
+from moebius_bench.measure.variants import TORCH
+from moebius_runtime.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from moebius_runtime.backends import Backend
+    from moebius_runtime.bundle.manifest import GraphName, Precision
+    from moebius_runtime.images.masks import BoolArray
+    from moebius_runtime.images.pictures import Picture
+    from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
+
+_CONSTANT = 2  # levels of 255: a filled area whose values span less holds nothing
+
+
+def import_runtime(runtime: str, baseline: bool = False) -> None:
+    """Imports everything that a first picture needs, so that its time can be told apart.
+
+    What the GPU's runtimes and `torch` import is part of their first picture's time instead.
+    """
+    importlib.import_module("moebius_runtime.pipeline")
+    if runtime == TORCH and baseline:
+        importlib.import_module("moebius_export.network.torch_runtime").import_torch()
+    elif runtime.startswith("ort-"):
+        importlib.import_module("moebius_runtime.backends.ort").import_onnxruntime()
+
+
+def measure(job: Job, import_seconds: float) -> WorkerResult:
+    """Runs a job's pictures.
+
+    Raises:
+        OutputError: a picture is NaN, flat, or not the same as the one before it.
+        MoebiusError: the bundle, runtime or picture cannot be used; the message says why.
+    """
+    from moebius_runtime.pipeline import InpaintPipeline, make_options
+
+    backend = make_backend(job)
+    pipeline = InpaintPipeline(backend)  # as `moebius-inpaint` makes it: each graph loaded for its turn
+    picture, mask = picture_and_mask(job, pipeline.manifest.geometry.image_size)
+    # The original's procedure, which the published figures and the torch baseline time: two encodes, strength 0.99.
+    common = {"mode": "reference", "guidance_scale": job.guidance_scale, "seed": job.seed}
+    options = make_options(steps=job.steps, **common)
+    pipeline.check(options)
+    graphs: list[GraphName] = ["vae_encoder", step_graph(pipeline, options), "vae_decoder"]
+    # Strength 1 runs every step of its few; the full strength's picture follows.
+    short = make_options(steps=job.warmup_steps, strength=1.0, **common)
+    cold, first = _timed_picture(pipeline, picture, mask, short)
+    _check_output(first, mask)
+    load_seconds = {str(graph): value for graph, value in zip(graphs, cold.stages["load"], strict=True)}
+    peak = peak_memory()  # before all graphs are held at once
+    pipeline = InpaintPipeline(backend, memory="fast")
+    for graph in graphs:
+        backend.load(graph)
+    _warm_up(backend, graphs[1])
+    pictures, hashes = [], []
+    for _ in range(job.repeats):
+        run, pixels = _timed_picture(pipeline, picture, mask, options)
+        _check_output(pixels, mask)
+        pictures.append(run)
+        hashes.append(hashlib.sha256(pixels.tobytes()).hexdigest())
+    if len(set(hashes)) > 1:
+        raise OutputError("two pictures of one process differ though seed and input are the same; nothing was timed")
+    if job.out is not None:
+        np.save(job.out, pixels, allow_pickle=False)
+    return WorkerResult(
+        import_seconds=import_seconds,
+        load_seconds=load_seconds,
+        cold=cold,
+        pictures=pictures,
+        peak_memory=peak,
+        output_sha256=hashes[0],
+        described=backend.describe(),
+    )
+
+
+def make_backend(job: Job) -> Backend:
+    """The job's runtime over its bundle; the torch baseline is the network as written, on the CPU."""
+    from moebius_runtime.backends import create_backend
+    from moebius_runtime.bundle.bundle import Bundle
+
+    bundle = Bundle.open(job.bundle)
+    if job.runtime == TORCH and job.baseline:
+        from moebius_export.network.torch_runtime import TorchBackend
+
+        if job.precision != "fp32":
+            raise InputError(f"--precision {job.precision}: the torch baseline is the network as written, in fp32")
+        return TorchBackend(bundle, threads=job.threads, weights=job.weights, vae=job.vae, device="cpu")
+    return create_backend(bundle, job.runtime, threads=job.threads, precision=cast("Precision", job.precision))
+
+
+def _warm_up(backend: Backend, graph: GraphName) -> None:
+    """One run on zeros: a new session's first run is slower than the rest."""
+    zeros = {
+        tensor.name: np.zeros([1 if isinstance(size, str) else size for size in tensor.shape], tensor.dtype)
+        for tensor in backend.bundle.graph(graph).inputs
+    }
+    backend.run(graph, zeros)
+
+
+def step_graph(pipeline: InpaintPipeline, options: InpaintOptions) -> GraphName:
+    """The graph that the pipeline's steps run: at a scale of 1 the conditional branch alone, where there is one."""
+    return "unet_conditional" if options.guidance_scale == 1 and has_conditional(pipeline) else "unet"
+
+
+def has_conditional(pipeline: InpaintPipeline) -> bool:
+    """Whether the runtime has the conditional branch as a graph of its own."""
+    return pipeline.backend.has("unet_conditional")
+
+
+def picture_and_mask(job: Job, size: int) -> tuple[Picture, BoolArray]:
+    """The job's picture and mask, or a drawn picture of the bundle's size with a quarter of it masked."""
+    from moebius_runtime.images.masks import load_mask
+    from moebius_runtime.images.pictures import load_picture, picture_from_image
+
+    if job.image is not None:
+        picture = load_picture(Path(job.image))
+        return picture, load_mask(Path(job.mask), picture.shape) if job.mask else _central(*picture.shape)
+    from PIL import Image
+
+    return picture_from_image(Image.fromarray(drawn_picture(size, job.seed))), _central(size, size)
+
+
+def drawn_picture(size: int, seed: int) -> npt.NDArray[np.uint8]:
+    """A seeded picture [size, size, 3] with smooth colours, edges and fine grain, as photographs have."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    channels = [
+        np.sin(2 * np.pi * (rng.uniform(0.5, 2) * x + rng.uniform(0.5, 2) * y + rng.uniform())) for _ in range(3)
+    ]
+    picture = 128 + 80 * np.stack(channels, axis=-1)  # [size, size, 3]
+    picture[(x + y) % 0.25 < 0.125] -= 24
+    return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
+
+
+def _central(height: int, width: int) -> BoolArray:
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+    return mask
+
+
+def _timed_picture(
+    pipeline: InpaintPipeline, picture: Picture, mask: BoolArray, options: InpaintOptions
+) -> tuple[PictureRun, npt.NDArray[Any]]:
+    began = time.monotonic()
+    started = time.perf_counter()
+    result = pipeline.inpaint(picture, mask, options)
+    total = time.perf_counter() - started
+    return PictureRun(stages=result.seconds, total=total, began=began), result.picture.to_rgb()
+
+
+def _check_output(pixels: npt.NDArray[Any], mask: BoolArray) -> None:
+    """The pipeline refuses NaN and flat pictures; here also a hole that was filled with one colour."""
+    if int(np.ptp(pixels[mask])) < _CONSTANT:
+        raise OutputError("the filled area is one flat colour, so its time means nothing; check the bundle")
+
+
+def peak_memory() -> int:
+    """The most host memory that this process has held, in bytes.
+
+    Linux: VmHWM, which starts anew with the program; the parent's peak can show in getrusage's figure.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii") as stream:
+            for line in stream:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""The paper's tables and protocols, and comparison with classical methods."""

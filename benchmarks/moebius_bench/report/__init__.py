@@ -1,0 +1,1 @@
+"""Reports: text, HTML, and the messages that both share."""

@@ -1,0 +1,1 @@
+"""The commands of `moebius-export`. Heavy imports sit inside the functions."""

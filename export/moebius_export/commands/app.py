@@ -1,0 +1,38 @@
+"""`moebius-export`: from weights to a bundle. The commands of packages above this one come by entry points."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import typer
+
+from moebius_export.commands.doctor import doctor
+from moebius_export.commands.onnx import onnx
+from moebius_export.commands.precision import precision
+from moebius_export.commands.trt import trt
+from moebius_export.commands.tune import tune
+from moebius_export.commands.verify import verify
+from moebius_runtime import console
+from moebius_runtime.errors import MoebiusError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _commands(version: console.Version = False) -> None:
+    """From the PyTorch checkpoint to a bundle that a device runs without PyTorch."""
+
+
+for _command in (onnx, precision, trt, verify, doctor, tune):
+    app.command()(_command)
+for _entry in metadata.entry_points(group="moebius_export.commands"):
+    app.command(_entry.name)(_entry.load())
+
+
+def main() -> None:
+    """Entry point of `moebius-export`."""
+    console.run(app, (MoebiusError,))
+
+
+if __name__ == "__main__":
+    main()

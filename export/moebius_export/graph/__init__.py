@@ -1,0 +1,1 @@
+"""ONNX graphs: functions of domain `moebius`, sessions, cost, names, weights files."""

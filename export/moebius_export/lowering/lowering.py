@@ -1,0 +1,108 @@
+"""Which exact body `LocalLambda` gets: its form, and a tile per resolution. One choice per target, kept in a JSON file.
+
+    {"ort-cpu": {"form": "tiles", "tiles": {"64": [2, 8], "32": [2, 8], "16": [1, 16]}}}
+
+A tile is [Ty, Tx] positions; a side that the file leaves out has `moebius.network.lambda_ops.default_tile`. The
+choices that
+come with the package are in `lowerings.json`; `moebius-export tune` writes such a file for the machine it runs on. A
+file may come from anywhere, so it is checked before anything is made from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from moebius.network.lambda_ops import default_tile
+from moebius_export.errors import ExportError
+from moebius_runtime.console import one_line
+from moebius_runtime.files import atomic_write, open_plain
+
+Target = Literal["ort-cpu", "tensorrt", "generic"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+DEFAULT_TARGET: Target = "ort-cpu"
+
+MAX_PLACES = 256
+"""Positions of a tile. The shifted kernels hold the window once per position: 147 MB a layer at 256 of 16x16."""
+_MAX_BYTES = 64 << 10
+_EXAMPLE = '{"ort-cpu": {"form": "tiles", "tiles": {"64": [2, 8]}}}'
+
+Side = Annotated[int, Field(ge=1, le=1024)]
+Tile = tuple[Side, Side]
+
+
+class Lowering(BaseModel):
+    """The body of `LocalLambda`: one of `moebius_export.graph.functions.FORMS`, and the tile (Ty, Tx) of each side."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    form: Literal["tiles", "convolution"] = "tiles"
+    tiles: Annotated[dict[Side, Tile], Field(max_length=32)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _whole_tiles(self) -> Lowering:
+        for side, (tall, wide) in self.tiles.items():
+            if side % tall or side % wide:
+                raise ValueError(f"tiles of {tall}x{wide} do not divide {side}x{side}")
+            if tall * wide > MAX_PLACES:
+                raise ValueError(f"tiles of {tall}x{wide} have {tall * wide} positions, at most {MAX_PLACES} are taken")
+        return self
+
+    def tile(self, side: int) -> tuple[int, int]:
+        """The tile of a picture of `side` x `side` positions."""
+        return self.tiles.get(side) or default_tile(side, side)
+
+
+_FILE = TypeAdapter(dict[Target, Lowering])
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Mapping[Target, Lowering]:
+    """The choices that come with the package, one for each of `TARGETS`."""
+    return read_lowerings(Path(__file__).with_name("lowerings.json"))
+
+
+def read_lowerings(path: str | Path) -> Mapping[Target, Lowering]:
+    """Target -> lowering of a checked file.
+
+    Raises:
+        ExportError: there is no such file, or it is not one of lowerings.
+    """
+    expected = f"expected lowerings such as {_EXAMPLE}; `moebius-export tune BUNDLE` writes them"
+    try:
+        with open_plain(path) as stream:
+            data = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}; {expected}") from error
+    if len(data) > _MAX_BYTES:
+        raise ExportError(f"{path}: over {_MAX_BYTES >> 10} KiB; {expected}")
+    try:
+        return _FILE.validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part)[:40] for part in first["loc"]) or "content"
+        got = repr(first["input"])[:60]
+        raise ExportError(one_line(f"{path}: {where}: {first['msg']}, got {got}; {expected}")) from error
+
+
+def lowering_of(path: str | Path, target: Target) -> Lowering:
+    """The lowering of one target in a file; `ExportError` also where the file has none for it."""
+    lowerings = read_lowerings(path)
+    if target not in lowerings:
+        raise ExportError(
+            f"{path} has lowerings for {', '.join(lowerings) or 'no target'}, none for {target}; "
+            "choose another --target, or add one"
+        )
+    return lowerings[target]
+
+
+def write_lowerings(lowerings: Mapping[Target, Lowering], path: str | Path) -> None:
+    """Writes a file that `read_lowerings` reads, whole or not at all."""
+    lines = [f" {json.dumps(target)}: {json.dumps(lowering.model_dump())}" for target, lowering in lowerings.items()]
+    with atomic_write(path) as stream:
+        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())

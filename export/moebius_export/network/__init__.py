@@ -1,0 +1,1 @@
+"""The modules that are exported, their cost, and the runtime `torch`."""

@@ -1,0 +1,65 @@
+"""The modules that are exported: the network with everything inside that a device should not have to know.
+
+Only a student with the released network's layers goes in; one of `moebius.network.variants` raises `ExportError`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moebius import Moebius
+from moebius_export.errors import ExportError
+
+
+class GuidedUNet(nn.Module):
+    """Both guidance branches in one batch, order [unconditional, conditional]; guided noise out.
+
+    Classifier-free guidance (Ho and Salimans, 2022): eps = eps_u + g * (eps_c - eps_u). The latent categories are
+    constants of the checkpoint, so they are inside.
+    """
+
+    branches = 2
+    category_ids: Tensor
+
+    def __init__(self, student: Moebius) -> None:
+        super().__init__()
+        _check_layers(student)
+        self.student = student
+        ids = torch.stack([student.unconditional_ids, student.conditional_ids])  # [2, m]
+        self.register_buffer("category_ids", ids, persistent=False)
+
+    def forward(self, sample: Tensor, timestep: Tensor, guidance_scale: Tensor) -> Tensor:
+        """Sample float32 [B, 9, S, S], timestep int64 [1], guidance_scale float32 [1] -> noise [B, 4, S, S]."""
+        batch = sample.shape[0]
+        ids = self.category_ids.repeat_interleave(batch, dim=0)  # [2B, m]
+        noise = self.student(torch.cat([sample, sample]), timestep.expand(2 * batch), ids)
+        unconditional, conditional = noise.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+
+class ConditionalUNet(nn.Module):
+    """The conditional branch alone: what guidance comes to at a scale of 1, at half the cost."""
+
+    branches = 1
+    category_ids: Tensor
+
+    def __init__(self, student: Moebius) -> None:
+        super().__init__()
+        _check_layers(student)
+        self.student = student
+        self.register_buffer("category_ids", student.conditional_ids[None], persistent=False)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """Sample float32 [B, 9, S, S] and timestep int64 [1] -> noise [B, 4, S, S]."""
+        batch = sample.shape[0]
+        return self.student(sample, timestep.expand(batch), self.category_ids.expand(batch, -1))
+
+
+def _check_layers(student: Moebius) -> None:
+    """The rewrites, the layer functions and the runtimes' kernels are made for the released network's layers."""
+    if changed := student.config.changed_layers:
+        raise ExportError(
+            f"a student with {', '.join(f'{name} {value}' for name, value in changed.items())} was given; only the "
+            "released network's layers can be exported, train a student with those"
+        )

@@ -1,0 +1,1 @@
+"""`moebius-export onnx`: PyTorch to a checked bundle."""

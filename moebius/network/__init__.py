@@ -1,0 +1,1 @@
+"""The networks: student, teacher, autoencoder, and their layers as written and in fast form."""

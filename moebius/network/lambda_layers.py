@@ -1,0 +1,146 @@
+"""The two λ layers as the paper writes them: einsum and Conv3d, no algebra applied. And a fast form beside each.
+
+Moebius (ECCV 2026), section 3.2; lambda layers are from Bello, "LambdaNetworks" (ICLR 2021). The form as written is the
+reference that every faster form is tested against, what the export traces, and the default. With `form = "fast"` a
+layer computes the same by the operators of `moebius.network.lambda_ops`, in training and in inference; its norms,
+projections
+and state dict are the same modules.
+
+Letters in shapes: B batch, n positions (H*W), m context tokens, h heads, k query/key depth, v value depth;
+C = h*k = h*v.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from moebius.network.lambda_ops import eager_tile, interactive_lambda, lambda_summary, local_lambda
+from moebius.network.triton_lambda import local_lambda_triton
+
+LambdaForm = Literal["reference", "fast", "triton"]
+FORMS: tuple[LambdaForm, ...] = get_args(LambdaForm)
+
+
+def set_lambda_form(network: nn.Module, form: LambdaForm) -> None:
+    """Chooses how every λ layer of a network computes. Weights and results stay, up to float rounding.
+
+    "triton" is the fast form with Local-λ's product in one kernel on CUDA (see `moebius.network.triton_lambda`).
+
+    Raises:
+        ValueError: an unknown form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"λ form {form!r}: expected {', '.join(map(repr, FORMS[:-1]))} or {FORMS[-1]!r}")
+    for module in network.modules():
+        if isinstance(module, LocalLambda | InteractiveLambda):
+            module.form = form
+
+
+class LocalLambda(nn.Module):
+    """Local-λ: λ of the whole picture's content, plus a λ per position from a `window` x `window` neighbourhood.
+
+    Parameters are named as in the released checkpoints: `to_q`, `to_k`, `to_v`, `norm_q`, `norm_v`, `pos_conv`.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.form: LambdaForm = "reference"
+        depth = dim // heads
+        self.to_q = nn.Conv2d(dim, dim, 1, bias=False)
+        self.to_k = nn.Conv2d(dim, depth, 1, bias=False)
+        self.to_v = nn.Conv2d(dim, depth, 1, bias=False)
+        self.norm_q = nn.BatchNorm2d(dim)
+        self.norm_v = nn.BatchNorm2d(depth)
+        self.pos_conv = nn.Conv3d(1, depth, (1, window, window), padding=(0, window // 2, window // 2))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens [B, n, C] of a picture of `size` (H, W), n = H*W in raster order -> [B, n, C]."""
+        if self.form != "reference":
+            return self._fast(x, size)
+        height, width = size
+        batch, positions, channels = x.shape
+        image = x.transpose(1, 2).reshape(batch, channels, height, width)  # [B, C, H, W]
+        q = self.norm_q(self.to_q(image)).reshape(batch, self.heads, -1, positions)  # [B, h, k, n]
+        k = self.to_k(image).flatten(2).softmax(dim=-1)  # [B, k, n], sums to 1 over the positions
+        v = self.norm_v(self.to_v(image))  # [B, v, H, W]
+        content = torch.einsum("bkn,bvn->bkv", k, v.flatten(2))  # λc
+        position = self.pos_conv(v.unsqueeze(1)).flatten(3)  # λp [B, k, v, n]
+        y = torch.einsum("bhkn,bkv->bhvn", q, content) + torch.einsum("bhkn,bkvn->bhvn", q, position)
+        return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
+
+    def _fast(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same, with the window summed over last (`moebius.network.lambda_ops.local_lambda`)."""
+        image = x.transpose(1, 2).unflatten(2, size)  # [B, C, H, W]
+        query = _tokens(self.norm_q, self.to_q(image))  # [B, n, h*k]
+        values = _tokens(self.norm_v, self.to_v(image))  # [B, n, v]
+        assert self.pos_conv.bias is not None
+        keys, values = _for_products(self.to_k(image).flatten(2), values)
+        summary = lambda_summary(keys, values) + self.pos_conv.bias[:, None]  # λc [B, k, v]
+        query, summary, window = _for_products(query, summary, self.pos_conv.weight[:, 0, 0])  # window [k, r, r]
+        if self.form == "triton":
+            return local_lambda_triton(query, values, summary, window, size)
+        return local_lambda(query, values, summary, window, size, eager_tile(*size))
+
+
+class InteractiveLambda(nn.Module):
+    """Interactive-λ: λ from the context tokens, with a learned embedding per position and token.
+
+    `rel_pos_emb` [n, m, k, 1] ties the layer to `positions` positions and `tokens` context tokens.
+    """
+
+    def __init__(self, dim: int, heads: int, positions: int, tokens: int, context_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.form: LambdaForm = "reference"
+        depth = dim // heads
+        self.to_q = nn.Conv2d(dim, dim, 1, bias=False)
+        self.to_k = nn.Linear(context_dim, depth, bias=False)
+        self.to_v = nn.Linear(context_dim, depth, bias=False)
+        self.norm_q = nn.BatchNorm2d(dim)
+        self.norm_v = nn.BatchNorm1d(depth)
+        self.rel_pos_emb = nn.Parameter(torch.randn(positions, tokens, depth, 1))
+
+    def forward(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens [B, n, C] of a picture of `size` (H, W) and context [B, m, context_dim] -> [B, n, C]."""
+        if self.form != "reference":
+            return self._fast(x, context, size)
+        height, width = size
+        batch, positions, channels = x.shape
+        image = x.transpose(1, 2).reshape(batch, channels, height, width)  # [B, C, H, W]
+        q = self.norm_q(self.to_q(image)).reshape(batch, self.heads, -1, positions)  # [B, h, k, n]
+        k = self.to_k(context).transpose(1, 2).softmax(dim=-1)  # [B, k, m], sums to 1 over the tokens
+        v = self.norm_v(self.to_v(context).transpose(1, 2))  # [B, v, m]
+        content = torch.einsum("bkm,bvm->bkv", k, v)  # λc
+        position = torch.einsum("nmk,bvm->bnkv", self.rel_pos_emb.squeeze(-1), v)  # λp
+        y = torch.einsum("bhkn,bkv->bhvn", q, content) + torch.einsum("bhkn,bnkv->bhvn", q, position)
+        return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
+
+    def _fast(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same as (Q E') V, with each sample a branch of its own: contexts may differ from row to row."""
+        query = _tokens(self.norm_q, self.to_q(x.transpose(1, 2).unflatten(2, size)))  # [B, n, h*k]
+        weights = self.to_k(context).softmax(dim=1)  # [B, m, k]
+        values = self.norm_v(self.to_v(context).transpose(1, 2)).transpose(1, 2)  # [B, m, v]
+        keys = self.rel_pos_emb.squeeze(-1) + weights[:, None]  # [B, n, m, k], E' with its last two axes swapped
+        query, keys, values = _for_products(query, keys, values)
+        return interactive_lambda(query[:, None], keys.transpose(2, 3), values)[:, 0]
+
+
+def _for_products(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In autocast's type, where autocast is on: it casts what torch's products take, but not what our operators do."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def _tokens(norm: nn.Module, image: Tensor) -> Tensor:
+    """A norm on [B, C, H, W] -> [B, H*W, C], contiguous.
+
+    The convolutions answer channels first for a batch of one, else channels last. The norm must see channels last, as
+    its gradient comes: PyTorch 2.13's batch norm on a CPU gives wrong gradients where the two differ at batch 1.
+    """
+    return norm(image.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2).contiguous()

@@ -1,0 +1,104 @@
+"""A bundle on disk: its checked manifest, and graph files that are checked before they are used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moebius_runtime.bundle.graph_files import external_files
+from moebius_runtime.bundle.manifest import (
+    GraphFile,
+    GraphInfo,
+    GraphName,
+    Manifest,
+    Precision,
+    check_file,
+    read_manifest,
+)
+from moebius_runtime.errors import BundleError
+
+_Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder that `moebius-export onnx` wrote."""
+
+    path: Path
+    manifest: Manifest
+    _checked: dict[str, _Stamp] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Reads and checks the manifest; graph files are checked when they are asked for.
+
+        Raises:
+            BundleError: there is no bundle, or its manifest is not one that this version reads.
+        """
+        return cls(Path(path), read_manifest(path))
+
+    def graph(self, name: GraphName) -> GraphInfo:
+        """The description of a graph; `BundleError` when the bundle has none of that name."""
+        try:
+            return self.manifest.graphs[name]
+        except KeyError:
+            raise BundleError(
+                f"{self.path}: no graph {name!r}; the bundle holds {', '.join(self.manifest.graphs)}. Export it again."
+            ) from None
+
+    def precision_of(self, name: GraphName, wanted: Iterable[Precision]) -> Precision:
+        """The first of these precisions that the graph has a file of; where it has none, its own first."""
+        files = self.graph(name).files
+        return next(precision for precision in (*wanted, *files) if precision in files)
+
+    def model_file(self, name: GraphName, precision: Precision = "fp32") -> Path:
+        """The path of a graph's ONNX file, after it and its weights were found undamaged.
+
+        A file is hashed again only when it has changed since. The ONNX file may refer to its own weights file and
+        to no other.
+
+        Raises:
+            BundleError: no such precision, a file is missing or damaged, or the ONNX file refers to another file.
+        """
+        files = self.graph(name).files
+        if precision not in files:
+            raise BundleError(
+                f"{self.path}: graph {name} has no {precision} file, only {', '.join(files)}. "
+                f"Export it with `--precision {precision}`."
+            )
+        paths = [self._check(file) for file in files[precision].paths]
+        _check_references(paths[0], files[precision])
+        return paths[0]
+
+    def _check(self, file: str) -> Path:
+        path = self.path.resolve() / file
+        stamp = _stamp(path)  # from before it is read: what is changed meanwhile is read again
+        if stamp is None or self._checked.get(file) != stamp:
+            path = check_file(self.path, self.manifest, file)
+            if stamp is not None:
+                self._checked[file] = stamp
+        return path
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes when a file is written or exchanged; None where it cannot be told."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_references(model: Path, file: GraphFile) -> None:
+    try:
+        named = external_files(model)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{model}: not an ONNX file ({error}). Export the bundle again.") from error
+    own = {Path(file.weights).name} if file.weights else set()
+    if other := sorted(named - own):
+        raise BundleError(
+            f"{model}: refers to {other[0][:100]!r}; a graph may read its own weights file and no other. Nothing "
+            "was read. Do not use this bundle unless you know why."
+        )

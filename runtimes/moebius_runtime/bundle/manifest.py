@@ -1,0 +1,346 @@
+"""`manifest.json`: what a bundle holds, how it was made, and how to know that it is undamaged.
+
+The manifest comes from anywhere, so nothing of it is trusted before it is checked: its size, its version, every type
+and range (pydantic, unknown fields refused), its own hash, and that each path stays inside the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from moebius_runtime.errors import BundleError, InputError
+from moebius_runtime.files import atomic_write, open_plain, sha256_file
+from moebius_runtime.sampling.schedule import NoiseSchedule, PredictionType
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 4 << 20
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_cpu", "fp8"]
+GraphName = Literal["unet", "unet_conditional", "vae_encoder", "vae_decoder"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShortText = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Macs = Annotated[int, Field(ge=0, le=1 << 60)]
+Dimension = Annotated[int, Field(ge=1, le=1 << 16)] | Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
+def _inside(path: str) -> str:
+    """A relative POSIX path of plain names; anything that could leave the folder is refused."""
+    if len(path) > 300 or not all(_PART.fullmatch(part) for part in path.split("/")):
+        raise ValueError(f"{path[:80]!r} is not a plain relative path inside the bundle")
+    return path
+
+
+class StrictModel(BaseModel):
+    """A part of a file from anywhere: unknown fields, other types and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TensorInfo(StrictModel):
+    """Name, type and shape of a graph's input or output; a string is a dimension left open."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z_0-9]{1,64}$")]
+    dtype: Literal["float32", "int64"]
+    shape: Annotated[list[Dimension], Field(max_length=8)]
+
+
+class GraphFile(StrictModel):
+    """An ONNX file and the file of its weights, in one folder; graphs of one folder may share the latter.
+
+    `plan` is the file of the precision plan that a typed graph was made by.
+    """
+
+    model: Annotated[str, Field(pattern=r"\.onnx$")]  # by another suffix a runtime may know another format
+    weights: str | None
+    plan: str | None = None
+
+    @model_validator(mode="after")
+    def _one_folder(self) -> GraphFile:
+        if self.weights is not None and PurePosixPath(self.weights).parent != PurePosixPath(self.model).parent:
+            raise ValueError(f"{self.model!r} and its weights {self.weights!r} are not in one folder")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file that belongs to the graph, the ONNX file first."""
+        return [path for path in (self.model, self.weights, self.plan) if path is not None]
+
+
+class GraphInfo(StrictModel):
+    """One graph: its files by precision, its inputs and outputs."""
+
+    files: Annotated[dict[Precision, GraphFile], Field(min_length=1)]
+    inputs: Annotated[list[TensorInfo], Field(min_length=1, max_length=8)]
+    outputs: Annotated[list[TensorInfo], Field(min_length=1, max_length=8)]
+
+
+class FileInfo(StrictModel):
+    """Size in bytes and hash of one file."""
+
+    size: Count
+    sha256: Sha256
+
+
+class WeightsInfo(StrictModel):
+    """Where weights came from. `stand_in` weights are random numbers: their pictures mean nothing."""
+
+    origin: ShortText
+    sha256: Sha256
+    stand_in: bool
+
+
+class ModelInfo(StrictModel):
+    """The network of the bundle."""
+
+    preset: ShortText
+    parameters: Count
+    unet: WeightsInfo
+    vae: WeightsInfo
+
+
+class Geometry(StrictModel):
+    """Sides in pixels of the square picture and its latent, and the latent's channels and scale."""
+
+    image_size: Annotated[int, Field(ge=8, le=4096)]
+    latent_size: Annotated[int, Field(ge=1, le=1024)]
+    latent_channels: Annotated[int, Field(ge=1, le=64)]
+    scaling_factor: Annotated[float, Field(gt=0, le=100)]
+
+    @model_validator(mode="after")
+    def _whole_blocks(self) -> Geometry:
+        if self.image_size % self.latent_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of latent_size {self.latent_size}")
+        return self
+
+
+class ScheduleInfo(StrictModel):
+    """The noise schedule that the network was trained with."""
+
+    num_train_timesteps: Annotated[int, Field(ge=2, le=10_000)]
+    beta_start: Annotated[float, Field(gt=0, lt=1)]
+    beta_end: Annotated[float, Field(gt=0, lt=1)]
+    beta_schedule: Literal["scaled_linear"]
+    prediction_type: PredictionType
+
+    def build(self) -> NoiseSchedule:
+        """The schedule with its tables; `InputError` where the numbers leave no usable noise level."""
+        return NoiseSchedule(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _usable(self) -> ScheduleInfo:
+        try:
+            self.build()
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class Defaults(StrictModel):
+    """What `moebius-inpaint` uses where the user says nothing."""
+
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance_scale: Annotated[float, Field(ge=0, le=100)]
+    strength: Annotated[float, Field(gt=0, le=1)]
+    noise_offset: Annotated[float, Field(ge=0, le=1)]
+
+
+class Rewrite(StrictModel):
+    """A graph rewrite, how often it fired, and the multiply-accumulates of a call before and after it.
+
+    Bundles of earlier versions do not state the latter.
+    """
+
+    graph: GraphName
+    name: ShortText
+    count: Count
+    macs_before: Macs | None = None
+    macs_after: Macs | None = None
+
+
+class Parity(StrictModel):
+    """A file's distance from PyTorch when it was exported: relative L2 error and worst absolute error."""
+
+    relative_error: Annotated[float, Field(ge=0)]
+    max_error: Annotated[float, Field(ge=0)]
+
+
+def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry) -> None:
+    """The pipeline feeds the graphs by these names, types and shapes (B, the number of pictures, is free)."""
+    batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else 1
+    channels, side, pixels = geometry.latent_channels, geometry.latent_size, geometry.image_size
+    latent: list[int | str] = [batch, channels, side, side]
+    image: list[int | str] = [batch, 3, pixels, pixels]
+    sample = TensorInfo(name="sample", dtype="float32", shape=[batch, 2 * channels + 1, side, side])
+    timestep = TensorInfo(name="timestep", dtype="int64", shape=[1])
+    guidance = TensorInfo(name="guidance_scale", dtype="float32", shape=[1])
+    inputs = {
+        "unet": [sample, timestep, guidance],
+        "unet_conditional": [sample, timestep],
+        "vae_encoder": [TensorInfo(name="image", dtype="float32", shape=image)],
+        "vae_decoder": [TensorInfo(name="latent", dtype="float32", shape=latent)],
+    }[name]
+    output = {"vae_encoder": ("latent", latent), "vae_decoder": ("image", image)}.get(name, ("noise_pred", latent))
+    for got, expected in (
+        (graph.inputs, inputs),
+        (graph.outputs, [TensorInfo(name=output[0], dtype="float32", shape=output[1])]),
+    ):
+        if got != expected:
+            raise ValueError(f"graph {name} states {_tensors(got)}; expected {_tensors(expected)}")
+
+
+def _tensors(tensors: list[TensorInfo]) -> str:
+    return ", ".join(f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
+
+
+class Manifest(StrictModel):
+    """The whole manifest; see docs/bundle.md for the meaning of each field."""
+
+    schema_version: Literal[1]
+    created: ShortText
+    model: ModelInfo
+    geometry: Geometry
+    schedule: ScheduleInfo
+    defaults: Defaults
+    graphs: dict[GraphName, GraphInfo]
+    files: Annotated[dict[str, FileInfo], Field(max_length=1000)]
+    rewrites: list[Rewrite]
+    parity: dict[str, Parity]
+    tools: dict[ShortText, ShortText]
+
+    @field_validator("files")
+    @classmethod
+    def _files_inside(cls, files: dict[str, FileInfo]) -> dict[str, FileInfo]:
+        for path in files:
+            _inside(path)
+        return files
+
+    @model_validator(mode="after")
+    def _graphs_complete(self) -> Manifest:
+        missing = [name for name in ("unet", "vae_encoder", "vae_decoder") if name not in self.graphs]
+        if missing:
+            raise ValueError(f"no graph {', '.join(missing)}")
+        for name, graph in self.graphs.items():
+            for path in (path for file in graph.files.values() for path in file.paths):
+                if path not in self.files:
+                    raise ValueError(f"graph {name} names {path!r}, which is not among the files")
+            _check_signature(name, graph, self.geometry)
+        return self
+
+    @property
+    def stand_in(self) -> bool:
+        """True where any weights are random stand-ins, so that the picture inside the mask is noise."""
+        return self.model.unet.stand_in or self.model.vae.stand_in
+
+
+def content_digest(content: dict[str, Any]) -> str:
+    """SHA-256 of the content as sorted, compact JSON."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_manifest(manifest: Manifest, folder: str | Path) -> None:
+    """Writes `manifest.json` with its own hash into a bundle's folder, whole or not at all."""
+    content = manifest.model_dump(mode="json")
+    with atomic_write(Path(folder) / MANIFEST_NAME) as stream:
+        text = json.dumps({**content, "manifest_sha256": content_digest(content)}, indent=1) + "\n"
+        stream.write(text.encode())
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The checked manifest of a bundle.
+
+    Raises:
+        BundleError: there is none, or it is damaged, changed by hand, of an unknown version, or names paths outside
+            the bundle.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        with open_plain(path) as stream:
+            data = stream.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(
+            f"{path}: {error.strerror}; expected a bundle folder with a {MANIFEST_NAME}. "
+            "Make one with `moebius-export onnx --out BUNDLE`."
+        ) from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: over {MAX_MANIFEST_BYTES >> 20} MiB, so it is no manifest. {_AGAIN}")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON ({_one_line(error)}). {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path}: expected a JSON object, found {type(content).__name__}. {_AGAIN}")
+    version = content.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema version {_short(version)}; this moebius-edge reads version {SCHEMA_VERSION}. Export the "
+            "bundle again with this version, or install the one that made it."
+        )
+    stated = content.pop("manifest_sha256", None)
+    try:
+        manifest = Manifest.model_validate_json(json.dumps(content))
+    except (ValueError, RecursionError) as error:  # pydantic's is a ValueError
+        raise BundleError(f"{path}: {first_problem(error)}. {_AGAIN}") from error
+    if stated != content_digest(content):
+        raise BundleError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_AGAIN}")
+    return manifest
+
+
+def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
+    """The path of a file of the bundle, after its size and SHA-256 were found to be the manifest's.
+
+    Raises:
+        BundleError: the file is missing, leads out of the bundle, or differs.
+    """
+    root = Path(folder).resolve()
+    expected = manifest.files[name]
+    path = root / _inside(name)
+    try:
+        if not path.resolve(strict=True).is_relative_to(root):
+            raise BundleError(
+                f"{path} is a link that leaves the bundle, as in the hub's cache. Copy the bundle with the files "
+                "themselves in place of links: `cp -rL BUNDLE COPY`."
+            )
+        size = path.stat().st_size
+        if size != expected.size:
+            raise BundleError(f"{path}: {size} bytes, the manifest says {expected.size}: it is damaged. {_AGAIN}")
+        digest = sha256_file(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        reason = getattr(error, "strerror", None) or _one_line(error)
+        raise BundleError(f"{path}: {reason}; the manifest lists this file. {_AGAIN}") from error
+    if digest != expected.sha256:
+        raise BundleError(f"{path}: its SHA-256 is not the manifest's: it is damaged or was exchanged. {_AGAIN}")
+    return path
+
+
+_AGAIN = "Export or copy the bundle again."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _one_line(problem: object) -> str:
+    return " ".join(str(problem).split())[:300]
+
+
+def first_problem(error: Exception) -> str:
+    """What is wrong, on one line: of several problems of a pydantic model the first, and how many more."""
+    if isinstance(error, ValidationError):
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        where = ".".join(_short(part).strip("'") for part in first["loc"])
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return f"{where or 'content'}: {_one_line(first['msg'])}, got {_short(first.get('input'))}{more}"
+    return _one_line(error)

@@ -1,0 +1,1 @@
+"""Pictures and masks: read, written, converted, blended and compared."""

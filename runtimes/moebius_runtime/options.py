@@ -1,0 +1,120 @@
+"""Options of a run, checked, and the values that they give together with the mode's and the bundle's defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from moebius_runtime.bundle.manifest import Defaults
+from moebius_runtime.errors import InputError
+from moebius_runtime.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
+from moebius_runtime.sampling.samplers import SAMPLERS
+
+
+@dataclass(frozen=True)
+class InpaintOptions:
+    """How to fill. `None` takes the mode's default, and the bundle's where the mode has none.
+
+    Attributes:
+        mode: `best`: nothing under the mask influences the result, and every masked pixel is replaced. `reference`:
+            the original's own procedure, for comparisons. See `moebius_runtime.modes`.
+        steps: number of inference steps; `strength` drops the first (1 - strength) of them.
+        guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
+        strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
+            kept. In `reference` it is noise on the picture's own latents, and pure noise at 1.
+        sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
+        seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
+        noise: the whole starting noise, float32 [1, 4, S, S], in place of the seed's; taken as it is.
+        fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
+        blend: `soft` feathers the seam outside of the mask (in `reference` across its border, by 3 network pixels),
+            `hard` keeps every unmasked pixel bit-exact.
+        mask_reduce: `nearest` or `max`, see `moebius_runtime.images.masks.reduce_mask`.
+        mask_dilate: pixels by which the mask is grown, or `auto`, see
+            `moebius_runtime.images.masks.automatic_dilation`.
+        start: what the noise is laid on in mode `best`: `pixels`, smooth values at every masked pixel, encoded, or
+            `cells`, smooth values in latent space, which saves an encode.
+        compensate_colour: shift the filled region towards the colours around it.
+        max_squares: the most squares that a picture may take with fit `crop`, see `moebius_runtime.regions.squares`.
+    """
+
+    mode: ModeName = "best"
+    steps: int | None = None
+    guidance_scale: float | None = None
+    strength: float | None = None
+    sampler: str = "ddim"
+    seed: int = 0
+    noise: npt.NDArray[np.float32] | None = field(default=None, compare=False)
+    fit: Fit | None = None
+    blend: Blend | None = None
+    mask_reduce: Reduce | None = None
+    mask_dilate: Dilation | None = None
+    start: Start | None = None
+    compensate_colour: bool = False
+    max_squares: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("mode", self.mode, tuple(MODES)),
+            ("sampler", self.sampler, tuple(SAMPLERS)),
+            ("fit", self.fit, (*get_args(Fit), None)),
+            ("blend", self.blend, (*get_args(Blend), None)),
+            ("mask_reduce", self.mask_reduce, (*get_args(Reduce), None)),
+            ("start", self.start, (*get_args(Start), None)),
+        ):
+            if value not in choices:
+                names = ", ".join(filter(None, choices))
+                raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {names}")
+        if self.start is not None and MODES[self.mode].original:
+            raise InputError(f"start {self.start!r}: mode {self.mode} starts from the picture itself; use mode best")
+        pixels = self.mask_dilate
+        whole = isinstance(pixels, Integral) and not isinstance(pixels, bool) and pixels >= 0
+        if not (pixels is None or pixels == "auto" or whole):
+            raise InputError(f"mask-dilate {pixels!r}: expected auto or a whole number of pixels, 0 or more")
+        scale = self.guidance_scale
+        if scale is not None and not (isinstance(scale, Real) and 0 <= scale <= 100):  # NaN is not in any range
+            raise InputError(f"guidance scale {scale!r}: expected a number from 0 to 100")
+        most = self.max_squares
+        if not isinstance(most, Integral) or isinstance(most, bool) or most < 1:
+            raise InputError(f"max-squares {most!r}: expected a whole number, 1 or more")
+
+
+def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
+    """The values of a run from its options and its bundle's defaults."""
+    mode = MODES[options.mode]
+
+    def first(*values: Any) -> Any:
+        return next(value for value in values if value is not None)
+
+    return Settings(
+        mode=mode,
+        steps=first(options.steps, defaults.num_inference_steps),
+        guidance_scale=first(options.guidance_scale, defaults.guidance_scale),
+        strength=first(options.strength, mode.strength, defaults.strength),
+        fit=first(options.fit, mode.fit),
+        blend=first(options.blend, mode.blend),
+        mask_reduce=first(options.mask_reduce, mode.mask_reduce),
+        mask_dilate=first(options.mask_dilate, mode.mask_dilate),
+        start=options.start or mode.start,
+    )
+
+
+def make_options(**options: Any) -> InpaintOptions:
+    """`InpaintOptions` from keywords; `InputError` names an unknown one."""
+    known = InpaintOptions.__dataclass_fields__
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"unknown option {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return InpaintOptions(**options)
+
+
+def check_noise(noise: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Refuses starting noise of another type or shape, or with values that are not finite."""
+    if not isinstance(noise, np.ndarray):
+        raise InputError(f"noise is a {type(noise).__name__}; this bundle expects an array, float32 {list(shape)}")
+    if noise.dtype != np.float32 or noise.shape != shape:
+        raise InputError(f"noise is {noise.dtype} {list(noise.shape)}; this bundle expects float32 {list(shape)}")
+    if not np.isfinite(noise).all():
+        raise InputError("noise holds NaN or infinity; expected finite numbers")
