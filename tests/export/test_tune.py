@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
+from moebius_export.lowering import tune as tuning
 from moebius_export.lowering.lowering import Lowering, read_lowerings, shipped
-from moebius_export.lowering.lowering import tune as tuning
 from moebius_export.lowering.relower import relowered
 from moebius_export.lowering.tune import BODIES, WHOLE, body_times, candidate_tiles, candidates, tune
 from moebius_runtime.kernels import SWITCH

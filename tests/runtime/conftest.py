@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_runtime.bundle.bundle import manifest as schema
+from moebius_runtime.bundle import manifest as schema
 from moebius_runtime.files import sha256_file
 
 try:

@@ -96,7 +96,7 @@ def test_check_asks_only_for_the_graphs_that_will_run(toy_copy):
 
 
 def test_a_file_is_hashed_once_until_it_changes(toy_copy, monkeypatch):
-    from moebius_runtime.bundle.bundle import manifest
+    from moebius_runtime.bundle import manifest
 
     hashed = []
     real = manifest.sha256_file

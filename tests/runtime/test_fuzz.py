@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from moebius_runtime.bundle.bundle import manifest as manifest_module
+from moebius_runtime.bundle import manifest as manifest_module
 from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.errors import MoebiusError
 from moebius_runtime.images import pictures

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moebius_runtime.bundle.bundle import passport as passports
+from moebius_runtime.bundle import passport as passports
 from moebius_runtime.bundle.manifest import FileInfo, GraphFile, read_manifest, sha256_file, write_manifest
 from moebius_runtime.bundle.passport import Device, EngineInfo, Passport, Range
 from moebius_runtime.errors import EngineError
