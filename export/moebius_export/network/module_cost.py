@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from moebius.network import lambda_ops, layer_ops  # noqa: F401  registers the operators
 from moebius_export.errors import CostError
 
 _STANDARD = ("aten", "prim", "prims")
