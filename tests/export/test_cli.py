@@ -70,7 +70,7 @@ def test_precisions_are_typed_after_the_export(asked, fused_bundle, monkeypatch,
         calls.append((options.to, only))
         return read_manifest(fused_bundle)
 
-    monkeypatch.setattr("moebius_export.commands.app.type_bundle", type_bundle)
+    monkeypatch.setattr("moebius_export.commands.onnx.type_bundle", type_bundle)
     assert invoke("--precision", precision).exit_code == 0
     assert len(asked) == 1
     assert calls == typed
