@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moebius_runtime import prepare, regions
+from moebius_runtime import regions
 from moebius_runtime.backends import Backend, create_backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
@@ -24,14 +24,15 @@ from moebius_runtime.errors import BundleError, InputError, OutputError
 from moebius_runtime.images import blend as blending
 from moebius_runtime.images.masks import BoolArray, Orientation, grown_mask, mask_from_picture, reduce_mask
 from moebius_runtime.images.pictures import Picture, picture_from_image
-from moebius_runtime.modes import Settings
-from moebius_runtime.options import InpaintOptions as InpaintOptions
-from moebius_runtime.options import check_noise as check_noise
-from moebius_runtime.options import make_options as make_options
-from moebius_runtime.options import settings_of
+from moebius_runtime.regions import network_input
 from moebius_runtime.regions.plan import Plan
 from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS
 from moebius_runtime.sampling.schedule import Latents, initial_noise
+from moebius_runtime.settings.modes import Settings
+from moebius_runtime.settings.options import InpaintOptions as InpaintOptions
+from moebius_runtime.settings.options import check_noise as check_noise
+from moebius_runtime.settings.options import make_options as make_options
+from moebius_runtime.settings.options import settings_of
 
 OnStep = Callable[[int, int], None]
 """Told (steps done, steps in all) after every denoising step, over all squares of a picture."""
@@ -241,7 +242,7 @@ class InpaintPipeline:
         """
         timesteps = self._timesteps(options)
         settings = self._settings(options)
-        mask, notes = prepare.fillable(picture, mask, settings)
+        mask, notes = network_input.fillable(picture, mask, settings)
         notes += self.option_notes(options)
         noises = self._noises(options)
         plan = self._plan(mask, options)
@@ -296,14 +297,14 @@ class InpaintPipeline:
         settings, original = self._settings(options), self._settings(options).mode.original
         view = regions.window(square.crop, picture.shape)
         part, area = picture.part(view), square.area.own(unknown)
-        unseen = unknown[view] if original else prepare.unknown_pixels(picture, unknown, view)
+        unseen = unknown[view] if original else network_input.unknown_pixels(picture, unknown, view)
         scale = square.crop.side / self.manifest.geometry.image_size
         generated = part.native_from_rgb(regions.from_network(square.generated, square.crop, picture.shape))
         if options.compensate_colour:
             ring = blending.ring_width(scale)
             generated = blending.compensate_colour(generated, part.pixels, area, unseen, ring)
         weights = blending.weights_of(area, settings.blend, scale, original=original)
-        hidden = None if original else prepare.invisible(picture, view)
+        hidden = None if original else network_input.invisible(picture, view)
         if hidden is not None:
             weights = np.where(hidden & ~area, np.uint8(0), weights)  # what is invisible stays untouched
         picture.pixels[view] = blending.blend(part.pixels, generated, weights)
@@ -322,8 +323,8 @@ class InpaintPipeline:
         original = settings.mode.original
         with self._timed("preprocess"):
             view = regions.window(square.crop, picture.shape)
-            see = prepare.seen_in_full if original else prepare.seen_by_network
-            unknown = mask[view] if original else prepare.unknown_pixels(picture, mask, view)
+            see = network_input.seen_in_full if original else network_input.seen_by_network
+            unknown = mask[view] if original else network_input.unknown_pixels(picture, mask, view)
             image, hole = see(picture, unknown, square.crop, geometry.image_size)
         small, square.note = reduce_mask(hole, (geometry.latent_size, geometry.latent_size), settings.mask_reduce)
         if hole.all():
@@ -331,7 +332,7 @@ class InpaintPipeline:
         masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
         if not (original and settings.strength == 1):  # where the original starts from pure noise
             cells = settings.start == "cells"
-            encode = prepare.smooth_cells if cells else lambda *_: self._run("encode", "vae_encoder", image=image)
+            encode = network_input.smooth_cells if cells else lambda *_: self._run("encode", "vae_encoder", image=image)
             start = encode(masked_latents, hole)
             square.latents = self.schedule.add_noise(start, square.latents, int(timesteps[0]))
         square.condition = np.concatenate([small[None, None], masked_latents], axis=1)

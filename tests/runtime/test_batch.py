@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moebius_runtime import batch
-from moebius_runtime.batch import Job, plan, plan_jobs
+from moebius_runtime.commands import pairing
+from moebius_runtime.commands.pairing import Job, plan, plan_jobs
 from moebius_runtime.errors import InputError
 
 
@@ -156,7 +156,7 @@ def test_everything_that_is_left_out_is_counted(tmp_path):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_heic_by_its_plugin(tmp_path, monkeypatch, there):
-    monkeypatch.setattr(batch, "find_spec", lambda name: there if name == "pillow_heif" else None)
+    monkeypatch.setattr(pairing, "find_spec", lambda name: there if name == "pillow_heif" else None)
     images, mask = touch(tmp_path / "in", "a.jpg", "b.HEIC", "c.heif"), touch(tmp_path, "m.png") / "m.png"
     planned = plan(images, mask, tmp_path / "out")
     if there:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from moebius_runtime.backends.cuda import Cuda, DeviceBuffer, Graph, PinnedBuffer, Stream, download, upload
 from moebius_runtime.backends.trt_library import Library
 from moebius_runtime.bundle.manifest import GraphInfo, TensorInfo
-from moebius_runtime.cache import Kept
 from moebius_runtime.errors import CudaError, EngineError, InputError
+from moebius_runtime.files.cache import Kept
 
 SWITCH = "MOEBIUS_CUDA_GRAPHS"
 _TYPES = {"float32": "FLOAT", "int64": "INT64"}  # the manifest's names and TensorRT's

@@ -14,8 +14,8 @@ from moebius_runtime.backends.base import Array
 from moebius_runtime.backends.ort import OrtBackend, import_onnxruntime
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphInfo, GraphName, Precision
-from moebius_runtime.cache import cache_folder
 from moebius_runtime.errors import InputError, OutputError, RuntimeUnavailableError
+from moebius_runtime.files.cache import cache_folder
 
 # An ONNX file, IR 8, opset 13: y = Identity(x), float32 [1]. As bytes, so that a device needs no onnx package.
 PROBE = bytes.fromhex(

@@ -14,10 +14,10 @@ from moebius_runtime.backends.trt_library import Library
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.bundle.passport import EngineBackend, engine_file, engine_path, trusted_engine
-from moebius_runtime.cache import Kept, Store, cache_folder
-from moebius_runtime.devices import current_device
 from moebius_runtime.errors import EngineError, InputError, RuntimeUnavailableError
 from moebius_runtime.files import MappedFile
+from moebius_runtime.files.cache import Kept, Store, cache_folder
+from moebius_runtime.hardware.devices import current_device
 
 _KERNELS_LIMIT = 512 << 20  # bytes of the user's cache folder, for what RTX compiles
 

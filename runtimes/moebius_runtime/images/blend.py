@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from moebius_runtime.images.masks import dilated
-from moebius_runtime.modes import Blend
+from moebius_runtime.settings.modes import Blend
 
 _STRIP_PIXELS = 1 << 18
 _FEATHER_RADIUS = 3.0  # pixels of the network's picture

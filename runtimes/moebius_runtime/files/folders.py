@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all. No PyTorch here: what is built on a device is placed in the same way.
+"""Writing folders whole or not at all, such as bundles and engines.
 
-A folder is made under a temporary name beside its place (`.NAME.XXXX.part`) and renamed when it is complete. What a
-killed process left behind is removed by the next one; a folder that a process still works in is locked, and stays.
+A folder is built under a temporary name beside its final one (`.NAME.XXXX.part`) and renamed once it is complete. The
+next process removes what a killed one left behind; a folder that another process still builds in is locked, and stays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moebius_runtime.errors import MoebiusError, OutputError
+from moebius_runtime.errors import MoebiusError
+from moebius_runtime.files.writing import NOTHING_LEFT, cannot_write
 
 try:
     import fcntl
@@ -28,14 +29,16 @@ def placed_whole(out: Path) -> Iterator[Path]:
     What was at `out` before stays until then, whatever ends the block, and is replaced only by the complete folder.
 
     Raises:
-        OutputError: the folder cannot be written, or the disk is full.
+        OutputError: the folder cannot be written, there is a file or a link at `out`, or the disk is full.
     """
     try:
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            raise cannot_write(out, "a file or a link has that name", "Choose the name of a folder.")
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear(out)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}. Choose a writable folder.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise cannot_write(out, error) from error
     lock = _locked(temporary)
     try:
         yield temporary
@@ -44,7 +47,7 @@ def placed_whole(out: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, MoebiusError):
             raise
-        raise OutputError(f"cannot write {out}: {error.strerror or error}. Nothing was changed there.") from error
+        raise cannot_write(out, error, NOTHING_LEFT) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:

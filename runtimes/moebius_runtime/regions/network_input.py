@@ -11,10 +11,10 @@ from moebius_runtime import regions
 from moebius_runtime.errors import InputError
 from moebius_runtime.images.masks import BoolArray, dilated, grown_mask
 from moebius_runtime.images.pictures import Picture
-from moebius_runtime.modes import Settings
 from moebius_runtime.regions.mask_notes import mask_notes
 from moebius_runtime.regions.smooth_fill import fill_cells, fill_pixels
 from moebius_runtime.sampling.schedule import Latents
+from moebius_runtime.settings.modes import Settings
 
 Window = tuple[slice, slice]
 

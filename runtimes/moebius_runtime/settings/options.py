@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from moebius_runtime.bundle.manifest import Defaults
 from moebius_runtime.errors import InputError
-from moebius_runtime.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
 from moebius_runtime.sampling.samplers import SAMPLERS
+from moebius_runtime.settings.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class InpaintOptions:
 
     Attributes:
         mode: `best`: nothing under the mask influences the result, and every masked pixel is replaced. `reference`:
-            the original's own procedure, for comparisons. See `moebius_runtime.modes`.
+            the original's own procedure, for comparisons. See `moebius_runtime.settings.modes`.
         steps: number of inference steps; `strength` drops the first (1 - strength) of them.
         guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
         strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
