@@ -163,7 +163,9 @@ def test_heic_by_its_plugin(tmp_path, monkeypatch, there):
         assert [job.out.name for job in planned.jobs] == ["a.jpg", "b.png", "c.png"]
         assert planned.note is None
     else:
-        assert planned.note == f"{images}: left out: 2 HEIC pictures (`pip install pillow-heif` to read HEIC)"
+        assert planned.note == (
+            f'{images}: left out: 2 HEIC pictures (`pip install "moebius-edge[heif]"` to read HEIC)'
+        )
 
 
 def test_sub_folders_are_mirrored(tmp_path):

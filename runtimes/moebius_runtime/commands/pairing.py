@@ -14,13 +14,13 @@ from moebius_runtime.images.comparison import comparison_path
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 HEIF_SUFFIXES = (".heic", ".heif")
-"""Read where the package pillow-heif is installed."""
+"""Read where the package pillow-heif (extra `heif`) is installed."""
 
 STREAM = Path("-")
 """Stands for standard input or output."""
 
 # What is left out of a folder: one of it, and several.
-_HEIF_HINT = "(`pip install pillow-heif` to read HEIC)"
+_HEIF_HINT = '(`pip install "moebius-edge[heif]"` to read HEIC)'
 _KINDS = {
     "folder": ("sub-folder (--recursive enters it)", "sub-folders (--recursive enters them)"),
     "link": ("linked or hidden sub-folder", "linked or hidden sub-folders"),

@@ -1,6 +1,6 @@
-"""What a picture file says beside its pixels, profile and EXIF: resolution, XMP, IPTC, comments, PNG text and colour.
+"""Metadata of a picture file beside profile and EXIF: resolution, XMP, IPTC, comments, PNG text and colour chunks.
 
-It is read from every format, kept where the format that is written has a place for it, and named where it has none.
+All of it is read from every format, written where the new format has a place for it, and named in a note elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _COLOUR = (b"cICP", b"mDCV", b"mDCv", b"cLLI", b"cLLi", b"sRGB", b"gAMA", b"cHRM
 _UNSAID = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"tIME"}
 _UNSAID |= {b"acTL", b"fcTL", b"fdAT", b"bKGD", b"hIST", b"sBIT", b"sPLT"}
 _SRGB_CHROMA = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-_IPTC, _THUMBNAILS = 0x0404, {0x0409, 0x040C}  # Photoshop's resources, of which the others are kept as they are
+IPTC = 0x0404
+"""The number of the image resource that holds IPTC records."""
+_THUMBNAILS = {0x0409, 0x040C}  # image resources; the others are kept unchanged
 _ELSEWHERE = {0x040F, 0x0422, 0x0424}  # ICC profile, EXIF and XMP: their own segments count
 _TIFF_XMP, _TIFF_IPTC, _TIFF_PHOTOSHOP, _TIFF_LAYERS = 700, 33723, 34377, 37724
 _MAX_JPEG = 65_533  # bytes of a segment, less its length field
@@ -71,20 +73,32 @@ class Metadata:
         )
 
 
-def read_metadata(image: Any, stream: BinaryIO | None) -> Metadata:
+@dataclass(frozen=True)
+class Parsed:
+    """PNG chunks, (type, data), and Photoshop's image resources, {number: data}, of an image in memory."""
+
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    resources: dict[int, bytes] = field(default_factory=dict)
+
+
+NOTHING = Parsed()
+
+
+def read_metadata(image: Any, stream: BinaryIO | None, parsed: Parsed = NOTHING) -> Metadata:
     """The metadata of a Pillow image.
 
     Args:
-        image: as it was opened; loading may have taken things out of its `info`, so it is asked before.
-        stream: its file, whose position is put back; None for an image in memory.
+        image: a Pillow image, not loaded yet where it has a stream: loading takes entries out of its `info`.
+        stream: its file, whose position is restored; None for an image in memory.
+        parsed: what Pillow has parsed of an image without a stream.
     """
     dropped: list[str] = []
     info, tags = image.info, getattr(image, "tag_v2", {})
-    chunks: list[tuple[bytes, bytes]] = []
+    chunks = list(parsed.chunks)
     if stream is not None and image.format == "PNG":
         chunks = _bounded(png_chunks(stream), dropped)
     texts, xmp = _texts(chunks, dropped)
-    resources = photoshop_resources(_photoshop_block(image, tags))
+    resources = photoshop_resources(_photoshop_block(image, tags)) or parsed.resources
     if _THUMBNAILS & resources.keys():
         dropped.append("the old Photoshop thumbnail")
     if tags.get(_TIFF_LAYERS):
@@ -96,7 +110,7 @@ def read_metadata(image: Any, stream: BinaryIO | None) -> Metadata:
         xmp, notes = upright_xmp(found)
         dropped += notes
     comment = _as_bytes(info.get("comment"))
-    iptc = _as_bytes(tags.get(_TIFF_IPTC)) or resources.get(_IPTC)
+    iptc = _as_bytes(tags.get(_TIFF_IPTC)) or resources.get(IPTC)
     if unknown := sorted(
         {name.decode("latin-1") for name, _ in chunks} - {name.decode() for name in (*_TEXT, *_COLOUR, *_UNSAID)}
     ):
@@ -107,7 +121,7 @@ def read_metadata(image: Any, stream: BinaryIO | None) -> Metadata:
         xmp=xmp,
         iptc=iptc,
         photoshop={
-            code: data for code, data in resources.items() if code not in _THUMBNAILS | _ELSEWHERE and code != _IPTC
+            code: data for code, data in resources.items() if code not in _THUMBNAILS | _ELSEWHERE and code != IPTC
         },
         comment=comment,
         texts=tuple(texts),
@@ -136,7 +150,7 @@ def _texts(chunks: list[tuple[bytes, bytes]], dropped: list[str]) -> tuple[list[
         if name not in _TEXT or keyword == b"Raw profile type exif" or keyword == b"Raw profile type APP1":
             continue  # ImageMagick's way to keep EXIF, which is read as such
         if keyword == _XMP_KEYWORD:
-            xmp = _international_text(data)
+            xmp = international_text(data)
             if xmp is None:
                 dropped.append("XMP that is damaged or too large")
         elif keyword.startswith(b"Raw profile type ") and keyword != b"Raw profile type iptc":
@@ -146,7 +160,7 @@ def _texts(chunks: list[tuple[bytes, bytes]], dropped: list[str]) -> tuple[list[
     return texts, xmp
 
 
-def _international_text(data: bytes) -> bytes | None:
+def international_text(data: bytes) -> bytes | None:
     """The text of an iTXt chunk, at most `MAX_BYTES` long (W3C PNG, section 11.3.3.4)."""
     _keyword, _, rest = data.partition(b"\0")
     parts = rest[2:].split(b"\0", 2)  # after compression flag and method: language, translated keyword, text
@@ -275,7 +289,7 @@ def png_head(metadata: Metadata) -> bytes:
 
 def resources_of(metadata: Metadata) -> bytes:
     """IPTC and the other image resources, as Photoshop's block."""
-    own = {_IPTC: metadata.iptc} if metadata.iptc else {}
+    own = {IPTC: metadata.iptc} if metadata.iptc else {}
     return packed_resources({**own, **metadata.photoshop})
 
 

@@ -22,6 +22,7 @@ from moebius_runtime.errors import InputError
 from moebius_runtime.images import colour, deep_colour
 from moebius_runtime.images.exif import describing_exif, exif_bytes, upright_exif
 from moebius_runtime.images.metadata import Metadata, read_metadata
+from moebius_runtime.images.pillow_info import as_info, parsed_info
 from moebius_runtime.images.saving import check_can_save as check_can_save
 from moebius_runtime.images.saving import picture_bytes as picture_bytes
 from moebius_runtime.images.saving import save_picture as save_picture
@@ -116,7 +117,10 @@ class Picture:
         return self.icc_profile if self.usable_profile else None
 
     def to_image(self) -> Image.Image:
-        """A Pillow image, profile and EXIF in its `info`; 16 bits become 8, but for grey without alpha."""
+        """A Pillow image, with profile, EXIF and metadata in `info`; 16 bits become 8, except in grey without alpha.
+
+        Pillow's own writers take only a part of `info`: `save_picture(picture_from_image(image), path)` takes all.
+        """
         if self.mode == "L" and self.bits == 16 and self.alpha is None:
             image = Image.fromarray(np.ascontiguousarray(self.pixels[:, :, 0]))
         else:
@@ -130,9 +134,7 @@ class Picture:
             image.info["icc_profile"] = self.icc_profile
         if self.exif:
             image.info["exif"] = b"Exif\0\0" + self.exif
-        for name in ("dpi", "xmp", "comment"):
-            if value := getattr(self.metadata, name):
-                image.info[name] = value
+        image.info.update(as_info(self.metadata)[0])
         return image
 
 
@@ -150,8 +152,8 @@ class NamedBytes:
 def load_picture(path: str | Path | NamedBytes) -> Picture:
     """Reads a JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF; its size is checked before any pixel is decoded.
 
-    HEIC is read where the package pillow-heif is installed. A JPEG without its last bytes is read as browsers show
-    it, with a note.
+    HEIC is read where the package pillow-heif (extra `heif`) is installed. A JPEG without its last bytes is read as
+    browsers show it, with a note.
 
     Raises:
         InputError: there is no such file, it is not a whole picture of these formats, its shortest side is
@@ -171,16 +173,26 @@ def load_picture(path: str | Path | NamedBytes) -> Picture:
 
 
 def picture_from_image(image: Image.Image, name: str = "the image") -> Picture:
-    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`.
+    """A `Picture` of a Pillow image, which is not changed; checks, notes and errors as `load_picture`.
 
-    `name` is what error messages call it. Anything but a Pillow image is refused.
+    Metadata is what Pillow holds of it, see `moebius_runtime.images.pillow_info`: all of it for an image that was
+    opened and not loaded yet.
+
+    Args:
+        image: a Pillow image; anything else is refused.
+        name: what error messages call it.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"{name} is {_received(image)}")
     with _one_line_refusals(name):
         _check_size(image)
         raw = deep_colour.raw_mode(image)  # gone once the pixels are loaded
-        return _picture(image.copy(), raw, None, [])
+        stream = getattr(image, "fp", None)  # None once the pixels are loaded
+        if image.format == "PNG" and stream is not None and not stream.closed:
+            metadata = read_metadata(image, stream)
+        else:
+            metadata = read_metadata(image, None, parsed_info(image.info))
+        return _picture(image, raw, None, [], metadata)
 
 
 def _received(value: object) -> str:
@@ -227,7 +239,9 @@ def _heif(stream: BinaryIO) -> list[str]:
     except ImportError as error:
         if head[8:] in (b"mif1", b"msf1"):  # AVIF files can have this brand too
             return []
-        raise InputError("HEIC is read where `pip install pillow-heif` has been run; or save it as JPEG.") from error
+        raise InputError(
+            'it is HEIC, which needs pillow-heif: run `pip install "moebius-edge[heif]"`, or save it as JPEG.'
+        ) from error
     register_heif_opener()
     return ["HEIF"]
 
@@ -258,24 +272,29 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[str]) -> Picture:
+def _picture(
+    image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[str], metadata: Metadata | None = None
+) -> Picture:
     """From an image opened from `stream`, not yet loaded; or from one in memory, without a stream.
 
-    `raw` is its raw mode before loading (`deep_colour.raw_mode`).
+    `raw` is its raw mode before loading (`deep_colour.raw_mode`); `metadata` None is read from the image.
     """
     if getattr(image, "is_animated", False):
-        notes.append("the file holds several pictures or frames; only the first was read")
+        which = "first" if stream is not None else "current"
+        notes.append(f"the file holds several pictures or frames; only the {which} one was read")
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
-    _check_tiff(image, tags)
-    metadata = read_metadata(image, stream)
+    if stream is not None:
+        _check_tiff(image, tags)
+    if metadata is None:
+        metadata = read_metadata(image, stream)
     form = "JPEG" if image.format == "MPO" else image.format  # a JPEG that holds several
     # Before loading: Pillow turns a TIFF upright as it loads it, and takes the orientation out.
     exif, orientation = _tiff_exif(image, notes) if tags else None, 1
-    stored = tags.get(ExifTags.Base.Orientation, 1)
+    stored = (image.getexif().get(ExifTags.Base.Orientation) or tags.get(ExifTags.Base.Orientation, 1)) if tags else 1
     if stream is not None and deep_colour.can_read(raw):
         pixels, alpha = deep_colour.read(image, raw, stream, INPUT_FORMATS)
     else:
-        pixels, alpha = _native(image)
+        pixels, alpha = _native(image if stream is not None else image.copy())
         if raw[-4:-1] == ";16" and pixels.dtype == np.uint8:
             notes.append("its 16 bits a channel were read as 8")
         if pixels.dtype == np.uint16 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
@@ -299,7 +318,7 @@ def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[
         alpha=None if alpha is None else _turned(alpha, orientation),
         icc_profile=profile,
         exif=exif,
-        metadata=metadata.turned() if orientation in (5, 6, 7, 8) else metadata,
+        metadata=metadata.turned() if stored in (5, 6, 7, 8) else metadata,
         format=form,
         usable_profile=problem is None,
         orientation=stored if stored in INVERSE_ORIENTATION else 1,
