@@ -83,6 +83,12 @@ def as_info(metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
     return info, lost
 
 
+def lost_in_pillow(metadata: Metadata) -> tuple[str, ...]:
+    """A note on metadata that a Pillow image cannot hold, or nothing."""
+    lost = as_info(metadata)[1]
+    return (f"metadata that was not kept: {', '.join(dict.fromkeys(lost))}",) if lost else ()
+
+
 def _text_chunk(keyword: str, text: str) -> Chunk:
     """A PNG's text as `tEXt` where Latin-1 holds it, else as `iTXt`, with the language that Pillow read."""
     start = keyword.encode("latin-1") + b"\0"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count, repeat
 from numbers import Integral, Real
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from moebius_runtime.bundle.manifest import Defaults
+from moebius_runtime.bundle.manifest import Defaults, Geometry
 from moebius_runtime.errors import InputError
 from moebius_runtime.sampling.samplers import SAMPLERS
+from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, initial_noise
 from moebius_runtime.settings.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
+
+_LITTLE_NOISE = 0.25  # of 1: with less, the start decides the result
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,38 @@ def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
         mask_dilate=first(options.mask_dilate, mode.mask_dilate),
         start=options.start or mode.start,
     )
+
+
+def option_notes(settings: Settings, timesteps: npt.NDArray[np.int64], schedule: NoiseSchedule) -> list[str]:
+    """Notes on settings with side effects that their user may not expect, one sentence each."""
+    first = int(timesteps[0])
+    noise = 1 - float(schedule.alphas_cumprod[first]) ** 0.5
+    if settings.mode.original and settings.strength < 1:
+        return [
+            f"mode reference at strength {settings.strength:g} starts from the picture with what is to be removed "
+            f"in it (at timestep {first}), which may show through; mode best does not"
+        ]
+    if not settings.mode.original and noise < _LITTLE_NOISE:
+        return [
+            f"the {len(timesteps)} steps start at timestep {first}, where little noise is left: the "
+            "masked region stays close to a smooth gradient; more steps or strength 1 give it detail"
+        ]
+    return []
+
+
+def starting_noises(options: InpaintOptions, geometry: Geometry, defaults: Defaults) -> Iterator[Latents]:
+    """The starting noise of each square, float32 [1, C, s, s]: the given one, or that of seed + i for square i.
+
+    Raises:
+        InputError: the given noise or the seed has a wrong type, shape or value. Raised by the call itself.
+    """
+    shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
+    if options.noise is not None:
+        check_noise(options.noise, shape)
+        return repeat(options.noise)
+    first = initial_noise(options.seed, shape, defaults.noise_offset)
+    seeds = (int(options.seed + index) % (1 << 32) for index in count(1))
+    return chain([first], (initial_noise(seed, shape, defaults.noise_offset) for seed in seeds))
 
 
 def make_options(**options: Any) -> InpaintOptions:
