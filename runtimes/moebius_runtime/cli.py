@@ -259,7 +259,7 @@ def inpaint(
 
 
 def _dilation(text: str) -> int | str:
-    """The value of `--mask-dilate`."""
+    """Parses the value of `--mask-dilate`."""
     if text == "auto":
         return text
     if not text.isascii() or not text.isdigit():
@@ -268,7 +268,7 @@ def _dilation(text: str) -> int | str:
 
 
 def _read_noise(path: Path) -> Any:
-    """The array of a .npy file; object arrays, which hold pickles, are refused unread."""
+    """Reads the array of a .npy file; object arrays, which hold pickles, are refused unread."""
     import numpy as np
 
     from moebius_runtime.files import open_plain

@@ -1,4 +1,4 @@
-"""From a picture and a mask to the filled picture: the reference pipeline around the graphs of a bundle."""
+"""The inpainting pipeline: fills the mask of a picture with the graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -270,10 +270,10 @@ class InpaintPipeline:
         on_step: Callable[[int], None],
     ) -> None:
         """Steps 1 to 7 of the pipeline: every square through one graph before any goes through the next."""
-        with self._turn("vae_encoder"):
+        with self._using("vae_encoder"):
             for square in squares:
                 self._encode(square, picture, mask, timesteps, options)
-        with self._turn(self._unet(options)):
+        with self._using(self._unet(options)):
             for index, square in enumerate(squares):
 
                 def done(step: int, _t: int, _x: Latents, before: int = index * len(timesteps)) -> None:
@@ -281,7 +281,7 @@ class InpaintPipeline:
 
                 denoiser = self._denoiser(square.condition, options)
                 square.latents = SAMPLERS[options.sampler](denoiser, square.latents, self.schedule, timesteps, done)
-        with self._turn("vae_decoder"):
+        with self._using("vae_decoder"):
             for square in squares:
                 square.generated = self._decode(square.latents)
 
@@ -321,7 +321,7 @@ class InpaintPipeline:
         return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
 
     @contextmanager
-    def _turn(self, graph: GraphName) -> Iterator[None]:
+    def _using(self, graph: GraphName) -> Iterator[None]:
         """Reserves the backend for a graph; afterwards, also on an error, memory `low` releases the graph."""
         with self.backend.lock:
             try:

@@ -18,15 +18,15 @@ from moebius_runtime.files.writing import NOTHING_LEFT, cannot_write
 
 try:
     import fcntl
-except ImportError:  # Windows: without locks, what is left behind stays
+except ImportError:  # Windows has no such locks: what a killed process leaves behind stays
     fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
 def placed_whole(out: Path) -> Iterator[Path]:
-    """A folder to build in, moved to `out` when the block ends well and removed when it does not.
+    """A temporary folder to build in. It is moved to `out` after the block, or removed if the block raises.
 
-    What was at `out` before stays until then, whatever ends the block, and is replaced only by the complete folder.
+    A folder that was at `out` stays there until the complete new one replaces it.
 
     Raises:
         OutputError: the folder cannot be written, there is a file or a link at `out`, or the disk is full.
@@ -55,7 +55,7 @@ def placed_whole(out: Path) -> Iterator[Path]:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Puts a file, or a symbolic link as it is, at `target` too: by a hard link, or a copy where there are none."""
+    """Puts a file or a symbolic link at `target` too, by a hard link, or by a copy where hard links are unsupported."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target, follow_symlinks=False)
@@ -64,7 +64,7 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def _exchange(new: Path, out: Path) -> None:
-    """Renames `new` to `out`; what was there before goes only once that has worked."""
+    """Renames `new` to `out`; the old folder is deleted only after that has succeeded."""
     if not out.exists():
         os.replace(new, out)
         return
@@ -79,7 +79,7 @@ def _exchange(new: Path, out: Path) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Removes what a killed process left behind, after putting back what it had just moved out of the way."""
+    """Removes what a killed process left behind. An old folder that it had already moved away is restored first."""
     for path in sorted(out.parent.glob(f".{_escaped(out.name)}.*")):
         if path.suffix not in (".part", ".old") or path.is_symlink() or not path.is_dir():
             continue
@@ -96,12 +96,12 @@ def _clear(out: Path) -> None:
 
 
 def _escaped(name: str) -> str:
-    """The name as a pattern of `glob` that matches only itself."""
+    """The name as a `glob` pattern that matches only itself."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _locked(folder: Path) -> int | None:
-    """A handle that locks the folder until it is closed, or None where another process has it or there are no locks."""
+    """A handle that locks the folder until it is closed; None if another process holds it or locks are unsupported."""
     if fcntl is None:
         return None
     handle = None

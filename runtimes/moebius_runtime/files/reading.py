@@ -16,10 +16,10 @@ _CHUNK = 1 << 20
 
 
 def open_plain(path: str | Path) -> BinaryIO:
-    """A plain file, open for reading. Pipes and devices, which could be waited for or read without end, are refused.
+    """Opens a plain file for reading. Pipes and devices are refused: they can block or never end.
 
     Raises:
-        OSError: there is no such file, it cannot be read, or it is not a plain one; `strerror` says which.
+        OSError: there is no such file, it cannot be read, or it is not plain; `strerror` holds the reason.
     """
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "a NUL character in its name")
@@ -32,7 +32,7 @@ def open_plain(path: str | Path) -> BinaryIO:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a plain file, read in pieces of 1 MiB; `OSError` as `open_plain`."""
+    """Returns the hex SHA-256 of a plain file, read in pieces of 1 MiB; errors as `open_plain`."""
     digest = hashlib.sha256()
     with open_plain(path) as stream:
         while chunk := stream.read(_CHUNK):
@@ -41,11 +41,11 @@ def sha256_file(path: str | Path) -> str:
 
 
 class MappedFile:
-    """A plain file mapped into memory, read-only. `view` is its content; it is valid until `close`.
+    """A plain file mapped into memory, read-only. `view` is its content and is valid until `close`.
 
-    Mapped pages are clean pages of the system's file cache, which it takes back whenever memory is short. A mapping
-    stays whole when its file is replaced or removed, as `atomic_write` does it; a file that is cut while it is mapped
-    ends the process (SIGBUS), as with any mapped file.
+    Mapped pages belong to the system's file cache, which frees them when memory is short. The mapping stays valid when
+    the file is replaced or removed, as by `atomic_write`. If the file is truncated while it is mapped, the process ends
+    (SIGBUS), as with any mapped file.
 
     Raises:
         OSError: as `open_plain`, or the file is empty, or cannot be mapped.
@@ -70,12 +70,12 @@ class MappedFile:
     def sha256(self) -> str:
         """Hex SHA-256 of the content."""
         digest = hashlib.sha256()
-        for start in range(0, len(self.view), _CHUNK):  # in pieces, so that an interrupt ends it
+        for start in range(0, len(self.view), _CHUNK):  # in pieces, so that Ctrl-C can interrupt it
             digest.update(self.view[start : start + _CHUNK])
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Ends the mapping. Whoever still holds a buffer of it keeps it alive: it then ends with that buffer."""
+        """Ends the mapping. A buffer of it that is still in use keeps it alive until that buffer is freed."""
         with suppress(BufferError):
             self.view.release()
             self._map.close()
@@ -83,9 +83,9 @@ class MappedFile:
 
 @contextmanager
 def native_path(path: Path) -> Iterator[str]:
-    """A name of `path` that is valid UTF-8, for libraries that take no other; it holds inside the block.
+    """A UTF-8 name of `path`, for libraries that accept only UTF-8. It is valid inside the block.
 
-    A path that is UTF-8 is returned unchanged. Of another one, Linux names the folder by its descriptor.
+    A path that is UTF-8 is returned unchanged. For any other, Linux can name the folder by its descriptor.
 
     Raises:
         OSError: the path is not UTF-8 and this system has no other name for it.

@@ -31,7 +31,7 @@ def cannot_write(path: str | Path, error: object, advice: str = CHOOSE) -> Outpu
 
 @contextmanager
 def atomic_write(path: str | Path, *, follow_links: bool = False) -> Iterator[BinaryIO]:
-    """A binary stream whose content appears at `path` when the block ends well, and nowhere when it does not.
+    """A binary stream whose content is at `path` after the block; if the block raises, nothing is written.
 
     The bytes go to a temporary file of the same folder, are flushed to the disk and renamed onto `path`. A file that
     is replaced keeps its permissions and, where that is allowed, its owner and group.
@@ -60,7 +60,7 @@ def atomic_write(path: str | Path, *, follow_links: bool = False) -> Iterator[Bi
 
 
 def check_writable(path: str | Path, *, follow_links: bool = False) -> None:
-    """Checks, before any work is done for it, whether `atomic_write` could begin a file at `path`; errors as there."""
+    """Checks before any work whether `atomic_write` could begin a file at `path`; raises the same errors."""
     target = _target(Path(path), follow_links)
     temporary, stream = _temporary(target)
     stream.close()
@@ -68,7 +68,7 @@ def check_writable(path: str | Path, *, follow_links: bool = False) -> None:
 
 
 def _target(path: Path, follow_links: bool) -> Path:
-    """The file to replace, which is a plain one or not there yet."""
+    """The file to replace, which is a plain one or does not exist yet."""
     try:
         target = Path(os.path.realpath(path)) if follow_links and path.is_symlink() else path
         if follow_links and target.is_symlink():
@@ -88,7 +88,7 @@ def _target(path: Path, follow_links: bool) -> Path:
 def _take_over_permissions(stream: BinaryIO, target: Path) -> None:
     """Gives a new file the owner, group and permissions of the plain file that it will replace, if there is one.
 
-    Where the group cannot be kept, the new group gets no right that others lack: it may hold other people.
+    If the group cannot be kept, the new group gets only the rights of everybody, because its members may differ.
     """
     if sys.platform == "win32":
         return
@@ -110,7 +110,7 @@ def _take_over_permissions(stream: BinaryIO, target: Path) -> None:
 
 
 def _temporary(target: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `target`. Unlike `mkstemp`'s it is as readable as the umask lets any new file be."""
+    """Creates a new file next to `target`. Its permissions follow the umask, unlike those of `mkstemp`."""
     temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.part"
     try:
         return temporary, open(temporary, "xb")

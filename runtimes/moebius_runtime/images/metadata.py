@@ -25,9 +25,9 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _COMMENT_KEYWORD = b"Comment"  # PNG's keyword for what JPEG and GIF call a comment
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _COLOUR = (b"cICP", b"mDCV", b"mDCv", b"cLLI", b"cLLi", b"sRGB", b"gAMA", b"cHRM")
-# Read elsewhere, part of the coding, or untrue of a changed picture.
-_UNSAID = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"tIME"}
-_UNSAID |= {b"acTL", b"fcTL", b"fdAT", b"bKGD", b"hIST", b"sBIT", b"sPLT"}
+# Chunks that are read elsewhere, encode pixels, or would be wrong for a changed picture.
+_NOT_NAMED = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"tIME"}
+_NOT_NAMED |= {b"acTL", b"fcTL", b"fdAT", b"bKGD", b"hIST", b"sBIT", b"sPLT"}
 _SRGB_CHROMA = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 IPTC = 0x0404
 """The number of the image resource that holds IPTC records."""
@@ -40,18 +40,18 @@ _INCH = 0.0254  # metres
 
 @dataclass(frozen=True)
 class Metadata:
-    """Blocks of metadata, valid for the upright picture, without pictures of what it showed before.
+    """Metadata of an upright picture, without thumbnails, which show the picture before inpainting.
 
     Attributes:
-        dpi: pixels an inch, horizontally and vertically.
+        dpi: pixels per inch, horizontally and vertically.
         aspect: a pixel's (x, y) density without unit, where no `dpi` is known and the two differ.
         xmp: the XMP packet, UTF-8.
         iptc: the IPTC-IIM records.
         photoshop: other image resources of Photoshop, {number: data}.
         comment: the comment of a JPEG or GIF.
-        texts: PNG text chunks, (type, data) as they are in the file.
-        colour: PNG chunks that say what the numbers mean, (type, data).
-        dropped: what was read and could not be kept.
+        texts: PNG text chunks, (type, data), unchanged.
+        colour: PNG chunks that define the colour space, (type, data).
+        dropped: names of what was read and could not be kept.
     """
 
     dpi: tuple[float, float] | None = None
@@ -65,7 +65,7 @@ class Metadata:
     dropped: tuple[str, ...] = ()
 
     def turned(self) -> Metadata:
-        """For a picture whose sides are exchanged."""
+        """The metadata of the picture turned by 90 degrees."""
         return replace(
             self,
             dpi=self.dpi and (self.dpi[1], self.dpi[0]),
@@ -112,7 +112,7 @@ def read_metadata(image: Any, stream: BinaryIO | None, parsed: Parsed = NOTHING)
     comment = _as_bytes(info.get("comment"))
     iptc = _as_bytes(tags.get(_TIFF_IPTC)) or resources.get(IPTC)
     if unknown := sorted(
-        {name.decode("latin-1") for name, _ in chunks} - {name.decode() for name in (*_TEXT, *_COLOUR, *_UNSAID)}
+        {name.decode("latin-1") for name, _ in chunks} - {name.decode() for name in (*_TEXT, *_COLOUR, *_NOT_NAMED)}
     ):
         dropped.append(f"PNG chunks {', '.join(unknown)}")
     return Metadata(
@@ -143,12 +143,12 @@ def _bounded(chunks: Iterator[tuple[bytes, bytes | None]], dropped: list[str]) -
 
 
 def _texts(chunks: list[tuple[bytes, bytes]], dropped: list[str]) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-    """The text chunks to carry on, and the XMP packet, which is one of them in the file."""
+    """The text chunks to keep, and the XMP packet, which is a text chunk in the file."""
     texts, xmp = [], None
     for name, data in chunks:
         keyword = data.split(b"\0", 1)[0]
         if name not in _TEXT or keyword == b"Raw profile type exif" or keyword == b"Raw profile type APP1":
-            continue  # ImageMagick's way to keep EXIF, which is read as such
+            continue  # EXIF as ImageMagick writes it; it is read as EXIF
         if keyword == _XMP_KEYWORD:
             xmp = international_text(data)
             if xmp is None:
@@ -186,7 +186,7 @@ def _as_bytes(value: Any) -> bytes | None:
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]
     elif isinstance(value, tuple) and all(isinstance(item, int) and 0 <= item < 256 for item in value):
-        value = bytes(value)  # a TIFF may have them as a list of bytes
+        value = bytes(value)  # a TIFF can store a block as a list of bytes
     if isinstance(value, str):
         value = value.encode()
     return value if isinstance(value, bytes) and 0 < len(value) <= MAX_BYTES else None
@@ -210,7 +210,7 @@ def _aspect(info: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def fit(metadata: Metadata, name: str) -> tuple[Metadata, list[str]]:
-    """What of the metadata a format holds, and what it does not, in words.
+    """Returns the metadata that a format can hold, and the names of what it cannot.
 
     Args:
         metadata: of the picture to write.

@@ -47,7 +47,7 @@ def mask_to_network(mask: BoolArray, crop: Crop, shape: tuple[int, int], size: i
 
 
 def from_network(generated: npt.NDArray[Any], crop: Crop, shape: tuple[int, int]) -> npt.NDArray[Any]:
-    """The way back: [size, size, 3], uint8 or float32 in 0..255, to the crop's window, [h, w, 3]."""
+    """Resamples [size, size, 3], uint8 or float32 in 0..255, to the crop's window, [h, w, 3]."""
     (top, bottom), (left, right) = inside(crop, shape)
     scale = len(generated) / crop.side
     box = (left * scale, top * scale, right * scale, bottom * scale)

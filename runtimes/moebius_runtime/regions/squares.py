@@ -390,7 +390,7 @@ def _shifted(rect: Rect, by: Rect) -> Rect:
 
 
 def _clipped(rect: Rect, by: Rect) -> Rect:
-    """The other way: a rectangle of the picture's cells, in those of the part `by`, cut to it."""
+    """The inverse of `_shifted`: a rectangle of the picture's cells, in those of the part `by`, clipped to it."""
     first, second = (
         slice(max(0, part.start - outer.start), min(part.stop, outer.stop) - outer.start)
         for part, outer in zip(rect, by, strict=True)

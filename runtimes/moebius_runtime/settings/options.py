@@ -1,4 +1,4 @@
-"""Options of a run, checked, and the values that they give together with the mode's and the bundle's defaults."""
+"""Options of a run with their checks, and the values that they give with the mode's and the bundle's defaults."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _LITTLE_NOISE = 0.25  # of 1: with less, the start decides the result
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """How to fill. `None` takes the mode's default, and the bundle's where the mode has none.
+    """How to fill a mask. `None` takes the mode's default, or the bundle's if the mode has none.
 
     Attributes:
         mode: `best`: nothing under the mask influences the result, and every masked pixel is replaced. `reference`:
             the original's own procedure, for comparisons. See `moebius_runtime.settings.modes`.
         steps: number of inference steps; `strength` drops the first (1 - strength) of them.
-        guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
+        guidance_scale: scale of the classifier-free guidance, 0 to 100; 1 runs the conditional branch alone.
         strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
             kept. In `reference` it is noise on the picture's own latents, and pure noise at 1.
         sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
         seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
-        noise: the whole starting noise, float32 [1, 4, S, S], in place of the seed's; taken as it is.
+        noise: the whole starting noise, float32 [1, 4, S, S], which replaces the seed's and is used unchanged.
         fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
         blend: `soft` feathers the seam outside of the mask (in `reference` across its border, by 3 network pixels),
             `hard` keeps every unmasked pixel bit-exact.
@@ -88,7 +88,7 @@ class InpaintOptions:
 
 
 def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
-    """The values of a run from its options and its bundle's defaults."""
+    """Returns the values of a run from its options and its bundle's defaults."""
     mode = MODES[options.mode]
 
     def first(*values: Any) -> Any:
@@ -140,7 +140,7 @@ def starting_noises(options: InpaintOptions, geometry: Geometry, defaults: Defau
 
 
 def make_options(**options: Any) -> InpaintOptions:
-    """`InpaintOptions` from keywords; `InputError` names an unknown one."""
+    """Returns `InpaintOptions` from keywords; raises `InputError` for an unknown one."""
     known = InpaintOptions.__dataclass_fields__
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"unknown option {', '.join(unknown)}; expected some of {', '.join(known)}")
