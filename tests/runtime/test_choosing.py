@@ -212,4 +212,4 @@ def test_the_real_library_without_a_driver(run_process):
         pytest.skip("this machine has a GPU")
     code, out, err = run_process("a.png", "--mask", "m.png", "--out", "o.png", "--runtime", "tensorrt-rtx")
     assert (code, out, len(err)) == (2, "", 1)
-    assert "'tensorrt-rtx' needs an NVIDIA GPU, and no GPU driver answers here" in err[0]
+    assert "'tensorrt-rtx' needs an NVIDIA GPU, and no GPU driver was found" in err[0]
