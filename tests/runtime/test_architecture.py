@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -228,3 +229,26 @@ save_picture(load_picture(sys.argv[2]), sys.argv[2])
 
 def test_running_has_no_effects_either(toy_bundle, tmp_path):
     assert python(RUN_STATE, toy_bundle.path, tmp_path / "a.png") == ""
+
+
+README = Path(__file__).parents[2] / "README.md"
+EXAMPLE = """
+import sys
+exec(compile(sys.stdin.read(), "README.md", "exec"))
+print(type(filled).__name__, filled.size)
+"""
+
+
+def test_the_python_example_of_the_readme_runs(toy_bundle, tmp_path):
+    """With the toy bundle for `moebius-bundle`, and generated pictures for those that it names."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (tmp_path / "moebius-bundle").symlink_to(toy_bundle.path)
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (40, 40, 80, 80))
+    for name in re.findall(r'"([\w-]+\.(?:jpg|png))"', code):
+        picture = mask if "mask" in name else Image.linear_gradient("L").resize((128, 128)).convert("RGB")
+        picture.save(tmp_path / name)
+    command = [sys.executable, "-c", EXAMPLE]
+    environment = {**os.environ, "PYTHONPATH": str(RUNTIMES)}
+    done = subprocess.run(command, input=code, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("Image (128, 128)\n", 0), done.stderr
