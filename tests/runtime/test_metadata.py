@@ -370,3 +370,14 @@ def test_sixteen_bit_grey_whose_white_is_zero():
     assert np.array_equal(
         picture_from_image(Image.open(data)).pixels, load_picture(NamedBytes("a", data.getvalue())).pixels
     )
+
+
+def test_segments_and_tags_that_are_not_kept_are_named():
+    signature = b"\xff\xeb" + struct.pack(">H", 8) + b"JP\0\0\0\1"
+    jpeg = load_picture(NamedBytes("a", encoded("JPEG", extra=signature)))
+    assert picture_bytes(jpeg, "b.jpg")[1] == ("metadata that was not kept: JPEG segments APP11",)
+    tags = {285: "page 3", 33550: (1.0, 1.0, 0.0), 270: "a title"}
+    tiff = load_picture(NamedBytes("a", encoded("TIFF", tiffinfo=tags)))
+    data, notes = picture_bytes(tiff, "b.tif")
+    assert notes == ("metadata that was not kept: TIFF tags 285, 33550",)
+    assert Image.open(io.BytesIO(data)).tag_v2[270] == "a title"

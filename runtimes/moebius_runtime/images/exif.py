@@ -10,7 +10,7 @@ _PREFIX = b"Exif\0\0"
 _THUMBNAIL_START, _THUMBNAIL_LENGTH = 0x0201, 0x0202
 # Tags that describe the photograph. The other tags of a TIFF's first directory describe the layout of its file and
 # would break another file.
-_DESCRIBING = (
+DESCRIBING = (
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
     ExifTags.Base.Model,
@@ -73,7 +73,7 @@ def _directory(data: bytearray, order: str, start: int) -> tuple[dict[int, tuple
 def describing_exif(exif: Image.Exif) -> Image.Exif:
     """The tags that describe the photograph: camera, author, time, resolution; EXIF and GPS directories."""
     kept = Image.Exif()
-    for tag in _DESCRIBING:
+    for tag in DESCRIBING:
         if tag in exif:
             kept[tag] = exif[tag]
     for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):

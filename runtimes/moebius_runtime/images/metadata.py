@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
+from moebius_runtime.images.exif import DESCRIBING
 from moebius_runtime.images.metadata_blocks import (
     MAX_BYTES,
     packed_resources,
@@ -34,6 +35,14 @@ IPTC = 0x0404
 _THUMBNAILS = {0x0409, 0x040C}  # image resources; the others are kept unchanged
 _ELSEWHERE = {0x040F, 0x0422, 0x0424}  # ICC profile, EXIF and XMP: their own segments count
 _TIFF_XMP, _TIFF_IPTC, _TIFF_PHOTOSHOP, _TIFF_LAYERS = 700, 33723, 34377, 37724
+# TIFF tags that describe the layout of the file or of its pixels (but for 285, a page's name).
+_LAYOUT_TAGS = {*range(254, 267), *range(273, 282), 284, *range(286, 293), *range(297, 302), *range(317, 348)}
+_LAYOUT_TAGS |= set(range(512, 533))
+# TIFF tags that are read here, in `exif` or in `pictures`.
+_READ_TAGS = {*DESCRIBING, _TIFF_XMP, _TIFF_IPTC, _TIFF_PHOTOSHOP, _TIFF_LAYERS, 274, 34665, 34675, 34853}
+_XMP_START, _EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/", b"http://ns.adobe.com/xmp/extension/"
+# Starts of JPEG segments that are read here or by Pillow, or that another note names.
+_READ_SEGMENTS: tuple[bytes, ...] = (b"JFIF", b"Exif", b"ICC_PROFILE", b"Photoshop 3.0", b"Adobe", b"MPF", _XMP_START)
 _MAX_JPEG = 65_533  # bytes of a segment, less its length field
 _INCH = 0.0254  # metres
 
@@ -103,8 +112,14 @@ def read_metadata(image: Any, stream: BinaryIO | None, parsed: Parsed = NOTHING)
         dropped.append("the old Photoshop thumbnail")
     if tags.get(_TIFF_LAYERS):
         dropped.append("Photoshop layers")
-    if any(data.startswith(b"http://ns.adobe.com/xmp/extension/") for _, data in getattr(image, "applist", ())):
+    if any(data.startswith(_EXTENDED_XMP) for _, data in getattr(image, "applist", ())):
         dropped.append("extended XMP")
+    if segments := sorted(
+        {name for name, data in getattr(image, "applist", ()) if not data.startswith((*_READ_SEGMENTS, _EXTENDED_XMP))}
+    ):
+        dropped.append(f"JPEG segments {', '.join(segments)}")
+    if unread := sorted(tags.keys() - _LAYOUT_TAGS - _READ_TAGS):
+        dropped.append(f"TIFF tags {', '.join(map(str, unread[:8]))}{', ...' * (len(unread) > 8)}")
     found = xmp or _as_bytes(info.get("xmp")) or _as_bytes(tags.get(_TIFF_XMP))
     if found:
         xmp, notes = upright_xmp(found)
