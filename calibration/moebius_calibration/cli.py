@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from moebius_runtime import console, kernels
+from moebius_runtime.commands.stages import Stages
 from moebius_runtime.errors import InputError
-from moebius_runtime.stages import Stages
 
 if TYPE_CHECKING:
     from moebius_calibration.plan import Int8Plan

@@ -14,10 +14,9 @@ from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.precision.write import file_info, linked
-from moebius_runtime.atomic_write import placed_whole
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
-from moebius_runtime.files import atomic_write
+from moebius_runtime.files import atomic_write, placed_whole
 
 Say = Callable[[GraphName], None]
 PRECISION: Precision = "int8_cpu"

@@ -19,10 +19,9 @@ from moebius_export.precision.typed import typed
 from moebius_export.precision.write import file_info, linked
 from moebius_export.precision.write import plans_of as precision_plans_of
 from moebius_export.trajectories.measure import Say
-from moebius_runtime.atomic_write import placed_whole
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
-from moebius_runtime.files import atomic_write
+from moebius_runtime.files import atomic_write, placed_whole
 
 PRECISION: Mapping[Target, Precision] = {
     "tensorrt": "int8",

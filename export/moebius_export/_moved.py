@@ -17,7 +17,7 @@ MOVED = {
     "module_cost": "moebius_export.network.module_cost",
     "node_names": "moebius_export.graph.node_names",
     "parity": "moebius_export.onnx_export.parity",
-    "placing": "moebius_runtime.atomic_write",
+    "placing": "moebius_runtime.files.folders",
     "precision.entering": "moebius_export.precision.error_report",
     "precision.graph": "moebius_export.graph.opened",
     "precision.kept": "moebius_export.precision.kept_functions",

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, errors on one line, progress on the error stream."""
+"""Terminal input and output of all commands: exit codes, errors on one line, notes on the error stream."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from moebius_runtime.errors import InputError
 
 
 class StdoutLostError(Exception):
-    """Standard output takes no more: its disk is full, or its reader has gone."""
+    """Standard output cannot be written any more: its disk is full, or its reader has exited."""
 
 
 class _Stream:
-    """A text stream that is lost for good at its first error, so that the interpreter's last flush is quiet.
+    """A text stream that discards everything after its first error, so that the interpreter's last flush is silent.
 
-    What is lost on standard output raises `StdoutLostError`. A lost error stream is no reason to stop.
+    An error of standard output raises `StdoutLostError`. An error of the error stream is ignored.
     """
 
     def __init__(self, stream: IO[str], descriptor: int) -> None:
@@ -51,11 +51,11 @@ class _Stream:
 
 
 class _Console(Console):
-    """A console over `_Stream`."""
+    """A rich console that writes to a `_Stream`."""
 
     @property
     def file(self) -> IO[str]:
-        """The stream that is printed to."""
+        """The stream to print to."""
         return cast("IO[str]", _Stream(super().file, 2 if self.stderr else 1))
 
     @file.setter
@@ -67,10 +67,10 @@ _MAX_STDIN = 1 << 30
 
 
 def read_stdin() -> bytes:
-    """All of standard input, for a picture that is given as `-`.
+    """Reads all of standard input, for a picture given as `-`.
 
     Raises:
-        InputError: it is a terminal or closed, cannot be read, or holds over 1 GiB.
+        InputError: it is a terminal or closed, cannot be read, or is larger than 1 GiB.
     """
     stream = sys.stdin
     if stream is None or stream.isatty():
@@ -85,14 +85,14 @@ def read_stdin() -> bytes:
 
 
 def binary_stdout() -> BinaryIO:
-    """Standard output for a picture's bytes; `InputError` where it is a terminal or closed."""
+    """Returns standard output for a picture's bytes; raises `InputError` if it is a terminal or closed."""
     if sys.stdout is None or sys.stdout.isatty():
         raise InputError("standard output is a terminal or closed, which takes no picture; redirect it, or name a file")
     return sys.stdout.buffer
 
 
 def write_binary(stream: BinaryIO, data: bytes) -> None:
-    """Writes a picture's bytes to standard output; `StdoutLostError` where it does not take all of them."""
+    """Writes a picture's bytes to standard output; raises `StdoutLostError` if that fails."""
     try:
         stream.write(data)
         stream.flush()
@@ -131,7 +131,7 @@ Version = Annotated[
 
 
 def default_group(command: str) -> type[TyperGroup]:
-    """A group that takes one of its commands for granted: `moebius-bench BUNDLE` is `moebius-bench run BUNDLE`."""
+    """A command group with a default command: `moebius-bench BUNDLE` means `moebius-bench run BUNDLE`."""
 
     class DefaultGroup(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -142,30 +142,35 @@ def default_group(command: str) -> type[TyperGroup]:
     return DefaultGroup
 
 
-# The base of usage errors. Typer brings Click along in some versions and depends on it in others.
+# The base class of usage errors. Some versions of Typer contain Click, others depend on it.
 _UsageProblem: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-def run(app: typer.Typer, mendable: tuple[type[Exception], ...]) -> None:
-    """Runs a command line and leaves with its exit code.
+def run(app: typer.Typer, user_errors: tuple[type[Exception], ...]) -> None:
+    """Runs a command line and exits the process with its exit code.
 
-    Errors of `mendable` types are the user's to mend: one line, and the type's `exit_code` (2 where it has none). So
-    are wrong options (2) and too little memory (2). Interrupted is 130. A standard output that takes no more is 1,
-    or 141 where its reader has gone, as other Unix tools do. Anything else is a bug and keeps its traceback.
+    | end | exit code |
+    | --- | --- |
+    | an error of one of the `user_errors` types, printed on one line | the type's `exit_code`, or 2 |
+    | wrong options, or too little memory | 2 |
+    | interrupted | 130 |
+    | standard output cannot be written | 1, or 141 if its reader has exited, as for other Unix tools |
+
+    Any other exception is a bug and keeps its traceback.
     """
-    for descriptor in range(3):  # a file that is opened must not become a standard stream that was closed
+    for descriptor in range(3):  # else the next opened file would take the place of a closed standard stream
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs as errors what it raises as well
-    sys.exit(_exit_code(lambda: app(standalone_mode=False), mendable))
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs errors that it also raises
+    sys.exit(_exit_code(lambda: app(standalone_mode=False), user_errors))
 
 
-def _exit_code(command: Callable[[], object], mendable: tuple[type[Exception], ...]) -> int:
+def _exit_code(command: Callable[[], object], user_errors: tuple[type[Exception], ...]) -> int:
     try:
-        code = command()  # what typer.Exit carries, also for --help; None where the command just ends
-    except mendable as error:
+        code = command()  # the code of typer.Exit, also for --help; None if the command returns
+    except user_errors as error:
         _error(str(error))
         return int(getattr(error, "exit_code", 2))
     except _UsageProblem as problem:
@@ -181,18 +186,18 @@ def _exit_code(command: Callable[[], object], mendable: tuple[type[Exception], .
         code = INTERRUPTED
     except StdoutLostError as lost:
         if isinstance(lost.__cause__, BrokenPipeError):
-            return 128 + 13  # as if by SIGPIPE: the reader wanted no more
+            return 128 + 13  # as after SIGPIPE: the reader has exited
         reason = getattr(lost.__cause__, "strerror", None) or lost.__cause__
-        _error(f"cannot write to standard output: {reason}; files that were written before are whole")
+        _error(f"cannot write to standard output: {reason}; files written before are complete")
         return 1
-    if code == INTERRUPTED:  # typer makes an exit code of it, too
-        err.print("interrupted; nothing half-written was left behind")
+    if code == INTERRUPTED:  # typer can also return it as an exit code
+        err.print("interrupted; no half-written file was left behind")
     return code if isinstance(code, int) else 0
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keeps what is not Python off the error stream: libtiff writes there of damage that Pillow raises as well."""
+    """Silences C libraries on the error stream: libtiff prints damage there that Pillow also raises."""
     try:
         saved = os.dup(2)
     except OSError:  # the process was started without an error stream
@@ -209,7 +214,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """A line of its own on the error stream."""
+    """Prints a note, one line, to the error stream."""
     err.print(Text.assemble(("note: ", "bold yellow"), one_line(message)))
 
 
@@ -218,7 +223,7 @@ def _error(message: str) -> None:
 
 
 def one_line(message: str) -> str:
-    """On one line, and without characters that a terminal would obey: file names and files can hold any."""
+    """Returns the message as one line without control characters, which file names and files can contain."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in " ".join(message.splitlines())

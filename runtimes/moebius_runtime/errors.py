@@ -1,6 +1,6 @@
-"""Errors a user can mend. Each message says what was received, what is expected and what to do.
+"""Errors that a user can fix. Each message names what was received, what is expected and what to do.
 
-The command line prints the message of a `MoebiusError` on one line and exits with `exit_code`; anything else is a
+The commands print the message of a `MoebiusError` on one line and exit with its `exit_code`. Any other exception is a
 bug and keeps its traceback.
 """
 
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 
 class MoebiusError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of all errors that a user can fix."""
 
     exit_code = 2
 
 
 class InputError(MoebiusError):
-    """An argument, picture, mask or file is not what is expected."""
+    """An argument, picture, mask or file is invalid."""
 
 
 class BundleError(MoebiusError):
-    """A bundle (manifest, graph or weights file) is missing, damaged, or not one that this version reads."""
+    """A bundle (manifest, graph or weights file) is missing, damaged, or of a version that cannot be read."""
 
 
 class EngineError(MoebiusError):
@@ -26,12 +26,12 @@ class EngineError(MoebiusError):
 
 
 class RuntimeUnavailableError(MoebiusError):
-    """The runtime that was asked for cannot run here."""
+    """The requested runtime is unavailable."""
 
 
 class CudaError(MoebiusError):
-    """A call of the CUDA runtime failed: too little memory, a broken driver, or an error of work on the device."""
+    """A call of the CUDA runtime failed: too little memory, a broken driver, or an error on the device."""
 
 
 class OutputError(MoebiusError):
-    """The network's result is not a picture (NaN, infinite or constant), or the result could not be written."""
+    """The network's result is no picture (NaN, infinite or constant), or a result could not be written."""

@@ -1,7 +1,7 @@
 """Old module paths that still import: `import moebius_runtime.pictures` gives `moebius_runtime.images.pictures`.
 
-Version 0.2 sorted the modules into folders. Each package lists its moved modules in `_moved.py`; an old path gives the
-very module of the new one, so that classes, patches and pickles agree, and warns with `DeprecationWarning`.
+Version 0.2 sorted the modules into folders. Each package lists its moved modules in `_moved.py`. Importing an old path
+returns the module object of the new path, so that classes and pickles agree, and issues a `DeprecationWarning`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds modules of one package under their old paths. Consulted only for names that no other finder knows."""
+    """Imports modules of one package by their old paths. Python asks it only for names that no other finder knows."""
 
     def __init__(self, package: str, moved: Mapping[str, str]) -> None:
         """`moved`: old path, relative to `package` -> new path, absolute."""
@@ -30,7 +30,7 @@ class MovedModules(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if fullname in self._moved else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module of the new path, which is imported where it has not been."""
+        """Imports and returns the module of the new path."""
         new = self._moved[spec.name]
         warnings.warn(f"{spec.name} has moved to {new}", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
@@ -38,12 +38,12 @@ class MovedModules(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing runs again; the module keeps the spec of its new path."""
+        """Executes nothing; restores the spec of the new path."""
         module.__spec__ = self._specs.pop(module.__name__)
 
 
 def keep_old_paths(package: str, moved: Mapping[str, str]) -> None:
-    """Lets the old module paths of a package import. A second call for the same package changes nothing."""
+    """Makes the old module paths of a package importable. A second call for the same package changes nothing."""
     finder = MovedModules(package, moved)
     if not any(isinstance(one, MovedModules) and one._moved == finder._moved for one in sys.meta_path):
         sys.meta_path.append(finder)

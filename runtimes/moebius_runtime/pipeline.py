@@ -1,14 +1,14 @@
-"""From a picture and a mask to the filled picture: the reference pipeline around the graphs of a bundle."""
+"""The inpainting pipeline: fills the mask of a picture with the graphs of a bundle."""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,44 +16,45 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moebius_runtime import prepare, regions
+from moebius_runtime import regions
 from moebius_runtime.backends import Backend, create_backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.errors import BundleError, InputError, OutputError
-from moebius_runtime.images import blend as blending
 from moebius_runtime.images.masks import BoolArray, Orientation, grown_mask, mask_from_picture, reduce_mask
 from moebius_runtime.images.pictures import Picture, picture_from_image
-from moebius_runtime.modes import Settings
-from moebius_runtime.options import InpaintOptions as InpaintOptions
-from moebius_runtime.options import check_noise as check_noise
-from moebius_runtime.options import make_options as make_options
-from moebius_runtime.options import settings_of
+from moebius_runtime.images.pillow_info import lost_in_pillow
+from moebius_runtime.regions import network_input
+from moebius_runtime.regions.paste import paste
 from moebius_runtime.regions.plan import Plan
 from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS
-from moebius_runtime.sampling.schedule import Latents, initial_noise
+from moebius_runtime.sampling.schedule import Latents
+from moebius_runtime.settings.modes import Settings
+from moebius_runtime.settings.options import InpaintOptions as InpaintOptions
+from moebius_runtime.settings.options import check_noise as check_noise
+from moebius_runtime.settings.options import make_options as make_options
+from moebius_runtime.settings.options import option_notes, settings_of, starting_noises
 
 OnStep = Callable[[int, int], None]
-"""Told (steps done, steps in all) after every denoising step, over all squares of a picture."""
+"""Called with (steps done, total steps) after every denoising step, over all squares of a picture."""
 
 OnPlan = Callable[[Plan], None]
 """Called once before the work with the squares and steps that it takes."""
 
 Memory = Literal["low", "fast"]
-"""Whether the graphs of a picture are held one at a time, or all of them and for the next picture too."""
+"""`low` keeps one graph in memory at a time; `fast` keeps all of them, for the next picture too."""
 
 _seconds: ContextVar[dict[str, list[float]]] = ContextVar("seconds")  # of the `inpaint` call that is running
 
-_LITTLE_NOISE = 0.25  # a start whose signal is above 1 - this share decides the result
 _CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
 _REFUSED = "nothing was saved. Try the bundle on another picture, or export it again."
 
 
 @dataclass(frozen=True)
 class InpaintResult:
-    """The filled picture, what the user should be told, and seconds per stage.
+    """The filled picture, notes for the user, and seconds per stage.
 
-    `seconds` has lists under `load`, `preprocess`, `encode`, `step`, `decode` and `paste`, an entry per run of it.
+    `seconds` has a list for each of `load`, `preprocess`, `encode`, `step`, `decode` and `paste`, an entry per run.
     """
 
     picture: Picture
@@ -63,7 +64,7 @@ class InpaintResult:
 
 @dataclass
 class _Square:
-    """One square on its way through the graphs, of the network's size S and latent size s."""
+    """One square between the graphs, at the network's size S and latent size s."""
 
     area: regions.Square
     latents: Latents  # [1, 4, s, s]: the noise, then what the steps start from, then the finished latents
@@ -89,11 +90,11 @@ def _seconds_of_its_own() -> Iterator[None]:
 class InpaintPipeline:
     """Fills masked parts of pictures with a bundle.
 
-    Threads can share a pipeline: one at a time runs a graph for its picture. A pickled pipeline opens its bundle again.
+    Threads can share a pipeline: their graph runs are sequential. A pickled pipeline opens its bundle again.
 
-    All squares of a picture are encoded, then denoised, then decoded; only one that overlaps another waits until that
-    one is pasted. With memory `low` a graph is loaded for its turn and released after it, so that no two
-    are in memory; with `fast` it stays for the next picture. Results are the same.
+    All squares of a picture are encoded, then denoised, then decoded; a square that overlaps another one waits until
+    that one is pasted. With memory `low` each graph is loaded for its stage and released after it, so that one is in
+    memory at a time; with `fast` it stays for the next picture. Results are the same.
 
     Example:
         >>> from PIL import Image
@@ -131,11 +132,11 @@ class InpaintPipeline:
         precision: Precision | None = None,
         trust: bool = False,
     ) -> InpaintPipeline:
-        """A pipeline over a bundle folder; runtime, threads, precision and trust are `create_backend`'s.
+        """Opens a bundle folder; for runtime, threads, precision and trust see `create_backend`.
 
         Raises:
-            BundleError: no bundle there, or a damaged one.
-            InputError: an argument is not as expected.
+            BundleError: the bundle is missing or damaged.
+            InputError: an argument has a wrong type or value.
             RuntimeUnavailableError: the runtime is unknown or not installed.
             EngineError: the runtime needs engines, and none of the bundle's fits.
         """
@@ -145,19 +146,23 @@ class InpaintPipeline:
     def __call__(
         self, image: Image.Image, mask: Image.Image, *, mask_orientation: Orientation = "upright", **options: Any
     ) -> Image.Image:
-        """The filled picture, as a Pillow image of the picture's own size.
+        """Returns the filled picture, a Pillow image of the picture's own size, with its metadata in `info`.
+
+        What cannot be kept of the picture or its metadata is issued as a `UserWarning`; `inpaint` returns such notes.
 
         Args:
             image: any mode that `moebius_runtime.images.pictures` reads; EXIF rotation is applied.
-            mask: of the same size; white is filled.
-            mask_orientation: `stored` where the mask belongs to the pixels of a photograph before its EXIF rotation.
+            mask: of the same size; white pixels are filled.
+            mask_orientation: `stored` where the mask was drawn on a photograph's pixels without its EXIF rotation.
             options: fields of `InpaintOptions`.
 
         Raises:
-            InputError: the picture, the mask or an option is not as expected.
+            InputError: the picture, the mask or an option has a wrong type, size or value.
             OutputError: the network's result is not a picture.
         """
         picture = picture_from_image(image)
+        for note in (*picture.notes, *lost_in_pillow(picture.metadata)):
+            warnings.warn(note, stacklevel=2)
         area = mask_from_picture(
             picture_from_image(mask, "the mask"),
             picture.shape,
@@ -170,7 +175,7 @@ class InpaintPipeline:
     def check(self, options: InpaintOptions) -> None:
         """Refuses options that this bundle cannot serve, and damaged graphs, before any picture is opened.
 
-        Errors as `inpaint`, which finds out each of these no sooner than it needs it.
+        `inpaint` raises the same errors, but only when it reaches the stage concerned.
         """
         self._timesteps(options)
         self._noises(options)
@@ -198,22 +203,8 @@ class InpaintPipeline:
         return Plan(tuple(squares), shape, size, len(self._timesteps(options)))
 
     def option_notes(self, options: InpaintOptions) -> list[str]:
-        """What the options break, one sentence each: the same for every picture. `inpaint` notes it too."""
-        settings = self._settings(options)
-        first = int(self._timesteps(options)[0])
-        share = 1 - float(self.schedule.alphas_cumprod[first]) ** 0.5
-        notes = []
-        if settings.mode.original and settings.strength < 1:
-            notes.append(
-                f"mode reference at strength {settings.strength:g} starts from the picture with what is to be removed "
-                f"in it (at timestep {first}), which may show through; mode best does not"
-            )
-        elif not settings.mode.original and share < _LITTLE_NOISE:
-            notes.append(
-                f"the {len(self._timesteps(options))} steps start at timestep {first}, where little noise is left: the "
-                "masked region stays close to a smooth gradient; more steps or strength 1 give it detail"
-            )
-        return notes
+        """Notes on options with side effects, the same for every picture. The notes of `inpaint` include them."""
+        return option_notes(self._settings(options), self._timesteps(options), self.schedule)
 
     @_seconds_of_its_own()
     def inpaint(
@@ -230,7 +221,7 @@ class InpaintPipeline:
             picture: see `moebius_runtime.images.pictures.load_picture`.
             mask: bool [H, W], True = fill; neither empty nor full.
             options: see `InpaintOptions`.
-            on_step: told of every step.
+            on_step: called after every step.
             on_plan: called with the plan before the work begins.
 
         Raises:
@@ -241,7 +232,7 @@ class InpaintPipeline:
         """
         timesteps = self._timesteps(options)
         settings = self._settings(options)
-        mask, notes = prepare.fillable(picture, mask, settings)
+        mask, notes = network_input.fillable(picture, mask, settings)
         notes += self.option_notes(options)
         noises = self._noises(options)
         plan = self._plan(mask, options)
@@ -262,7 +253,10 @@ class InpaintPipeline:
                 if square.note:
                     notes.append(square.note if len(plan.squares) == 1 else f"square {index}: {square.note}")
                 with self._timed("paste"):
-                    self._paste(square, result, unknown, options)
+                    paste(
+                        *(square.generated, square.area, result, unknown, settings),
+                        compensate_colour=options.compensate_colour,
+                    )
             done += len(squares)
         return InpaintResult(result, (*notes, *self.backend.take_notes()), _seconds.get())
 
@@ -276,10 +270,10 @@ class InpaintPipeline:
         on_step: Callable[[int], None],
     ) -> None:
         """Steps 1 to 7 of the pipeline: every square through one graph before any goes through the next."""
-        with self._turn("vae_encoder"):
+        with self._using("vae_encoder"):
             for square in squares:
                 self._encode(square, picture, mask, timesteps, options)
-        with self._turn(self._unet(options)):
+        with self._using(self._unet(options)):
             for index, square in enumerate(squares):
 
                 def done(step: int, _t: int, _x: Latents, before: int = index * len(timesteps)) -> None:
@@ -287,27 +281,9 @@ class InpaintPipeline:
 
                 denoiser = self._denoiser(square.condition, options)
                 square.latents = SAMPLERS[options.sampler](denoiser, square.latents, self.schedule, timesteps, done)
-        with self._turn("vae_decoder"):
+        with self._using("vae_decoder"):
             for square in squares:
                 square.generated = self._decode(square.latents)
-
-    def _paste(self, square: _Square, picture: Picture, unknown: BoolArray, options: InpaintOptions) -> None:
-        """Blends what a generated square owns into the picture, and takes it off what is unknown."""
-        settings, original = self._settings(options), self._settings(options).mode.original
-        view = regions.window(square.crop, picture.shape)
-        part, area = picture.part(view), square.area.own(unknown)
-        unseen = unknown[view] if original else prepare.unknown_pixels(picture, unknown, view)
-        scale = square.crop.side / self.manifest.geometry.image_size
-        generated = part.native_from_rgb(regions.from_network(square.generated, square.crop, picture.shape))
-        if options.compensate_colour:
-            ring = blending.ring_width(scale)
-            generated = blending.compensate_colour(generated, part.pixels, area, unseen, ring)
-        weights = blending.weights_of(area, settings.blend, scale, original=original)
-        hidden = None if original else prepare.invisible(picture, view)
-        if hidden is not None:
-            weights = np.where(hidden & ~area, np.uint8(0), weights)  # what is invisible stays untouched
-        picture.pixels[view] = blending.blend(part.pixels, generated, weights)
-        unknown[view] &= ~area
 
     def _encode(
         self,
@@ -317,22 +293,22 @@ class InpaintPipeline:
         timesteps: npt.NDArray[np.int64],
         options: InpaintOptions,
     ) -> None:
-        """Brings a region to the network's size, and its noise to what the steps start from."""
+        """Resamples a square to the network's size, encodes it, and adds the noise that the steps start from."""
         geometry, settings = self.manifest.geometry, self._settings(options)
         original = settings.mode.original
         with self._timed("preprocess"):
             view = regions.window(square.crop, picture.shape)
-            see = prepare.seen_in_full if original else prepare.seen_by_network
-            unknown = mask[view] if original else prepare.unknown_pixels(picture, mask, view)
-            image, hole = see(picture, unknown, square.crop, geometry.image_size)
-        small, square.note = reduce_mask(hole, (geometry.latent_size, geometry.latent_size), settings.mask_reduce)
-        if hole.all():
-            square.note = "nothing around it is known (masked or transparent), so its filling follows no surroundings"
-        masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
+            see = network_input.seen_in_full if original else network_input.seen_by_network
+            unknown = mask[view] if original else network_input.unknown_pixels(picture, mask, view)
+            image, masked = see(picture, unknown, square.crop, geometry.image_size)
+        small, square.note = reduce_mask(masked, (geometry.latent_size, geometry.latent_size), settings.mask_reduce)
+        if masked.all():
+            square.note = "all pixels around it are masked or transparent, so its filling has no context"
+        masked_latents = self._run("encode", "vae_encoder", image=image * ~masked)
         if not (original and settings.strength == 1):  # where the original starts from pure noise
             cells = settings.start == "cells"
-            encode = prepare.smooth_cells if cells else lambda *_: self._run("encode", "vae_encoder", image=image)
-            start = encode(masked_latents, hole)
+            encode = network_input.smooth_cells if cells else lambda *_: self._run("encode", "vae_encoder", image=image)
+            start = encode(masked_latents, masked)
             square.latents = self.schedule.add_noise(start, square.latents, int(timesteps[0]))
         square.condition = np.concatenate([small[None, None], masked_latents], axis=1)
 
@@ -345,8 +321,8 @@ class InpaintPipeline:
         return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
 
     @contextmanager
-    def _turn(self, graph: GraphName) -> Iterator[None]:
-        """What runs a graph; after it, whether it went well or not, memory `low` gives the graph's back."""
+    def _using(self, graph: GraphName) -> Iterator[None]:
+        """Reserves the backend for a graph; afterwards, also on an error, memory `low` releases the graph."""
         with self.backend.lock:
             try:
                 yield
@@ -369,7 +345,7 @@ class InpaintPipeline:
         return denoise
 
     def _unet(self, options: InpaintOptions) -> GraphName:
-        """The guided network, or at scale 1, where the guidance cancels out, the conditional branch alone."""
+        """The guided network; at scale 1, where the guidance cancels out, the conditional branch alone."""
         alone = self._settings(options).guidance_scale == 1 and self.backend.has("unet_conditional")
         return "unet_conditional" if alone else "unet"
 
@@ -399,20 +375,4 @@ class InpaintPipeline:
         return self.schedule.inference_timesteps(settings.steps, settings.strength, SPACINGS[options.sampler])
 
     def _noises(self, options: InpaintOptions) -> Iterator[Latents]:
-        """The starting noise of each region in turn. Checked before any work is done."""
-        geometry = self.manifest.geometry
-        shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
-        if options.noise is not None:
-            check_noise(options.noise, shape)
-            return repeat(options.noise)
-        first = initial_noise(options.seed, shape, self.manifest.defaults.noise_offset)
-
-        def draw() -> Iterator[Latents]:
-            yield first
-            index = 1
-            while True:
-                seed = (options.seed + index) % (1 << 32)
-                yield initial_noise(seed, shape, self.manifest.defaults.noise_offset)
-                index += 1
-
-        return draw()
+        return starting_noises(options, self.manifest.geometry, self.manifest.defaults)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_runtime import devices
+from moebius_runtime.hardware import devices
 from moebius_runtime.pipeline import InpaintPipeline
 
 pytest.importorskip("moebius_export.commands.trt", reason="there is no builder's command")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moebius_runtime import batch
-from moebius_runtime.batch import Job, plan, plan_jobs
+from moebius_runtime.commands import pairing
+from moebius_runtime.commands.pairing import Job, plan, plan_jobs
 from moebius_runtime.errors import InputError
 
 
@@ -156,14 +156,16 @@ def test_everything_that_is_left_out_is_counted(tmp_path):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_heic_by_its_plugin(tmp_path, monkeypatch, there):
-    monkeypatch.setattr(batch, "find_spec", lambda name: there if name == "pillow_heif" else None)
+    monkeypatch.setattr(pairing, "find_spec", lambda name: there if name == "pillow_heif" else None)
     images, mask = touch(tmp_path / "in", "a.jpg", "b.HEIC", "c.heif"), touch(tmp_path, "m.png") / "m.png"
     planned = plan(images, mask, tmp_path / "out")
     if there:
         assert [job.out.name for job in planned.jobs] == ["a.jpg", "b.png", "c.png"]
         assert planned.note is None
     else:
-        assert planned.note == f"{images}: left out: 2 HEIC pictures (`pip install pillow-heif` to read HEIC)"
+        assert planned.note == (
+            f'{images}: left out: 2 HEIC pictures (`pip install "moebius-edge[heif]"` to read HEIC)'
+        )
 
 
 def test_sub_folders_are_mirrored(tmp_path):

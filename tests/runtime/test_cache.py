@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moebius_runtime.cache import Kept, Store, cache_folder
+from moebius_runtime.files.cache import Kept, Store, cache_folder
 
 
 @pytest.fixture

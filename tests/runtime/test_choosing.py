@@ -206,10 +206,10 @@ def test_trust_is_about_engines(toy_bundle):
 def test_the_real_library_without_a_driver(run_process):
     """`tensorrt_rtx` as it is installed, on a machine without a GPU: one plain line."""
     pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")
-    from moebius_runtime.devices import current_device
+    from moebius_runtime.hardware.devices import current_device
 
     if current_device() is not None:
         pytest.skip("this machine has a GPU")
     code, out, err = run_process("a.png", "--mask", "m.png", "--out", "o.png", "--runtime", "tensorrt-rtx")
     assert (code, out, len(err)) == (2, "", 1)
-    assert "'tensorrt-rtx' needs an NVIDIA GPU, and no GPU driver answers here" in err[0]
+    assert "'tensorrt-rtx' needs an NVIDIA GPU, and no GPU driver was found" in err[0]

@@ -171,7 +171,7 @@ def test_stand_in_weights_are_said_aloud(run, here, make_toy, toy_bundle):
     weights = model.unet.model_copy(update={"stand_in": True})
     make_toy(here / "random", model=model.model_copy(update={"unet": weights}))
     _, _, err = run(*ONE, "--bundle", "random")
-    assert any("stand-in weights (random numbers)" in line for line in err)
+    assert any("stand-in weights (random test weights)" in line for line in err)
 
 
 # --- folders ------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_runtime import files
 from moebius_runtime.pipeline import InpaintPipeline
 
 
@@ -215,7 +214,7 @@ def test_the_output_folder_is_tried_before_the_work(run, here, monkeypatch):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return open(path, mode)
 
-    monkeypatch.setattr(files, "open", refuse, raising=False)
+    monkeypatch.setattr("moebius_runtime.files.writing.open", refuse, raising=False)
     code, _, err = run(*ONE)
     assert code == 2
     assert len(err) == 1
@@ -230,7 +229,7 @@ def test_a_full_disk(refused, monkeypatch, old):
     def full(_descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     refused([*ONE, "--overwrite"], "b.png", "No space left on device", "free some space")
 
 

@@ -6,8 +6,8 @@ import ctypes
 
 import pytest
 
-from moebius_runtime import devices
 from moebius_runtime.errors import RuntimeUnavailableError
+from moebius_runtime.hardware import devices
 
 
 class Driver:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from moebius_runtime import files
 from moebius_runtime.errors import OutputError
-from moebius_runtime.files import MappedFile, atomic_write, check_writable, open_plain, sha256_file
+from moebius_runtime.files import MappedFile, atomic_write, check_writable, native_path, open_plain, sha256_file
 
 RUNTIMES = Path(__file__).parents[2] / "runtimes"
 
@@ -62,7 +61,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with (
         pytest.raises(OutputError, match=r"No space left on device.*free some space") as caught,
         atomic_write(tmp_path / "file") as stream,
@@ -263,8 +262,8 @@ def test_a_group_that_cannot_be_kept_takes_its_rights_along(tmp_path, monkeypatc
     def refuse(*_args):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(files.os, "lstat", lstat)
-    monkeypatch.setattr(files.os, "fchown", refuse)
+    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(os, "fchown", refuse)
     with atomic_write(tmp_path / "file") as stream:
         assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == expected
 
@@ -309,13 +308,13 @@ def test_what_is_not_replaced(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="paths of other systems are UTF-8")
 def test_native_path(tmp_path):
     (tmp_path / "ünö").mkdir()
-    with files.native_path(tmp_path / "ünö" / "x") as name:
+    with native_path(tmp_path / "ünö" / "x") as name:
         assert name == str(tmp_path / "ünö" / "x")
     folder = tmp_path / os.fsdecode(b"b\xfcn")
     folder.mkdir()
     (folder / "x").write_bytes(b"data")
     before = os.listdir("/proc/self/fd")
-    with files.native_path(folder / "x") as name:
+    with native_path(folder / "x") as name:
         assert name.encode("ascii")
         assert Path(name).read_bytes() == b"data"
     assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
+from moebius_runtime.images.metadata import Metadata
 from moebius_runtime.images.metadata_blocks import (
     MAX_BYTES,
     packed_resources,
@@ -18,7 +20,8 @@ from moebius_runtime.images.metadata_blocks import (
     png_chunks,
     upright_xmp,
 )
-from moebius_runtime.images.pictures import NamedBytes, load_picture, picture_bytes
+from moebius_runtime.images.pictures import NamedBytes, load_picture, picture_bytes, picture_from_image
+from moebius_runtime.images.pillow_info import as_info
 
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -290,6 +293,91 @@ def test_chunks_of_any_length():
 def test_densities_that_are_none(dpi):
     image = Image.fromarray(pixels())
     image.info["dpi"] = dpi
-    from moebius_runtime.images.pictures import picture_from_image
-
     assert picture_from_image(image).metadata.dpi is None
+
+
+# --- images in memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("source", [*TARGETS, "bmp"])
+def test_an_image_in_memory_keeps_what_its_file_holds(source, loaded):
+    data = full(source)
+    image = Image.open(io.BytesIO(data))
+    if loaded:
+        image.load()
+    read, expected = picture_from_image(image), load_picture(NamedBytes("a", data))
+    assert (read.metadata, read.exif, read.format) == (expected.metadata, expected.exif, expected.format)
+    again = picture_from_image(read.to_image())
+    assert again.metadata == dataclasses.replace(read.metadata, dropped=())
+
+
+@pytest.mark.parametrize("name", [b"cICP", b"mDCV", b"cLLI", b"zTXt"])
+def test_chunks_that_pillow_drops_are_read_from_an_open_file(name):
+    content = b"k\0\0" + zlib.compress("grün".encode("latin-1")) if name == b"zTXt" else bytes(24)
+    image = Image.open(io.BytesIO(png((name, content))))
+    read = picture_from_image(image)
+    assert (name, content) in (*read.metadata.colour, *read.metadata.texts)
+    info, lost = as_info(read.metadata)
+    assert (info, lost) == (({"k": "grün"}, []) if name == b"zTXt" else ({}, [f"colour space ({name.decode()})"]))
+    assert image.im is not None
+    assert np.array_equal(np.asarray(image), pixels())  # reading the chunks did not move the decoder's place
+
+
+def test_text_of_other_languages_comes_back():
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("Title", "塔", "zh", "题")
+    info.add_text("Author", "Łukasz")
+    image = Image.open(io.BytesIO(encoded("PNG", pnginfo=info)))
+    for read in (picture_from_image(image), picture_from_image(image)):  # before and after loading
+        data, notes = picture_bytes(read, "a.png")
+        texts = Image.open(io.BytesIO(data)).text
+        assert (texts["Title"], texts["Title"].lang, texts["Title"].tkey) == ("塔", "zh", "题")
+        assert texts["Author"] == "Łukasz"
+        assert notes == ()
+    assert picture_from_image(read.to_image()).to_image().info["Author"] == "Łukasz"
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"gamma": [1], "chromaticity": (1, 2), "srgb": 9, "photoshop": [1], 7: "x", "k" * 80: "x", "": "x"},
+        {"gamma": float("nan"), "chromaticity": 3, "srgb": None, "photoshop": {"a": b"", 1: "x", 70000: b""}},
+        {"gamma": -1.0, "chromaticity": (1e9,) * 8, "compression": "raw"},
+    ],
+)
+def test_an_info_that_no_file_has_is_left_out(info):
+    image = Image.fromarray(pixels())
+    image.info.update(info)
+    assert picture_from_image(image).metadata == Metadata()
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_a_density_turns_however_the_picture_is_read(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(kind, dpi=(300, 150), exif=exif)
+    for read in (load_picture(NamedBytes("a", data)), picture_from_image(Image.open(io.BytesIO(data)))):
+        assert (read.shape, read.orientation, read.metadata.dpi) == ((72, 64), 6, (150, 300))
+
+
+def test_sixteen_bit_grey_whose_white_is_zero():
+    deep = (pixels()[:, :, 0].astype(np.uint16)) << 8
+    data = io.BytesIO()
+    Image.fromarray(deep).save(data, "TIFF", tiffinfo={262: 0})
+    if Image.open(data).tag_v2[262] != 0:
+        pytest.skip("this Pillow writes another photometric interpretation")
+    assert np.array_equal(
+        picture_from_image(Image.open(data)).pixels, load_picture(NamedBytes("a", data.getvalue())).pixels
+    )
+
+
+def test_segments_and_tags_that_are_not_kept_are_named():
+    signature = b"\xff\xeb" + struct.pack(">H", 8) + b"JP\0\0\0\1"
+    jpeg = load_picture(NamedBytes("a", encoded("JPEG", extra=signature)))
+    assert picture_bytes(jpeg, "b.jpg")[1] == ("metadata that was not kept: JPEG segments APP11",)
+    tags = {285: "page 3", 33550: (1.0, 1.0, 0.0), 270: "a title"}
+    tiff = load_picture(NamedBytes("a", encoded("TIFF", tiffinfo=tags)))
+    data, notes = picture_bytes(tiff, "b.tif")
+    assert notes == ("metadata that was not kept: TIFF tags 285, 33550",)
+    assert Image.open(io.BytesIO(data)).tag_v2[270] == "a title"

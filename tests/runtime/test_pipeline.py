@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from moebius_runtime.backends import create_backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, MoebiusError, OutputError
 from moebius_runtime.images.masks import automatic_dilation, dilated
+from moebius_runtime.images.metadata_blocks import png_chunk
 from moebius_runtime.images.pictures import Picture, load_picture, save_picture
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, make_options
 
@@ -360,6 +364,27 @@ def test_pillow_images_in_and_out(pipeline):
     assert (result.mode, result.size) == ("RGB", (128, 128))
     assert np.array_equal(np.asarray(result), fill(pipeline, photo(), hole(), steps=3, seed=2))
     assert image.tobytes() == before
+
+
+def test_metadata_of_pillow_images_is_kept_or_warned_about(pipeline, tmp_path):
+    def png(*chunks: tuple[bytes, bytes]) -> Image.Image:
+        file = io.BytesIO()
+        Image.fromarray(photo()).save(file, "PNG")
+        data = file.getvalue()
+        return Image.open(io.BytesIO(data[:33] + b"".join(png_chunk(*chunk) for chunk in chunks) + data[33:]))
+
+    mask = Image.fromarray(hole().astype(np.uint8) * 255)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        filled = pipeline(png((b"tEXt", b"Author\0Ann"), (b"gAMA", struct.pack(">I", 100000))), mask, steps=2)
+    assert (filled.info["Author"], filled.info["gamma"]) == ("Ann", 1.0)
+    with pytest.warns(UserWarning, match=r"metadata that was not kept: colour space \(cICP\)") as caught:
+        pipeline(png((b"cICP", bytes([9, 16, 0, 1]))), mask, steps=2)
+    assert caught[0].filename == __file__
+    frames = [Image.fromarray(photo()), Image.fromarray(255 - photo())]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    with pytest.warns(UserWarning, match="several pictures or frames; only the current one"):
+        pipeline(Image.open(tmp_path / "a.webp"), mask, steps=2)
 
 
 def test_a_file_there_and_back(pipeline, tmp_path):

@@ -5,7 +5,7 @@ import threading
 
 from rich.console import Console
 
-from moebius_runtime.stages import SILENCE, Stages
+from moebius_runtime.commands.stages import SILENCE, Stages
 
 
 class Clock:

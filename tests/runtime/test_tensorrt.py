@@ -270,7 +270,7 @@ def test_an_illegal_access_is_an_error_of_the_wait(machine, bundle):
 @pytest.mark.parametrize(
     ("engine", "words"),
     [
-        ({"types": {"sample": "HALF"}}, "an engine has sample HALF, .*the manifest says sample FLOAT"),
+        ({"types": {"sample": "HALF"}}, "an engine has sample HALF, .*the manifest has sample FLOAT"),
         ({"on_host": ["timestep"]}, "wants timestep in host memory"),
     ],
 )
@@ -505,7 +505,7 @@ def test_trust_follows_no_link_out_of_the_folder(machine, bundle, tmp_path):
 
 def test_no_driver(machine, bundle):
     machine.device = None
-    with pytest.raises(RuntimeUnavailableError, match=r"'tensorrt' needs an NVIDIA GPU, and no GPU driver answers"):
+    with pytest.raises(RuntimeUnavailableError, match=r"'tensorrt' needs an NVIDIA GPU, and no GPU driver was found"):
         opened(machine, bundle)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from moebius_runtime.batch import SUFFIXES
+from moebius_runtime.commands.pairing import SUFFIXES
 from moebius_runtime.errors import InputError
 from moebius_runtime.files import sha256_file
 from moebius_runtime.images.masks import load_mask

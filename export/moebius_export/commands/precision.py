@@ -12,8 +12,8 @@ from rich.table import Table
 
 from moebius_runtime import console
 from moebius_runtime.bundle.manifest import Manifest
+from moebius_runtime.commands.stages import Stages
 from moebius_runtime.errors import InputError
-from moebius_runtime.stages import Stages
 
 if TYPE_CHECKING:
     from moebius_export.precision.error_report import ErrorReport

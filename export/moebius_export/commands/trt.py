@@ -15,8 +15,8 @@ from rich.table import Table
 
 from moebius_runtime import console
 from moebius_runtime.bundle.passport import EngineBackend
+from moebius_runtime.commands.stages import Stages
 from moebius_runtime.errors import InputError
-from moebius_runtime.stages import Stages
 
 if TYPE_CHECKING:
     from moebius_export.trt.build import Result
@@ -112,7 +112,7 @@ def trt(
         force=force,
         plugins=enabled(),
     )
-    from moebius_runtime.devices import current_device
+    from moebius_runtime.hardware.devices import current_device
 
     with _ended_by_sigterm():
         try:

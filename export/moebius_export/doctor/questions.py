@@ -60,7 +60,7 @@ def ask_cuda() -> Facts:
 
 def ask_device() -> Facts | None:
     """The GPU through CUDA: the fields of `moebius_runtime.bundle.passport.Device`; None where there is none."""
-    from moebius_runtime.devices import current_device
+    from moebius_runtime.hardware.devices import current_device
 
     device = current_device()
     return None if device is None else dataclasses.asdict(device)

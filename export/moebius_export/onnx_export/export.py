@@ -34,7 +34,6 @@ from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.onnx_export.parity import check_parity, reference_output
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.rules.base import Outcome
-from moebius_runtime.atomic_write import placed_whole
 from moebius_runtime.backends.ort import import_onnxruntime
 from moebius_runtime.bundle.manifest import (
     MANIFEST_NAME,
@@ -53,7 +52,7 @@ from moebius_runtime.bundle.manifest import (
     WeightsInfo,
     write_manifest,
 )
-from moebius_runtime.files import atomic_write, sha256_file
+from moebius_runtime.files import atomic_write, placed_whole, sha256_file
 
 Progress = Callable[[str, str], None]
 """Told (graph, stage) as each stage begins."""

@@ -12,10 +12,9 @@ from moebius_export.precision.kept_functions import check_kept
 from moebius_export.precision.plan import Plan, read_plan, write_plan
 from moebius_export.precision.typed import typed
 from moebius_export.trajectories.measure import Say
-from moebius_runtime.atomic_write import link_file, placed_whole
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import FileInfo, GraphFile, GraphName, Manifest, Precision, write_manifest
-from moebius_runtime.files import atomic_write, sha256_file
+from moebius_runtime.files import atomic_write, link_file, placed_whole, sha256_file
 
 
 def plans_of(bundle: Bundle, precision: Precision) -> dict[GraphName, Plan]:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from moebius_export.errors import ExportError
 from moebius_runtime import regions
-from moebius_runtime.batch import plan_jobs
 from moebius_runtime.bundle.manifest import GraphName, Manifest
+from moebius_runtime.commands.pairing import plan_jobs
 from moebius_runtime.errors import InputError
 from moebius_runtime.images.masks import BoolArray, mask_from_picture
 from moebius_runtime.images.pictures import load_picture

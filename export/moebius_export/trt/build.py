@@ -21,7 +21,6 @@ from moebius_export.trt.library import Library, find_library
 from moebius_export.trt.monitor import Phases
 from moebius_export.trt.options import Batches, BuildOptions, Tuning
 from moebius_export.trt.plugins import switch_on, taken_by_plugins
-from moebius_runtime.atomic_write import placed_whole
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.graph_files import tensor_bytes
 from moebius_runtime.bundle.manifest import GraphInfo, GraphName
@@ -36,7 +35,7 @@ from moebius_runtime.bundle.passport import (
     write_passport,
 )
 from moebius_runtime.errors import BundleError, InputError, OutputError
-from moebius_runtime.files import atomic_write, check_writable, open_plain, sha256_file
+from moebius_runtime.files import atomic_write, check_writable, open_plain, placed_whole, sha256_file
 
 _MAX_CACHE = 1 << 30
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from moebius_export.errors import ExportError
-from moebius_runtime.atomic_write import link_file
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.bundle.passport import (
@@ -20,6 +19,7 @@ from moebius_runtime.bundle.passport import (
     read_passport,
 )
 from moebius_runtime.errors import EngineError
+from moebius_runtime.files import link_file
 
 _SHARED = ("backend", "backend_version", "precision", "gpu", "sm", "driver", "cuda", "flags")
 

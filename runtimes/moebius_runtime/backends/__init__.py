@@ -1,4 +1,4 @@
-"""The runtimes, by the name that `--runtime` takes."""
+"""The runtimes by their names in `--runtime`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from moebius_runtime.bundle.manifest import Precision
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
 
 AUTO = "auto"
-GROUP = "moebius_runtime.backends"  # entry points of other packages: a runtime's name = its Backend class
+GROUP = "moebius_runtime.backends"  # entry points of other packages: name of the runtime = its Backend class
 RUNTIMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "torch")
 
-# Best first. ort-tensorrt is not tried: it builds engines for minutes, which should be asked for.
+# Best first. ort-tensorrt is not tried, because it builds engines for minutes.
 _AUTO = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu")
 
 
@@ -27,18 +27,18 @@ def create_backend(
     precision: Precision | None = None,
     trust: bool = False,
 ) -> Backend:
-    """The named runtime over a bundle. Never another one in its place.
+    """Opens a bundle with the named runtime. There is no fallback to another one.
 
     Args:
-        bundle: what is to be run.
-        runtime: one of `RUNTIMES`; `auto` for the first of engines that fit, ort-cuda and ort-cpu that can run here,
-            with notes on what was taken and why the others were not; or the name of an entry point of `GROUP`.
-        threads: of a runtime on the CPU; None takes the physical cores.
-        precision: of the U-Net; None takes the runtime's own preference among what the bundle holds.
-        trust: run engines whose passport is missing or does not match, with a note.
+        bundle: the bundle.
+        runtime: one of `RUNTIMES`; `auto` for the first of tensorrt, tensorrt-rtx, ort-cuda and ort-cpu that can run
+            here, with notes on why the ones before it cannot; or the name of an entry point of `GROUP`.
+        threads: number of threads of a runtime on the CPU; None takes the physical cores.
+        precision: precision of the U-Net; None takes the runtime's preference among those of the bundle.
+        trust: run engines whose engine passport is missing or does not match, with a note.
 
     Raises:
-        RuntimeUnavailableError: the name is unknown, or what it needs is not installed or not in this machine.
+        RuntimeUnavailableError: the runtime is unknown, or its packages or hardware are missing.
         EngineError: the runtime needs engines, and none of the bundle's fits.
         BundleError: the bundle has no such precision.
         InputError: the runtime does not take one of the arguments.
@@ -71,7 +71,7 @@ def create_backend(
 
 
 def _automatic(bundle: Bundle, threads: int | None, precision: Precision | None, trust: bool) -> Backend:
-    """The best runtime that can be had, with the reasons why better ones could not."""
+    """The best available runtime, with notes on why better ones are unavailable."""
     reasons = []
     for runtime in _AUTO:
         on_cpu = runtime == "ort-cpu"
@@ -92,7 +92,7 @@ def _automatic(bundle: Bundle, threads: int | None, precision: Precision | None,
 
 
 def _elsewhere(bundle: Bundle, runtime: str, threads: int | None, precision: Precision | None) -> Backend:
-    """A runtime that another package brings, such as this project's own `torch`."""
+    """A runtime of another package, such as this project's `torch`."""
     found = [point for point in metadata.entry_points(group=GROUP) if point.name == runtime]
     if not found:
         if runtime == "torch":

@@ -1,4 +1,4 @@
-"""What every runtime shares: graphs by name, arrays in, arrays out, both checked."""
+"""The base class of all runtimes: runs graphs by name on arrays, and checks inputs and outputs."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Backend(ABC):
         self._notes: list[str] = []
 
     def has(self, graph: GraphName) -> bool:
-        """Whether the graph can be run: the bundle holds it, and this runtime has what it needs of it."""
+        """Whether the graph can be run: it is in the bundle, and this runtime has all that it needs for it."""
         return graph in self.bundle.manifest.graphs
 
     def note(self, *messages: str) -> None:
-        """Adds what the user should be told."""
+        """Adds notes for the user."""
         with self.lock:
             self._notes += messages
 
     def take_notes(self) -> list[str]:
-        """What the user should be told and was not yet: each note is given once."""
+        """Returns the notes that were not returned yet."""
         with self.lock:
             notes, self._notes = self._notes, []
         return notes
@@ -57,11 +57,11 @@ class Backend(ABC):
 
         Args:
             graph: a name of the manifest's graphs.
-            inputs: arrays of exactly the names, types and shapes that the manifest states.
+            inputs: arrays of exactly the names, types and shapes of the manifest.
 
         Raises:
-            BundleError: the graph's files are missing or damaged, it cannot be run, or its output is not what the
-                manifest states.
+            BundleError: the graph's files are missing or damaged, it cannot be run, or its output is not that of
+                the manifest.
             ValueError: an input differs from the manifest (a bug of the caller, not of the user).
         """
         info = self.bundle.graph(graph)
@@ -81,28 +81,28 @@ class Backend(ABC):
         return output
 
     def verify(self, graph: GraphName) -> None:
-        """Refuses damaged files of a graph now rather than when it is loaded; errors as `run`."""
+        """Refuses damaged files of a graph before it is loaded; errors as `run`."""
         self.bundle.model_file(graph)
 
     def is_loaded(self, graph: GraphName) -> bool:
-        """Whether the next run of the graph starts at once."""
+        """Whether the graph is in memory."""
         return graph in self._loaded
 
     def load(self, graph: GraphName) -> None:
-        """Loads a graph now rather than at its first run."""
+        """Loads a graph before its first run."""
         with self.lock:
             if graph not in self._loaded:
                 self._loaded[graph] = self._load(graph)
 
     def release(self, graph: GraphName | None = None) -> None:
-        """Gives a graph's memory back (all graphs' where none is named); the next run loads it again."""
+        """Frees a graph's memory, or that of all graphs; the next run loads it again."""
         with self.lock:
             for name in [graph] if graph else list(self._loaded):
                 if name in self._loaded:
                     self._unload(self._loaded.pop(name))
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments beside the bundle, from which a new process makes the same backend.
+        """The constructor's arguments except the bundle, from which another process can create the same backend.
 
         Raises:
             TypeError: this backend cannot be pickled.
@@ -117,35 +117,35 @@ class Backend(ABC):
 
     @abstractmethod
     def _load(self, graph: GraphName) -> Any:
-        """A handle for the graph, ready to run."""
+        """Loads a graph and returns a handle for `_run`."""
 
     @abstractmethod
     def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
         """Runs a loaded graph on checked, contiguous inputs."""
 
     def _unload(self, handle: Any) -> None:
-        """Frees what Python's own counting does not."""
+        """Frees resources that Python's reference counting does not."""
         del handle
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """What runs where, read back from the runtime itself: library version, providers or device, threads."""
+        """Library version, providers or device, and threads, as the runtime itself reports them."""
 
 
 def _reopened(kind: type[Backend], path: Path, arguments: dict[str, Any]) -> Backend:
-    """A pickled backend in its new process: the bundle is opened and checked again."""
+    """Restores a pickled backend in another process: the bundle is opened and checked again."""
     return kind(Bundle.open(path), **arguments)
 
 
 def in_words(precisions: Mapping[GraphName, str]) -> str:
-    """The U-Net's precision, and in brackets the graphs that have another."""
+    """The U-Net's precision, and in brackets the graphs of another precision, such as `fp16 (vae_decoder fp32)`."""
     unet = precisions["unet"]
     others = ", ".join(f"{graph} {precision}" for graph, precision in precisions.items() if precision != unet)
     return f"{unet} ({others})" if others else unet
 
 
 def _mismatch(array: Array, expected: TensorInfo) -> str | None:
-    """What differs, or None. Dimensions that the manifest leaves open fit any size."""
+    """Describes what differs from the manifest, or None. Dynamic dimensions match any size."""
     fits = len(array.shape) == len(expected.shape) and all(
         isinstance(want, str) or have == want for have, want in zip(array.shape, expected.shape, strict=True)
     )

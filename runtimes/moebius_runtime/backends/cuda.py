@@ -1,7 +1,7 @@
-"""The CUDA runtime, as far as the engines need it: NVIDIA's own bindings, with errors as exceptions.
+"""The part of the CUDA runtime that the engines need, over NVIDIA's bindings, with errors as exceptions.
 
-Whatever is taken here is given back by `close`, which may be called twice, and by nothing else: no finaliser decides
-when device memory is freed. All copies are asynchronous, on the stream that is named.
+Resources are freed only by `close`, which may be called twice; no finaliser decides when device memory is freed. All
+copies are asynchronous on the given stream.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from moebius_runtime.errors import CudaError, RuntimeUnavailableError
 
-ALIGNMENT = 256  # bytes: of what cudaMalloc gives, and what TensorRT asks of its activation memory
+ALIGNMENT = 256  # bytes: the alignment of cudaMalloc, which TensorRT requires of its activation memory
 
-# What to do about the errors that a user meets; any other is CUDA's own words alone.
-_MENDING = {
+# What to do about the errors that users meet. Other errors keep CUDA's own message.
+_ADVICE = {
     "cudaErrorMemoryAllocation": (
         "Close what else uses the GPU, leave out --keep-loaded, or build engines of a lower precision"
     ),
@@ -45,7 +45,7 @@ _LOST = (
 
 
 def load_cuda() -> Cuda:
-    """The CUDA runtime, after it was found to have a device.
+    """Loads the CUDA runtime and checks that it has a device.
 
     Raises:
         RuntimeUnavailableError: the bindings are not installed, or they find no device or no driver.
@@ -56,12 +56,12 @@ def load_cuda() -> Cuda:
     except CudaError as error:
         raise RuntimeUnavailableError(f"no GPU can be used: {error}") from error
     if not count:
-        raise RuntimeUnavailableError(f"no GPU can be used: CUDA finds none. {_MENDING['cudaErrorNoDevice']}.")
+        raise RuntimeUnavailableError(f"no GPU can be used: CUDA finds none. {_ADVICE['cudaErrorNoDevice']}.")
     return cuda
 
 
 def _bindings() -> Any:
-    """`cuda.bindings.runtime`, or `cuda.cudart` as it was called before cuda-python 12.6."""
+    """`cuda.bindings.runtime`, or `cuda.cudart`, its name before cuda-python 12.6."""
     try:
         from cuda.bindings import runtime
 
@@ -87,19 +87,19 @@ class Cuda:
         self._lost = False
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What a function of the CUDA runtime returns after its error code; None where that is all.
+        """Calls a function of the CUDA runtime; returns its values after the error code, or None if there are none.
 
         Raises:
-            CudaError: the code is not cudaSuccess. Of work on the device it may be an earlier call's.
+            CudaError: the code is not cudaSuccess. The error can come from an earlier call's work on the device.
         """
         code, *values = getattr(self.bindings, function)(*arguments)
         if int(code) != 0:
             self._lost = self._lost or str(getattr(code, "name", code)) in _LOST
-            raise CudaError(self._in_words(function, code))
+            raise CudaError(self._message(function, code))
         return values[0] if len(values) == 1 else tuple(values) or None
 
     def free(self, function: str, handle: Any) -> None:
-        """Gives something back. After an error that ends the use of the device nothing can be, and none is raised."""
+        """Frees a resource. After an error that makes the device unusable, errors are ignored."""
         try:
             self.call(function, handle)
         except CudaError:
@@ -111,12 +111,12 @@ class Cuda:
         number = int(self.call("cudaRuntimeGetVersion"))
         return f"{number // 1000}.{number % 1000 // 10}"
 
-    def _in_words(self, function: str, code: Any) -> str:
+    def _message(self, function: str, code: Any) -> str:
         name = str(getattr(code, "name", code))
-        with suppress(Exception):  # the words only explain the name, which is known
+        with suppress(Exception):  # the text only explains the name
             name += f" ({self.bindings.cudaGetErrorString(code)[1].decode()})"
-        mending = _MENDING.get(name.split()[0], "Look it up in the CUDA runtime's list of errors")
-        return f"CUDA: {function} failed with {name}. {mending}."
+        advice = _ADVICE.get(name.split()[0], "Look it up in the CUDA runtime's list of errors")
+        return f"CUDA: {function} failed with {name}. {advice}."
 
 
 class Stream:
@@ -128,7 +128,7 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """Its address, as other libraries take it."""
+        """Its address, for other libraries."""
         if self._handle is None:
             raise ValueError("the stream was closed")
         return int(self._handle)
@@ -138,13 +138,13 @@ class Stream:
         self._cuda.call("cudaStreamSynchronize", self.handle)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """What `work` puts on this stream, as a graph to be launched later; none of it is done now.
+        """Captures the work that `work` puts on this stream as a graph, without running it.
 
         Raises:
-            CudaError: something of it cannot be part of a graph. What `work` itself raises goes through.
+            CudaError: some of the work cannot be captured. Exceptions of `work` itself are passed on.
         """
         cuda, bindings = self._cuda, self._cuda.bindings
-        # Of this thread alone: what other threads of the process do with CUDA neither fails nor spoils the capture.
+        # Thread-local: CUDA calls of other threads neither fail nor break the capture.
         mode = bindings.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         cuda.call("cudaStreamBeginCapture", self.handle, mode)
         try:
@@ -167,7 +167,7 @@ class Stream:
 
 
 class Graph:
-    """Captured work, ready to be launched any number of times."""
+    """Captured work, which can be launched any number of times."""
 
     def __init__(self, cuda: Cuda, handle: Any) -> None:
         self._cuda = cuda
@@ -196,7 +196,7 @@ class DeviceBuffer:
 
     @property
     def address(self) -> int:
-        """Where it is on the device."""
+        """Its address on the device."""
         if self._address is None:
             raise ValueError("the device memory was freed")
         return self._address
@@ -209,7 +209,7 @@ class DeviceBuffer:
 
 
 class PinnedBuffer:
-    """Host memory that the device reads and writes by itself, seen as an array: copies need no stop in between."""
+    """Page-locked host memory as an array, for asynchronous copies."""
 
     def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
         self._cuda = cuda
@@ -229,7 +229,7 @@ class PinnedBuffer:
 
     @property
     def address(self) -> int:
-        """Where it is on the host."""
+        """Its address on the host."""
         if self._address is None:
             raise ValueError("the pinned memory was freed")
         return self._address
@@ -249,7 +249,7 @@ def upload(cuda: Cuda, host: PinnedBuffer, device: DeviceBuffer, stream: Stream,
 
 
 def download(cuda: Cuda, device: DeviceBuffer, host: PinnedBuffer, stream: Stream) -> None:
-    """Copies the whole of the device's buffer to the host's. It is there after the stream was waited for."""
+    """Copies the whole of the device's buffer to the host's. It is complete after the stream was synchronized."""
     _check_span(host, device, 0, host.size)
     kind = cuda.bindings.cudaMemcpyKind.cudaMemcpyDeviceToHost
     cuda.call("cudaMemcpyAsync", host.address, device.address, host.size, kind, stream.handle)

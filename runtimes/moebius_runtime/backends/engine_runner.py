@@ -1,4 +1,4 @@
-"""One engine in the device's memory: its context, its buffers, and its work captured as a CUDA graph."""
+"""Runs one loaded engine: its context, its buffers, and its captured CUDA graph."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy.typing as npt
 from moebius_runtime.backends.cuda import Cuda, DeviceBuffer, Graph, PinnedBuffer, Stream, download, upload
 from moebius_runtime.backends.trt_library import Library
 from moebius_runtime.bundle.manifest import GraphInfo, TensorInfo
-from moebius_runtime.cache import Kept
 from moebius_runtime.errors import CudaError, EngineError, InputError
+from moebius_runtime.files.cache import CachedBlob
 
 SWITCH = "MOEBIUS_CUDA_GRAPHS"
 _TYPES = {"float32": "FLOAT", "int64": "INT64"}  # the manifest's names and TensorRT's
@@ -22,7 +22,7 @@ _WORD = np.dtype(np.uint32)  # both types are whole words
 
 
 def graphs_wanted() -> bool:
-    """Whether work is to be captured: `MOEBIUS_CUDA_GRAPHS` is not `off`; `InputError` where it is anything else."""
+    """False if `MOEBIUS_CUDA_GRAPHS` is `off`; raises `InputError` for values other than `off` or nothing."""
     value = os.environ.get(SWITCH, "")
     if value not in ("", "off"):
         raise InputError(f"{SWITCH} is {value!r}; expected off, or nothing")
@@ -30,10 +30,10 @@ def graphs_wanted() -> bool:
 
 
 class ActivationMemory:
-    """The activation memory of all engines of a backend, which run one after the other: one allocation, the largest.
+    """One allocation of activation memory for all engines of a backend, which run sequentially.
 
-    When it has to grow, every context is given its new place, and forgets the graph that it captured with the old. A
-    context that could not be given a place holds none: `provide` finds one before it runs, or raises.
+    When it grows, every context gets the new address and drops the graph that it captured with the old one. A context
+    without memory gets it from `provide` before its next run.
     """
 
     def __init__(self, cuda: Cuda, library: Library) -> None:
@@ -49,10 +49,10 @@ class ActivationMemory:
         return self._buffer.size if self._buffer else 0
 
     def join(self, user: EngineRunner) -> None:
-        """Gives an engine's context its memory. The device must be idle.
+        """Provides an engine's context with memory. The device must be idle.
 
         Raises:
-            CudaError: there is not enough. Engines that were there before have theirs again, or get it by `provide`.
+            CudaError: there is not enough memory. Earlier engines keep theirs, or get it again by `provide`.
             EngineError: the library refuses the memory.
         """
         self._users.append(user)
@@ -61,12 +61,12 @@ class ActivationMemory:
         except BaseException:
             self.leave(user)
             if self._users and self._buffer is None:
-                with suppress(CudaError):  # there is less than before: their next run tries again, and says so
+                with suppress(CudaError):  # less memory than before: their next run tries again and reports it
                     self._allocate()
             raise
 
     def provide(self, user: EngineRunner) -> None:
-        """Makes sure that a joined engine's context has live memory; to be called before each run, the device idle.
+        """Ensures that a joined engine's context has memory. Call it before each run, while the device is idle.
 
         Raises:
             CudaError, EngineError: as `join`.
@@ -91,7 +91,7 @@ class ActivationMemory:
         self._provided.add(user)
 
     def leave(self, user: EngineRunner) -> None:
-        """What `join` gave is not used any more; with the last engine the memory goes."""
+        """Ends the use by an engine; the last one frees the memory."""
         self._provided.discard(user)
         if user in self._users:
             self._users.remove(user)
@@ -99,7 +99,7 @@ class ActivationMemory:
             self.close()
 
     def close(self) -> None:
-        """Frees it now. No context has memory any more."""
+        """Frees the memory; no context has any afterwards."""
         self._provided.clear()
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
@@ -109,9 +109,9 @@ class ActivationMemory:
 class EngineRunner:
     """A loaded engine.
 
-    The first run of given shapes is put on the stream as it is: the library may compile and allocate in it. From the
-    second on, the work and the copy of its result are one captured graph; inputs are copied before it, and of them
-    only what has changed since the last run.
+    The first run of given shapes is not captured: the library may compile and allocate in it. From the second run on,
+    the engine's work and the copy of its output are one captured graph. Before it, the changed part of the inputs is
+    copied to the device.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class EngineRunner:
         self._graph: Graph | None = None
         self._runs = 0
         self._config = library.runtime_config(engine)
-        self._kernels: Kept | None = None
+        self._kernels: CachedBlob | None = None
         self._kernel_cache: Any = None
         self._library_captures = False
         self._captures = False
@@ -137,17 +137,19 @@ class EngineRunner:
         self.memory_needed = library.memory_needed(engine)
         _check_tensors(library, engine, info)
 
-    def start(self, kernels: Kept | None = None) -> None:
+    def start(self, kernels: CachedBlob | None = None) -> None:
         """Makes the context.
 
         Args:
-            kernels: where RTX's compiled kernels are kept between starts; None keeps them nowhere.
+            kernels: cache of RTX's compiled kernels between processes; None for no cache.
         """
         if kernels is not None and self._config is not None and hasattr(self._config, "create_runtime_cache"):
             self._kernels, self._kernel_cache = kernels, self._config.create_runtime_cache()
             earlier = kernels.read()
             if earlier is not None:
-                self._kernel_cache.deserialize(earlier)  # False: of another driver or GPU; they are compiled anew
+                self._kernel_cache.deserialize(
+                    earlier
+                )  # False: from another driver or GPU; the kernels are compiled again
                 self._library.forget_errors()
             self._config.set_runtime_cache(self._kernel_cache)
         wanted = graphs_wanted()
@@ -184,7 +186,7 @@ class EngineRunner:
         return result
 
     def graph_in_words(self) -> str:
-        """What replays the steps: `captured`, `by TensorRT-RTX`, `off`, or that it has not come to it."""
+        """How steps run: `captured`, `by TensorRT-RTX`, `off`, `not capturable` or `from the second run on`."""
         if self._library_captures:
             return "by TensorRT-RTX"
         if self._graph is not None:
@@ -194,19 +196,19 @@ class EngineRunner:
         return "off" if not graphs_wanted() else "not capturable"
 
     def keep_kernels(self) -> str | None:
-        """Writes what RTX compiled for the next start. Returns why that was not possible, or None."""
+        """Caches the kernels that RTX compiled. Returns the reason if that failed, else None."""
         if self._kernels is None or not self._shapes:
             return None
         return self._kernels.write(bytes(self._kernel_cache.serialize()))
 
     def forget_graph(self) -> None:
-        """Drops the captured graph, whose addresses are no longer right; the second run from now captures a new one."""
+        """Drops the captured graph, whose addresses are outdated; the second run from now captures a new one."""
         graph, self._graph, self._runs = self._graph, None, 0
         if graph is not None:
             graph.close()
 
     def close(self) -> None:
-        """Frees everything, what uses other parts first."""
+        """Frees everything, dependents first."""
         self.forget_graph()
         self.context = None
         self._config = self._kernels = self._kernel_cache = None
@@ -240,7 +242,7 @@ class EngineRunner:
             set_ = self.context.set_tensor_address(tensor.name, device.address)
             self._library.check(set_, f"the address of {tensor.name} was refused")
             self._bound[tensor.name] = host, device
-        for tensor in self._info.inputs:  # so that what is on the device is what is compared with
+        for tensor in self._info.inputs:  # so that host and device buffers agree from the start
             host, device = self._bound[tensor.name]
             host.array.fill(0)
             upload(self._cuda, host, device, self._stream, 0, host.size)
@@ -248,7 +250,7 @@ class EngineRunner:
         self._shapes = shapes
 
     def _upload_changes(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Copies the span from the first to the last changed word. The device is idle: it reads no buffer now."""
+        """Copies the span from the first to the last changed word. The device is idle, so it reads no buffer."""
         host, device = self._bound[name]
         old, new = host.array.reshape(-1).view(_WORD), array.reshape(-1).view(_WORD)
         different = old != new
@@ -267,15 +269,15 @@ class EngineRunner:
 
 
 def _check_tensors(library: Library, engine: Any, info: GraphInfo) -> None:
-    """Refuses an engine whose inputs and outputs are not the manifest's, or not in the device's memory."""
+    """Refuses an engine whose inputs and outputs differ from the manifest or are not in device memory."""
     trt = library.module
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     for mode, tensors in ((trt.TensorIOMode.INPUT, info.inputs), (trt.TensorIOMode.OUTPUT, info.outputs)):
         found = {name: engine.get_tensor_dtype(name).name for name in names if engine.get_tensor_mode(name) == mode}
-        stated = {tensor.name: _TYPES[tensor.dtype] for tensor in tensors}
-        if found != stated:
+        declared = {tensor.name: _TYPES[tensor.dtype] for tensor in tensors}
+        if found != declared:
             raise EngineError(
-                f"an engine has {_listed(found)}, the manifest says {_listed(stated)}. Build the engines again."
+                f"an engine has {_listed(found)}, the manifest has {_listed(declared)}. Build the engines again."
             )
     for tensor in (*info.inputs, *info.outputs):
         if engine.get_tensor_location(tensor.name) != trt.TensorLocation.DEVICE:
@@ -284,13 +286,13 @@ def _check_tensors(library: Library, engine: Any, info: GraphInfo) -> None:
 
 
 def _check_shape(shape: Sequence[int], tensor: TensorInfo) -> None:
-    """Dimensions that the engine leaves open (-1) or the manifest does (a name) fit any."""
+    """Refuses an engine's tensor of another shape. Dynamic dimensions (-1 or a name) match any size."""
     fits = len(shape) == len(tensor.shape) and all(
         have == -1 or isinstance(want, str) or have == want for have, want in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
         raise EngineError(
-            f"an engine has {tensor.name} of shape {list(shape)}, the manifest says {tensor.shape}. Build it again."
+            f"an engine has {tensor.name} of shape {list(shape)}, the manifest has {tensor.shape}. Build it again."
         )
 
 

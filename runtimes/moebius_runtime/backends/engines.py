@@ -1,4 +1,4 @@
-"""Which engines of a bundle are run on a device: for each graph the best of those that fit, and why others do not."""
+"""The choice of engines: for each graph the best one that fits the device, and the reasons why others do not."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ PREFERRED: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A folder of engines that may be loaded. Without `trusted`, everything about it was checked against its passport.
+    """A folder of engines that may be loaded. Unless `trusted`, it was checked against its engine passport.
 
-    `passport` is None where there is none and the user trusts the folder without it. `notes`: see `check_device`.
+    `passport` is None if there is none and the user trusts the folder. `notes`: see `check_device`.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
     def info(self, graph: GraphName) -> EngineInfo | None:
-        """What the passport says of an engine, where there is one."""
+        """The passport's entry of an engine, or None."""
         return self.passport.engines.get(graph) if self.passport else None
 
     def holds(self, graph: GraphName) -> bool:
@@ -53,19 +53,19 @@ class Candidate:
         return (self.folder / engine_file(graph)).exists()
 
     def read(self, graph: GraphName) -> MappedFile:
-        """An engine, checked as far as the folder is not trusted; `EngineError` where it is not the passport's."""
+        """Maps an engine; unless the folder is trusted, raises `EngineError` if it is not the passport's."""
         if self.trusted or self.passport is None:
             return trusted_engine(self.folder, graph)
         return checked_engine(self.folder, self.passport, graph)
 
     def flag(self, name: str) -> bool:
-        """Whether the passport says that the engines were built with an option."""
+        """Whether the engines were built with an option, according to the passport."""
         return self.passport is not None and self.passport.flags.get(name) == "on"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The folder that each graph's engine comes from, and what the user should be told of it."""
+    """The folder of each graph's engine, and notes for the user."""
 
     by_graph: dict[GraphName, Candidate]
     notes: tuple[str, ...]
@@ -79,16 +79,16 @@ def choose_engines(
     precision: Precision | None = None,
     trust: bool = False,
 ) -> Chosen:
-    """The engines to run.
+    """Chooses the engines to run.
 
     Args:
-        bundle: whose engines.
-        backend: what is to load them.
+        bundle: the bundle.
+        backend: the library that will load them.
         version: its version.
-        device: what they are to run on.
-        precision: of the U-Net, exactly; the VAE's is then this one or the best that there is. None takes the first
+        device: the device that will run them.
+        precision: required precision of the U-Net; the VAE takes it too, or its best one. None takes the first
             of fp16, bf16, fp32 that fits.
-        trust: take engines whose passport is missing or does not match, which is then noted.
+        trust: accept engines whose passport is missing or does not match, with a note.
 
     Raises:
         EngineError: a graph that every picture needs has no engine that fits; with the reasons.
@@ -134,12 +134,12 @@ def _checked(folder: Path, bundle: Bundle, version: str, device: Device) -> Cand
 
 
 def _trusted(folder: Path) -> Candidate:
-    """A folder as it is: its passport where that can be read, else what its name says."""
+    """A trusted folder: with its passport if that can be read, else with the precision in its name."""
     try:
         passport = read_passport(folder)
     except EngineError:
-        said = folder.name.rpartition("-")[2]
-        return Candidate(folder, next((one for one in PREFERRED if one == said), "fp32"), None, trusted=True)
+        suffix = folder.name.rpartition("-")[2]
+        return Candidate(folder, next((one for one in PREFERRED if one == suffix), "fp32"), None, trusted=True)
     return Candidate(folder, passport.precision, passport, trusted=True)
 
 
@@ -169,5 +169,5 @@ def _why(
         return f"none of {len(refused)} folders of engines fits: {reasons}"
     there = ", ".join(candidate.folder.name for candidate in fitting)
     asked = f" in {precision}" if precision else ""
-    said = f"; refused: {reasons}" if refused else ""
-    return f"no engine of {', '.join(missing)}{asked} among those that fit ({there}){said}. Build it: {build}"
+    others = f"; refused: {reasons}" if refused else ""
+    return f"no engine of {', '.join(missing)}{asked} among those that fit ({there}){others}. Build it: {build}"

@@ -1,4 +1,4 @@
-"""ONNX Runtime: what its runtimes share, and the one on the CPU. The providers asked for are the ones it must get."""
+"""ONNX Runtime on the CPU, and the base of its other runtimes. A session must get all requested providers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moebius_runtime.errors import BundleError, RuntimeUnavailableError
 from moebius_runtime.files import native_path
 from moebius_runtime.hardware.processors import physical_cores as physical_cores
 
-# Wheels that all install the module `onnxruntime`, each over the files of the others.
+# Wheels that all install the module `onnxruntime` and overwrite each other's files.
 _DISTRIBUTIONS = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -36,7 +36,7 @@ _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 def import_onnxruntime(runtime: str = "ort-cpu", extra: str = "ort") -> Any:
-    """The module `onnxruntime`, after it was found to come from exactly one installed package.
+    """Imports `onnxruntime`, after checking that exactly one installed package provides it.
 
     Args:
         runtime: what needs it, for the message.
@@ -106,8 +106,8 @@ class OrtBackend(Backend):
     """ONNX Runtime on the CPU, and the base of those on a GPU.
 
     Attributes:
-        providers: what a session is asked for, and must have.
-        preferred: precisions of a graph's file, best first, where none is asked for.
+        providers: the execution providers that a session must have.
+        preferred: precisions of a graph's file, best first, if none is requested.
     """
 
     name = "ort-cpu"
@@ -128,9 +128,9 @@ class OrtBackend(Backend):
         self._precision = precision
 
     def precision(self, graph: GraphName) -> Precision:
-        """Which of a graph's files is run: of the precision asked for, else the best that there is.
+        """The precision of the file that is run: the requested one, else the preferred one.
 
-        The U-Net's file of the precision asked for was found to be there. The autoencoder often has fp32 alone.
+        The U-Net has a file of the requested precision. The autoencoder often has fp32 only.
         """
         asked = [self._precision] if self._precision else []
         return self.bundle.precision_of(graph, (*asked, *self.preferred))
@@ -170,11 +170,11 @@ class OrtBackend(Backend):
         self._check_providers(session)
         info = self.bundle.graph(graph)
         for ours, theirs in ((info.inputs, session.get_inputs()), (info.outputs, session.get_outputs())):
-            stated = {tensor.name: _TYPES[tensor.dtype] for tensor in ours}
+            declared = {tensor.name: _TYPES[tensor.dtype] for tensor in ours}
             found = {tensor.name: tensor.type for tensor in theirs}
-            if stated != found:
+            if declared != found:
                 raise BundleError(
-                    f"{path}: the file has {_listed(found)}, the manifest says {_listed(stated)}. Export the "
+                    f"{path}: the file has {_listed(found)}, the manifest has {_listed(declared)}. Export the "
                     "bundle again."
                 )
         return session
@@ -188,22 +188,22 @@ class OrtBackend(Backend):
         # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
         options.enable_mem_pattern = False
         precision = self.precision(graph)
-        if precision in ("int8", "fp8"):  # TensorRT's form, which is run here to judge it: as it is written
+        if precision in ("int8", "fp8"):  # TensorRT's QDQ format, run here only for evaluation: QDQ pairs are not fused
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if precision == "fp8":
             # Above this level 1.32 takes a ReLU before a quantisation for part of it, which is true of unsigned bytes
             # and wrong of E4M3: negative values came through.
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         words = add_kernels(options, path)
-        of_bytes = words is not None and precision == "int8_cpu"
-        self._kernels[graph] = kernels.in_words_of_bytes(words) if of_bytes and words else words
+        is_int8 = words is not None and precision == "int8_cpu"
+        self._kernels[graph] = kernels.in_words_of_bytes(words) if is_int8 and words else words
 
     def _provider_options(self) -> list[Any]:
         """The providers, each alone or with its options."""
         return list(self.providers)
 
     def _check_providers(self, session: Any) -> None:
-        """Refuses a session that would run on less than was asked for: ONNX Runtime itself only warns."""
+        """Refuses a session without the requested providers: ONNX Runtime itself only warns."""
         got = session.get_providers()
         if got[: len(self.providers)] != list(self.providers):
             raise RuntimeUnavailableError(
@@ -216,7 +216,7 @@ class OrtBackend(Backend):
         return output
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives; its errors as `BundleError`."""
+        """Returns the result of `work`; turns its errors into `BundleError`."""
         try:
             return work()
         except Exception as error:
@@ -226,13 +226,13 @@ class OrtBackend(Backend):
             ) from error
 
     def release(self, graph: GraphName | None = None) -> None:
-        """As every backend's; glibc keeps much of the freed weights for later unless it is told to give them back."""
+        """See `Backend`. Also returns freed memory to the system, which glibc would keep."""
         super().release(graph)
         if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(ctypes.c_size_t(0))
 
     def describe(self) -> dict[str, str]:
-        """Library version, threads, precision, loaded sessions' providers, what ran functions in any session so far."""
+        """Library version, threads, precision, providers of loaded sessions, and the kernels that ran functions."""
         providers = list(dict.fromkeys(name for handle in self._loaded.values() for name in self._providers(handle)))
         functions = sorted({ran for ran in self._kernels.values() if ran})
         precisions = {graph: self.precision(graph) for graph in self.bundle.manifest.graphs}
@@ -250,7 +250,7 @@ class OrtBackend(Backend):
 
 
 def _not_run(bundle: Bundle, runtime: str, preferred: tuple[Precision, ...]) -> str:
-    """Why a bundle without a file that the runtime prefers is not run, and what runs it."""
+    """The error for a bundle without a file of a preferred precision, and what can run it."""
     there = list(bundle.graph("unet").files)
     on_gpu = "run it with --runtime ort-cuda, or " if "fp16" in there and runtime == "ort-cpu" else ""
     slow = f", --precision fp16 runs its file on {runtime} all the same, in float32" if "fp16" in there else ""

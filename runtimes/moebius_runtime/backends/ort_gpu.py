@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: with its CUDA provider, or with TensorRT inside it."""
+"""ONNX Runtime on an NVIDIA GPU, with its CUDA or its TensorRT execution provider."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from moebius_runtime.backends.base import Array
 from moebius_runtime.backends.ort import OrtBackend, import_onnxruntime
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphInfo, GraphName, Precision
-from moebius_runtime.cache import cache_folder
 from moebius_runtime.errors import InputError, OutputError, RuntimeUnavailableError
+from moebius_runtime.files.cache import cache_folder
 
 # An ONNX file, IR 8, opset 13: y = Identity(x), float32 [1]. As bytes, so that a device needs no onnx package.
 PROBE = bytes.fromhex(
@@ -26,7 +26,7 @@ _CUDA = "CUDAExecutionProvider"
 
 
 class _Bound:
-    """A session whose inputs and output have their places on the device, given once."""
+    """A session with fixed input and output buffers on the device."""
 
     def __init__(self, ort: Any, session: Any, info: GraphInfo) -> None:
         self.session = session
@@ -58,7 +58,7 @@ class _Bound:
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         output = self._info.outputs[0]
-        batch = next(iter(inputs.values())).shape[0]  # the one dimension that the manifest can leave open
+        batch = next(iter(inputs.values())).shape[0]  # the only dynamic dimension
         shape = [batch if isinstance(size, str) else size for size in output.shape]
         self._output = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(output.dtype), "cuda", 0)
         self._binding.bind_ortvalue_output(output.name, self._output)
@@ -93,7 +93,7 @@ class OrtCudaBackend(OrtBackend):
             )
 
     def _probe(self) -> None:
-        """Runs one value through the providers: their libraries are loaded no sooner than a session is made."""
+        """Runs one value through the providers, because their libraries are loaded only with a session."""
         if hasattr(self._ort, "preload_dlls"):  # CUDA and cuDNN from NVIDIA's wheels, where those are installed
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 self._ort.preload_dlls(directory="")
@@ -117,11 +117,11 @@ class OrtCudaBackend(OrtBackend):
         )
 
     def _prepare(self, options: Any, graph: GraphName, path: Path) -> None:
-        """No kernels of ours: they are the CPU's, and functions are inlined."""
+        """Registers no compiled kernels, which are for the CPU; functions are inlined."""
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
 
     def _provider_options(self) -> list[Any]:
-        return [(_CUDA, {"device_id": "0", "use_tf32": "0"})]  # fp32 is to mean fp32
+        return [(_CUDA, {"device_id": "0", "use_tf32": "0"})]  # no TF32 in fp32
 
     def _load(self, graph: GraphName) -> Any:
         return _Bound(self._ort, self._session(graph), self.bundle.graph(graph))
@@ -134,16 +134,16 @@ class OrtCudaBackend(OrtBackend):
         return super()._providers(handle.session)
 
     def describe(self) -> dict[str, str]:
-        """As ort-cpu's, without the threads that do not matter here."""
+        """See `OrtBackend`; without the threads, which do not matter here."""
         described = super().describe()
         del described["threads"]
         return described | {"device": str(self._ort.get_device())}
 
 
 class OrtTensorRTBackend(OrtCudaBackend):
-    """TensorRT inside ONNX Runtime: it builds engines when a graph is first loaded and keeps them in the user's cache.
+    """ONNX Runtime's TensorRT provider. It builds engines when a graph is first loaded and caches them for the user.
 
-    Precision is the graph's own: none of the flags by which TensorRT would choose types is set.
+    The precision is the graph's own: no flag that lets TensorRT choose types is set.
     """
 
     name = "ort-tensorrt"
@@ -172,5 +172,5 @@ class OrtTensorRTBackend(OrtCudaBackend):
         return [("TensorrtExecutionProvider", options), *super()._provider_options()]
 
     def describe(self) -> dict[str, str]:
-        """As ort-cuda's, and where the engines are kept."""
+        """See `OrtCudaBackend`; with the folder of the engines."""
         return super().describe() | {"engines": str(self._folder)}

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's own INT8 operators are exact on this CPU, and what that means for INT8 there."""
+"""Check whether ONNX Runtime's own INT8 operators are exact on this CPU."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SATURATES = (
 
 
 def saturates(threads: int = 1) -> bool:
-    """Whether products of uint8 by int8 matrices in ONNX Runtime are wrong here, found by one such product.
+    """Whether INT8 matmul (uint8 by int8) of ONNX Runtime saturates on this CPU, measured with one matmul.
 
-    Without VNNI, x86-64 adds two products of bytes in 16 bits that saturate (`vpmaddubsw`): 255 * 127 * 2 = 64770
+    Without VNNI, x86-64 adds two 8-bit products in 16 bits that saturate (`vpmaddubsw`): 255 * 127 * 2 = 64770
     becomes 32767. With VNNI, and on Arm, the sums have 32 bits.
 
     Raises:

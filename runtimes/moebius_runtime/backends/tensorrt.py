@@ -1,4 +1,4 @@
-"""Engines of TensorRT and TensorRT-RTX, run through one implementation."""
+"""The runtimes `tensorrt` and `tensorrt-rtx`, over one implementation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from moebius_runtime.backends.trt_library import Library
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.bundle.passport import EngineBackend, engine_file, engine_path, trusted_engine
-from moebius_runtime.cache import Kept, Store, cache_folder
-from moebius_runtime.devices import current_device
 from moebius_runtime.errors import EngineError, InputError, RuntimeUnavailableError
 from moebius_runtime.files import MappedFile
+from moebius_runtime.files.cache import CachedBlob, Store, cache_folder
+from moebius_runtime.hardware.devices import current_device
 
-_KERNELS_LIMIT = 512 << 20  # bytes of the user's cache folder, for what RTX compiles
+_KERNELS_LIMIT = 512 << 20  # bytes in the user's cache folder for the kernels that RTX compiles
 
 
 class TensorRTBackend(Backend):
-    """TensorRT: 10.0 to 11, from the device's own packages."""
+    """TensorRT 10.0 to 11, from the device's own packages."""
 
     name = "tensorrt"
     library: EngineBackend = "tensorrt"
@@ -40,12 +40,12 @@ class TensorRTBackend(Backend):
         self._arguments = {"precision": precision, "trust": trust}
         if threads is not None:
             raise InputError(f"runtime {self.name!r} runs on the GPU, which takes no number of threads; leave it out")
-        graphs_wanted()  # a misspelt switch is told now
+        graphs_wanted()  # reports a wrong value of the variable now
         self._library = Library(self.library)
         device = current_device()
         if device is None:
             raise RuntimeUnavailableError(
-                f"runtime {self.name!r} needs an NVIDIA GPU, and no GPU driver answers here. Install the driver, or "
+                f"runtime {self.name!r} needs an NVIDIA GPU, and no GPU driver was found. Install the driver, or "
                 "give the container its GPU (docker run --gpus all); `--runtime ort-cpu` needs none."
             )
         self._device = device
@@ -58,7 +58,7 @@ class TensorRTBackend(Backend):
         self._unkept: str | None = None
         self._stream = Stream(self._cuda)
         self._memory = ActivationMemory(self._cuda, self._library)
-        # Not `__del__`: this also runs when the interpreter ends, before the modules that it needs are gone.
+        # Unlike `__del__`, this also runs at the interpreter's exit, while the modules that it needs are loaded.
         self._end = weakref.finalize(self, _close_all, self._loaded, self._stream)
 
     def arguments(self) -> dict[str, object]:
@@ -70,12 +70,12 @@ class TensorRTBackend(Backend):
         return graph in self._engines
 
     def verify(self, graph: GraphName) -> None:
-        """Refuses an engine that is missing, not its passport's, or not valid here as RTX finds; `EngineError`."""
+        """Raises `EngineError` for an engine that is missing, not its passport's, or invalid here according to RTX."""
         with self._read(graph) as engine:
             self._library.check_validity(engine.view, self._chosen(graph).folder / engine_file(graph))
 
     def close(self) -> None:
-        """Frees everything on the device; the backend is of no use afterwards. Its last reference does it too."""
+        """Frees everything on the device; the backend cannot be used afterwards. Also runs with its last reference."""
         self._end()
 
     def _load(self, graph: GraphName) -> EngineRunner:
@@ -115,26 +115,26 @@ class TensorRTBackend(Backend):
         return self._engines[graph]
 
     def _read(self, graph: GraphName) -> MappedFile:
-        """An engine's file; hashed when it is first read and when the file has changed since."""
+        """Maps an engine's file; hashes it at the first read and after a change."""
         chosen = self._chosen(graph)
         path = engine_path(chosen.folder, graph)
         status = path.stat()
-        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)  # from before it is read
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)  # taken before hashing
         if self._verified.get(graph) == stamp:
             return trusted_engine(chosen.folder, graph)
         data = chosen.read(graph)
         self._verified[graph] = stamp
         return data
 
-    def _kept(self, chosen: Candidate, graph: GraphName, data: MappedFile) -> Kept | None:
-        """Where what RTX compiles of an engine is kept. The GPU and the driver decide over its kernels too."""
+    def _kept(self, chosen: Candidate, graph: GraphName, data: MappedFile) -> CachedBlob | None:
+        """The cache of an engine's RTX kernels. They depend on the GPU and the driver too."""
         if self.library != "tensorrt-rtx":
             return None
         info = None if chosen.trusted else chosen.info(graph)
         digest = data.sha256() if info is None else info.sha256
         device = self._device
         name = f"{digest} {self._library.version} {device.name} {device.sm} {device.driver}"
-        return Kept(self._store, hashlib.sha256(name.encode()).hexdigest())
+        return CachedBlob(self._store, hashlib.sha256(name.encode()).hexdigest())
 
     def describe(self) -> dict[str, str]:
         """Versions, device, precision and folder of the engines, memory, and what replays the steps."""
@@ -157,7 +157,7 @@ class TensorRTBackend(Backend):
 
 
 class TensorRTRTXBackend(TensorRTBackend):
-    """TensorRT-RTX, from its wheel: for RTX GPUs; compiles kernels for the very GPU when an engine is first run."""
+    """TensorRT-RTX from its wheel, for RTX GPUs. It compiles kernels for the GPU when an engine first runs."""
 
     name = "tensorrt-rtx"
     library: EngineBackend = "tensorrt-rtx"

@@ -1,7 +1,7 @@
-"""TensorRT or TensorRT-RTX as it is installed: its errors as exceptions, and what differs between its versions.
+"""The installed TensorRT or TensorRT-RTX: its errors as exceptions, and the differences between its versions.
 
-Both have one API. It changed in places from 10.0 to 11 and in RTX; everything that asks for a version's own name is
-in this file.
+Both share one API, which changed in places from 10.0 to 11 and in RTX. All code that depends on the version is in this
+file.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def import_tensorrt(backend: EngineBackend) -> Any:
 
 
 class Library:
-    """The library with a runtime of its own, whose complaints are kept until something fails.
+    """The library with its own runtime. Its messages are collected until a call fails.
 
     Attributes:
-        version: of the library, as its engines' passports state it.
+        version: version of the library, as in the passports of its engines.
     """
 
     def __init__(self, backend: EngineBackend) -> None:
@@ -68,21 +68,21 @@ class Library:
         self.runtime.error_recorder = self._recorder  # engines and contexts inherit it
 
     def check(self, fine: object, what: str) -> None:
-        """Raises `EngineError` with what the library said where `fine` is false, or it recorded an error at all."""
+        """Raises `EngineError` with the library's messages if `fine` is false or the library recorded an error."""
         failed = not fine or bool(self._recorder.errors)
-        said = "; ".join(dict.fromkeys(self._messages)) or "it gave no reason"
+        reasons = "; ".join(dict.fromkeys(self._messages)) or "it gave no reason"
         self.forget_errors()
         if not failed:
             return
-        raise EngineError(f"{self.backend} {self.version}: {what}: {said[:600]}")
+        raise EngineError(f"{self.backend} {self.version}: {what}: {reasons[:600]}")
 
     def forget_errors(self) -> None:
-        """Drops what was said of a refusal that does no harm."""
+        """Drops the messages of an expected refusal."""
         self._messages.clear()
         self._recorder.clear()
 
     def deserialise(self, data: memoryview, source: Path, host_code: bool = False) -> tuple[Any, str | None]:
-        """An engine from its file's content, and what the library thinks of running it here; None where it is content.
+        """Loads an engine; returns it with the library's note on running it here, or None.
 
         Args:
             data: the engine; it is not needed afterwards.
@@ -99,9 +99,9 @@ class Library:
         return engine, note
 
     def check_validity(self, data: memoryview, source: Path) -> str | None:
-        """Asks RTX whether an engine is valid here; returns its note where it is but could be faster, or None.
+        """Checks with RTX whether an engine is valid here; returns a note if it is valid but could be faster.
 
-        TensorRT has no such question: its answer comes with `deserialise`.
+        TensorRT has no such check: `deserialise` fails instead.
 
         Raises:
             EngineError: it is not valid on this system, with the library's reason.
@@ -110,18 +110,18 @@ class Library:
         if ask is None:
             return None
         validity, diagnostics = ask(data)
-        said = "; ".join(dict.fromkeys(self._messages))[:300]
+        messages = "; ".join(dict.fromkeys(self._messages))[:300]
         self.forget_errors()
         kinds = self.module.EngineValidity
         if validity == kinds.VALID:
             return None
         members = self.module.EngineInvalidityDiagnostics.__members__
         found = [name.lower() for name, flag in members.items() if int(diagnostics) & int(flag)]
-        reasons = ", ".join(found) or said or "no reason given"
+        reasons = ", ".join(found) or messages or "no reason given"
         if validity == kinds.SUBOPTIMAL:
             return f"{source} runs slower here than it could ({reasons}); build it again for this device"
         raise EngineError(
-            f"{source}: {self.backend} {self.version} says that it is not valid on this system ({reasons}). Build it "
+            f"{source}: {self.backend} {self.version} finds it not valid on this system ({reasons}). Build it "
             f"again: moebius-export trt BUNDLE --fp16 --backend {self.backend}"
         )
 
@@ -180,12 +180,12 @@ class Library:
         self.check(True, "the activation memory was refused")
 
     def capturable(self, context: Any, stream: int) -> bool:
-        """Whether a run can be captured into a CUDA graph. Only RTX can tell; any other engine is tried."""
+        """Whether a run can be captured into a CUDA graph. Only RTX can report it; for TensorRT it is tried."""
         ask = getattr(context, "is_stream_capturable", None)
         return True if ask is None else bool(ask(stream))
 
     def made(self, make: Callable[[], Any], what: str) -> Any:
-        """What `make` gives; `EngineError` where it is None or raises, with what the library said."""
+        """Returns the result of `make`; raises `EngineError` with the library's messages if it is None or raises."""
         try:
             made = make()
         except Exception as error:  # pybind11's, of several kinds
@@ -236,6 +236,6 @@ def _recorder(trt: Any, messages: deque[str]) -> Any:
         def report_error(self, code: Any, description: str) -> bool:
             self.errors.append((code, description))
             messages.append(" ".join(description.split()))
-            return False  # not fatal to the process: the call that failed says so
+            return False  # not fatal: the failing call reports it
 
     return Recorder()

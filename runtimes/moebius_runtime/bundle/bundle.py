@@ -1,4 +1,4 @@
-"""A bundle on disk: its checked manifest, and graph files that are checked before they are used."""
+"""A bundle on disk: a checked manifest, and graph files that are checked before use."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Reads and checks the manifest; graph files are checked when they are asked for.
+        """Opens a bundle and checks its manifest. Graph files are checked by `model_file`.
 
         Raises:
-            BundleError: there is no bundle, or its manifest is not one that this version reads.
+            BundleError: there is no bundle, or its manifest is damaged or of a version that cannot be read.
         """
         return cls(Path(path), read_manifest(path))
 
@@ -49,15 +49,15 @@ class Bundle:
             ) from None
 
     def precision_of(self, name: GraphName, wanted: Iterable[Precision]) -> Precision:
-        """The first of these precisions that the graph has a file of; where it has none, its own first."""
+        """The first of the wanted precisions that the graph has a file of, else the graph's first."""
         files = self.graph(name).files
         return next(precision for precision in (*wanted, *files) if precision in files)
 
     def model_file(self, name: GraphName, precision: Precision = "fp32") -> Path:
-        """The path of a graph's ONNX file, after it and its weights were found undamaged.
+        """Returns the path of a graph's ONNX file, after checking it and its weights against the manifest.
 
-        A file is hashed again only when it has changed since. The ONNX file may refer to its own weights file and
-        to no other.
+        A file is hashed again only if it has changed since the last check. The ONNX file may refer only to its own
+        weights file.
 
         Raises:
             BundleError: no such precision, a file is missing or damaged, or the ONNX file refers to another file.
@@ -74,7 +74,7 @@ class Bundle:
 
     def _check(self, file: str) -> Path:
         path = self.path.resolve() / file
-        stamp = _stamp(path)  # from before it is read: what is changed meanwhile is read again
+        stamp = _stamp(path)  # taken before hashing: a change meanwhile is hashed again
         if stamp is None or self._checked.get(file) != stamp:
             path = check_file(self.path, self.manifest, file)
             if stamp is not None:
@@ -83,7 +83,7 @@ class Bundle:
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """What changes when a file is written or exchanged; None where it cannot be told."""
+    """Inode, size and time of a file, which change when it is written or replaced; None if unreadable."""
     try:
         status = os.stat(path)
     except OSError:
@@ -99,6 +99,6 @@ def _check_references(model: Path, file: GraphFile) -> None:
     own = {Path(file.weights).name} if file.weights else set()
     if other := sorted(named - own):
         raise BundleError(
-            f"{model}: refers to {other[0][:100]!r}; a graph may read its own weights file and no other. Nothing "
+            f"{model}: refers to {other[0][:100]!r}; a graph may only read its own weights file. Nothing "
             "was read. Do not use this bundle unless you know why."
         )

@@ -1,9 +1,8 @@
-"""Which files an ONNX model refers to and which functions it brings, found without the `onnx` package.
+"""The files that an ONNX model refers to, its functions and its size, read without the `onnx` package.
 
-A tensor of a model may name any file as the place of its weights. ONNX Runtime 1.31 refuses what lies outside the
-model's folder, but 1.23, the last for Python 3.10, reads whatever is named: a model from elsewhere could show the
-content of any file, as numbers, to whoever sees its output. Hence this walk over the protocol buffer, before a
-runtime sees the model.
+A tensor may name any file as the location of its weights. ONNX Runtime 1.31 refuses files outside of the model's
+folder, but 1.23, the last version for Python 3.10, reads every file: a hostile model could reveal any file's content in
+its output. Therefore this module parses the protocol buffer before a runtime opens the model.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _MESSAGES: dict[str, dict[int, str]] = {
 
 
 def external_files(path: str | Path) -> set[str]:
-    """The `location` of every tensor of an ONNX model that lies in another file, as the model spells it.
+    """The `location` of every tensor of an ONNX model that is stored in another file, as written in the model.
 
     Raises:
         OSError: the file cannot be read.
@@ -58,7 +57,7 @@ def function_domains(path: str | Path) -> set[str]:
 
 
 def tensor_bytes(path: str | Path) -> int:
-    """Bytes of a model's tensors, those in its weights file included; what several tensors share counts once.
+    """Bytes of a model's tensors, including those in its weights file; shared bytes count once.
 
     Attributes' tensors and tensors of functions count as well. Errors as `external_files`.
     """

@@ -1,7 +1,7 @@
-"""`manifest.json`: what a bundle holds, how it was made, and how to know that it is undamaged.
+"""`manifest.json`: the content of a bundle, its origin, and the hashes of its files.
 
-The manifest comes from anywhere, so nothing of it is trusted before it is checked: its size, its version, every type
-and range (pydantic, unknown fields refused), its own hash, and that each path stays inside the bundle.
+A manifest is hostile until it is checked: its size, its version, every type and range (by pydantic, which refuses
+unknown fields), its own hash, and that each path stays inside the bundle.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def _inside(path: str) -> str:
-    """A relative POSIX path of plain names; anything that could leave the folder is refused."""
+    """Returns a relative POSIX path of plain names; refuses anything that could leave the folder."""
     if len(path) > 300 or not all(_PART.fullmatch(part) for part in path.split("/")):
         raise ValueError(f"{path[:80]!r} is not a plain relative path inside the bundle")
     return path
 
 
 class StrictModel(BaseModel):
-    """A part of a file from anywhere: unknown fields, other types and numbers that are not finite are refused."""
+    """Base of checked files: refuses unknown fields, other types and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TensorInfo(StrictModel):
-    """Name, type and shape of a graph's input or output; a string is a dimension left open."""
+    """Name, type and shape of a graph's input or output; a string names a dynamic dimension."""
 
     name: Annotated[str, Field(pattern=r"^[a-z_0-9]{1,64}$")]
     dtype: Literal["float32", "int64"]
@@ -57,10 +57,10 @@ class TensorInfo(StrictModel):
 class GraphFile(StrictModel):
     """An ONNX file and the file of its weights, in one folder; graphs of one folder may share the latter.
 
-    `plan` is the file of the precision plan that a typed graph was made by.
+    `plan` is the file of the precision plan that a mixed-precision graph was made from.
     """
 
-    model: Annotated[str, Field(pattern=r"\.onnx$")]  # by another suffix a runtime may know another format
+    model: Annotated[str, Field(pattern=r"\.onnx$")]  # a runtime may take another suffix for another format
     weights: str | None
     plan: str | None = None
 
@@ -92,7 +92,7 @@ class FileInfo(StrictModel):
 
 
 class WeightsInfo(StrictModel):
-    """Where weights came from. `stand_in` weights are random numbers: their pictures mean nothing."""
+    """The origin of weights. `stand_in` weights are random test weights: their pictures mean nothing."""
 
     origin: ShortText
     sha256: Sha256
@@ -133,7 +133,7 @@ class ScheduleInfo(StrictModel):
     prediction_type: PredictionType
 
     def build(self) -> NoiseSchedule:
-        """The schedule with its tables; `InputError` where the numbers leave no usable noise level."""
+        """Builds the schedule with its tables; raises `InputError` if the numbers leave no usable noise level."""
         return NoiseSchedule(**self.model_dump())
 
     @model_validator(mode="after")
@@ -146,7 +146,7 @@ class ScheduleInfo(StrictModel):
 
 
 class Defaults(StrictModel):
-    """What `moebius-inpaint` uses where the user says nothing."""
+    """The bundle's defaults of `moebius-inpaint`."""
 
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance_scale: Annotated[float, Field(ge=0, le=100)]
@@ -155,9 +155,9 @@ class Defaults(StrictModel):
 
 
 class Rewrite(StrictModel):
-    """A graph rewrite, how often it fired, and the multiply-accumulates of a call before and after it.
+    """A graph rewrite, how often it fired, and the MACs of a call before and after it.
 
-    Bundles of earlier versions do not state the latter.
+    Bundles of earlier versions lack the MACs.
     """
 
     graph: GraphName
@@ -175,7 +175,7 @@ class Parity(StrictModel):
 
 
 def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry) -> None:
-    """The pipeline feeds the graphs by these names, types and shapes (B, the number of pictures, is free)."""
+    """Checks the names, types and shapes that the pipeline uses (B, the number of pictures, is free)."""
     batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else 1
     channels, side, pixels = geometry.latent_channels, geometry.latent_size, geometry.image_size
     latent: list[int | str] = [batch, channels, side, side]
@@ -195,7 +195,7 @@ def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry) -> N
         (graph.outputs, [TensorInfo(name=output[0], dtype="float32", shape=output[1])]),
     ):
         if got != expected:
-            raise ValueError(f"graph {name} states {_tensors(got)}; expected {_tensors(expected)}")
+            raise ValueError(f"graph {name} has {_tensors(got)}; expected {_tensors(expected)}")
 
 
 def _tensors(tensors: list[TensorInfo]) -> str:
@@ -238,7 +238,7 @@ class Manifest(StrictModel):
 
     @property
     def stand_in(self) -> bool:
-        """True where any weights are random stand-ins, so that the picture inside the mask is noise."""
+        """True if any weights are random test weights, so that the picture inside the mask is noise."""
         return self.model.unet.stand_in or self.model.vae.stand_in
 
 
@@ -286,18 +286,18 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{path}: schema version {_short(version)}; this moebius-edge reads version {SCHEMA_VERSION}. Export the "
             "bundle again with this version, or install the one that made it."
         )
-    stated = content.pop("manifest_sha256", None)
+    declared = content.pop("manifest_sha256", None)
     try:
         manifest = Manifest.model_validate_json(json.dumps(content))
     except (ValueError, RecursionError) as error:  # pydantic's is a ValueError
         raise BundleError(f"{path}: {first_problem(error)}. {_AGAIN}") from error
-    if stated != content_digest(content):
+    if declared != content_digest(content):
         raise BundleError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_AGAIN}")
     return manifest
 
 
 def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
-    """The path of a file of the bundle, after its size and SHA-256 were found to be the manifest's.
+    """Returns the path of a file of the bundle, after checking its size and SHA-256 against the manifest.
 
     Raises:
         BundleError: the file is missing, leads out of the bundle, or differs.
@@ -313,9 +313,11 @@ def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
             )
         size = path.stat().st_size
         if size != expected.size:
-            raise BundleError(f"{path}: {size} bytes, the manifest says {expected.size}: it is damaged. {_AGAIN}")
+            raise BundleError(
+                f"{path}: {size} bytes, expected {expected.size} by the manifest: it is damaged. {_AGAIN}"
+            )
         digest = sha256_file(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         reason = getattr(error, "strerror", None) or _one_line(error)
         raise BundleError(f"{path}: {reason}; the manifest lists this file. {_AGAIN}") from error
     if digest != expected.sha256:
@@ -336,7 +338,7 @@ def _one_line(problem: object) -> str:
 
 
 def first_problem(error: Exception) -> str:
-    """What is wrong, on one line: of several problems of a pydantic model the first, and how many more."""
+    """The first problem of a validation error on one line, and the number of further ones."""
     if isinstance(error, ValidationError):
         problems = error.errors(include_url=False)
         first = problems[0]

@@ -1,8 +1,8 @@
-"""`passport.json`: what the engines beside it were built from, with what, and for which device.
+"""Engine passports: `passport.json` describes the origin, build and device of the engines in its folder.
 
-An engine is code for one kind of GPU, made by one version of TensorRT. So it is loaded only when its passport is
-whole, names the ONNX files of this very bundle, and names this device; anything else is refused with the command that
-builds it again. Like the manifest, a passport is hostile until it is checked, and its hashes find damage, not malice.
+An engine is code for one kind of GPU, built by one version of TensorRT. It is loaded only if its passport is valid and
+matches the ONNX files of the bundle and the device; otherwise it is refused with the command that builds it again. A
+passport is hostile until it is checked. Its hashes detect damage, not malice.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Range(StrictModel):
 class EngineInfo(StrictModel):
     """One engine: its file, and the hashes of what it was built from.
 
-    `device_memory` is what its activations need, in bytes; None where the builder did not say.
+    `device_memory` is the memory of its activations in bytes; None if the builder did not report it.
     """
 
     size: Annotated[int, Field(ge=1, le=1 << 40)]
@@ -74,7 +74,7 @@ class EngineInfo(StrictModel):
 
 
 class Passport(StrictModel):
-    """A folder of engines. `gpu`, `driver` and `cuda` are None where no GPU was at hand and `sm` was named instead."""
+    """A folder of engines. `gpu`, `driver` and `cuda` are None if it was built for `sm` without a GPU."""
 
     schema_version: Literal[1]
     created: ShortText
@@ -90,7 +90,7 @@ class Passport(StrictModel):
 
     @property
     def rebuild(self) -> str:
-        """The command that builds such engines again, without the bundle's name."""
+        """The command that builds these engines again, with BUNDLE for the bundle's name."""
         flag = build_flag(self.precision)
         where = "" if self.gpu else f" --sm {','.join(map(str, self.sm))}"
         switch = "MOEBIUS_TRT_PLUGIN=1 " if self.flags.get("plugins") == "on" else ""
@@ -98,7 +98,7 @@ class Passport(StrictModel):
 
 
 def build_flag(precision: Precision) -> str:
-    """What `moebius-export trt` calls a precision; the CPU's INT8 has no engines, TensorRT's is meant."""
+    """The flag of `moebius-export trt` for a precision. There are no engines of the CPU's INT8: TensorRT's is taken."""
     return "--int8" if precision == "int8_cpu" else f"--{precision}"
 
 
@@ -129,7 +129,7 @@ def read_passport(folder: str | Path) -> Passport:
         content: Any = json.loads(data)
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-        stated = content.pop("passport_sha256", None)
+        declared = content.pop("passport_sha256", None)
         passport = Passport.model_validate_json(json.dumps(content))
     except OSError as error:
         raise EngineError(
@@ -137,7 +137,7 @@ def read_passport(folder: str | Path) -> Passport:
         ) from error
     except (ValueError, RecursionError) as error:  # pydantic's is a ValueError
         raise EngineError(f"{path}: {first_problem(error)}. {_BUILD}") from error
-    if stated != content_digest(content):
+    if declared != content_digest(content):
         raise EngineError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_BUILD}")
     return passport
 
@@ -172,14 +172,14 @@ def check_bundle(folder: Path, passport: Passport, manifest: Manifest) -> None:
 def check_device(folder: Path, passport: Passport, version: str, device: Device) -> list[str]:
     """Refuses engines that were built by another version or for another compute capability; returns notes.
 
-    What TensorRT itself decides when it loads an engine is no refusal here: another driver, or another GPU of the same
-    compute capability. Each is a note, whether the engine then loads or not.
+    Another driver, or another GPU of the same compute capability, is only noted: TensorRT itself decides about them
+    when it loads the engine.
 
     Args:
         folder: where the engines are, for the message.
         passport: of these engines.
-        version: of the library that is to load them.
-        device: what they are to run on.
+        version: version of the library that will load them.
+        device: the device that will run them.
 
     Raises:
         EngineError: another version or compute capability. Engines built for "ampere+" run on newer GPUs too, and
@@ -214,10 +214,10 @@ def check_device(folder: Path, passport: Passport, version: str, device: Device)
 
 
 def checked_engine(folder: Path, passport: Passport, graph: GraphName) -> MappedFile:
-    """An engine's file, mapped into memory, whose SHA-256 is that of the passport.
+    """Maps an engine's file into memory, after checking its SHA-256 against the passport.
 
-    The mapping is what was hashed, and is what should be loaded. The file's pages are the system's own cache: they need
-    no memory that it cannot take back, unlike a copy of an engine as large as the device's free memory.
+    Load the engine from this mapping: it is what was hashed. Its pages belong to the system's file cache, which can
+    free them; a copy could be as large as the free memory of the device.
 
     Raises:
         EngineError: no such engine, or the file is missing, a link out of the folder, or not the passport's.
@@ -233,7 +233,7 @@ def checked_engine(folder: Path, passport: Passport, graph: GraphName) -> Mapped
             return mapped
         mapped.close()
     raise EngineError(
-        f"{path}: not the engine that its passport names ({size} bytes, stated {engine.size}), so it was "
+        f"{path}: not the engine that its passport names ({size} bytes, expected {engine.size}), so it was "
         f"exchanged or damaged; it was not loaded. Build it again: {passport.rebuild}"
     )
 
@@ -244,7 +244,7 @@ def check_engine(folder: Path, passport: Passport, graph: GraphName) -> None:
 
 
 def trusted_engine(folder: Path, graph: GraphName) -> MappedFile:
-    """An engine's file, mapped into memory, that nothing vouches for but the user's word.
+    """Maps an engine's file into memory without checking its hash, because the user trusts it.
 
     Raises:
         EngineError: the file is missing, empty, a link out of the folder, or not a plain file.
@@ -253,7 +253,7 @@ def trusted_engine(folder: Path, graph: GraphName) -> MappedFile:
 
 
 def engine_path(folder: Path, graph: GraphName) -> Path:
-    """Where an engine is, after it was found to be a plain file inside its folder.
+    """Returns the path of an engine, after checking that it is a plain file inside its folder.
 
     Raises:
         EngineError: it is missing, a link out of the folder, or not a plain file.
@@ -263,7 +263,7 @@ def engine_path(folder: Path, graph: GraphName) -> Path:
         if not path.resolve(strict=True).is_relative_to(folder.resolve()):
             raise EngineError(f"{path} is a link that leaves its folder; put the file itself there. {_BUILD}")
         open_plain(path).close()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise EngineError(f"{path}: {getattr(error, 'strerror', None) or error}. {_BUILD}") from error
     return path
 
@@ -276,9 +276,9 @@ def _map(path: Path) -> MappedFile:
 
 
 def engine_folders(bundle: str | Path, backend: EngineBackend) -> list[Path]:
-    """The folders of a bundle that may hold engines of a backend, by name, in order. None is opened.
+    """The folders of a bundle whose names are those of a backend's engines, sorted. They are not opened.
 
-    A link that leads out of the bundle is none of them.
+    Links that leave the bundle are skipped.
     """
     root = Path(bundle) / ENGINES
     if not root.is_dir():

@@ -25,7 +25,7 @@ _FIELDS = {
     "clocks.mem": "clock_memory_mhz",
     "clocks.max.sm": "clock_sm_max_mhz",
 }
-# Newer drivers say "event", older ones "throttle"; each refuses the other's name.
+# Newer drivers call it "event", older ones "throttle"; each refuses the other name.
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 # Bits of NVML's clocks event reasons that mean "slower than it could be".
 _THROTTLING = {
@@ -67,7 +67,7 @@ def describe_gpus(query: Query = nvidia_smi) -> list[dict[str, str]]:
 
 
 def throttling(mask: str) -> str:
-    """The reasons in NVML's bit mask that slow a card down, in words; "none" for a card at ease."""
+    """The reasons in NVML's bit mask for a lower clock, as text; "none" for a card that is not throttled."""
     try:
         bits = int(mask, 16)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How many threads are worth starting: physical cores that this process may use, within its container's CPU quota."""
+"""The number of physical cores that this process may use, within the CPU quota of its container."""
 
 from __future__ import annotations
 

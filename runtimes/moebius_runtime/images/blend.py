@@ -1,4 +1,4 @@
-"""Pasting the generated region into the picture (step 8 of the pipeline), in the picture's own numbers."""
+"""Blending the generated region into the picture, in the picture's own type and channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from moebius_runtime.images.masks import dilated
-from moebius_runtime.modes import Blend
+from moebius_runtime.settings.modes import Blend
 
 _STRIP_PIXELS = 1 << 18
 _FEATHER_RADIUS = 3.0  # pixels of the network's picture
@@ -49,7 +49,7 @@ def weights_of(mask: npt.NDArray[np.bool_], blend: Blend, scale: float, *, origi
 
 
 def ring_width(scale: float) -> int:
-    """Pixels of the picture that the colour compensation looks at: the original's 10 network pixels, at least 10."""
+    """Width of the ring whose colours are compared, in pixels of the picture: 10 network pixels, at least 10 pixels."""
     return max(_RING, round(_RING * scale))
 
 
@@ -103,7 +103,7 @@ def compensate_colour(
     unknown: npt.NDArray[np.bool_] | None = None,
     ring: int = _RING,
 ) -> npt.NDArray[np.float32]:
-    """The generated picture shifted towards the colours around the hole, float32 [h, w, C], not clipped.
+    """The generated picture shifted towards the colours around the masked region, float32 [h, w, C], not clipped.
 
     The shift of each channel is 1.1 times the mean of `original - generated` over the known pixels of the
     mask's bounding box grown by `ring` pixels. `blend` clips the result.

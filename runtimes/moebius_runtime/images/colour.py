@@ -1,4 +1,4 @@
-"""Colour numbers: 16 bits to 8, and CMYK to sRGB and back through an ICC profile."""
+"""Colour conversion: 16 bits to 8, and CMYK to sRGB and back through an ICC profile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STRIP_PIXELS = 1 << 20
 
 
 def to_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """uint8 as it is; uint16 [H, W, ...] as round(v / 257), in strips: no wide copy of a big picture."""
+    """Values as uint8: uint8 unchanged, uint16 [H, W, ...] as round(v / 257), in strips to save memory."""
     if values.dtype == np.uint8:
         return values
     result = np.empty(values.shape, np.uint8)

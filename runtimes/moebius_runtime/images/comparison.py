@@ -1,4 +1,4 @@
-"""A strip of before, mask and after, for people to look at."""
+"""The comparison strip: before, mask and after, side by side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GAP = 8
 
 
 def comparison_path(out: Path, *, whole: bool = False) -> Path:
-    """Where the strip of a result goes: beside it, `NAME-comparison.png`; with `whole` the name keeps its suffix."""
+    """The path of a result's strip, `NAME-comparison.png` in the same folder; `whole` keeps the suffix in NAME."""
     return out.with_name(f"{out.name if whole else out.stem}-comparison.png")
 
 

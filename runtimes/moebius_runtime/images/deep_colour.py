@@ -1,7 +1,7 @@
-"""Colour at 16 bits a channel, which Pillow can neither hold nor write: PNG and TIFF, read in two passes.
+"""Reading and writing of 16-bit colour in PNG and TIFF, which Pillow can neither hold nor write.
 
-Pillow unpacks 16-bit colour to its high bytes. The name of the raw mode tells it the byte order, and with the
-wrong order the same unpacker yields the low bytes: two decodings give all 16 bits.
+Pillow unpacks 16-bit colour to its high bytes, in the byte order that the raw mode names. With the other order the same
+unpacker returns the low bytes. Therefore two decodings give all 16 bits.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def read(
     """All 16 bits of a picture opened from `stream`, of raw mode `name`, not yet loaded.
 
     Returns pixels uint16 [H, W, C] and alpha uint16 [H, W] or None; TIFF comes turned upright (by Pillow),
-    PNG as it lies.
+    PNG as stored.
     """
     if name == "LA;16B":
-        # Four bytes a pixel, unpacked as they lie: grey high, grey low, alpha high, alpha low.
+        # Four bytes a pixel, unpacked unchanged: grey high, grey low, alpha high, alpha low.
         _unpack_as(image, "RGBA")
         deep = np.asarray(image).view(">u2").astype(np.uint16)  # [H, W, 4] bytes -> [H, W, 2]
     else:

@@ -1,4 +1,4 @@
-"""EXIF blocks, as bytes: the orientation read and set to upright, the old thumbnail taken out."""
+"""EXIF blocks as bytes: reads the orientation, sets it to upright, and removes the old thumbnail."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from PIL import ExifTags, Image
 
 _PREFIX = b"Exif\0\0"
 _THUMBNAIL_START, _THUMBNAIL_LENGTH = 0x0201, 0x0202
-# Tags that say something about the photograph. The rest of a TIFF's first directory says how its file is laid
-# out, and would break another file that it is copied into.
-_DESCRIBING = (
+# Tags that describe the photograph. The other tags of a TIFF's first directory describe the layout of its file and
+# would break another file.
+DESCRIBING = (
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
     ExifTags.Base.Model,
@@ -26,10 +26,10 @@ _DESCRIBING = (
 
 
 def upright_exif(block: bytes) -> tuple[bytes, int]:
-    """An EXIF block with orientation 1 and without its thumbnail, and the orientation that it had (1 to 8).
+    """Returns an EXIF block with orientation 1 and without its thumbnail, and its old orientation (1 to 8).
 
-    All other bytes stay as they are, so that maker notes, which hold offsets, survive. The thumbnail goes
-    because it shows the picture before inpainting.
+    All other bytes are unchanged, so that maker notes, which hold offsets, stay valid. The thumbnail is removed because
+    it shows the picture before inpainting.
 
     Raises:
         ValueError: the block is damaged.
@@ -43,9 +43,9 @@ def upright_exif(block: bytes) -> tuple[bytes, int]:
         orientation = 1
         if ExifTags.Base.Orientation in entries:
             position, kind = entries[ExifTags.Base.Orientation]
-            form = f"{order}I" if kind == 4 else f"{order}H"
-            (orientation,) = struct.unpack_from(form, data, position)
-            struct.pack_into(form, data, position, 1)
+            layout = f"{order}I" if kind == 4 else f"{order}H"
+            (orientation,) = struct.unpack_from(layout, data, position)
+            struct.pack_into(layout, data, position, 1)
         (thumbnail,) = struct.unpack_from(f"{order}I", data, following)
         if thumbnail:
             inner, _ = _directory(data, order, thumbnail)
@@ -73,7 +73,7 @@ def _directory(data: bytearray, order: str, start: int) -> tuple[dict[int, tuple
 def describing_exif(exif: Image.Exif) -> Image.Exif:
     """The tags that describe the photograph: camera, author, time, resolution; EXIF and GPS directories."""
     kept = Image.Exif()
-    for tag in _DESCRIBING:
+    for tag in DESCRIBING:
         if tag in exif:
             kept[tag] = exif[tag]
     for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):

@@ -1,4 +1,4 @@
-"""Masks, True = fill: read from pictures, grown, and brought to latent size."""
+"""Masks (True = fill): read from pictures, grown, and reduced to latent size."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def mask_from_picture(
     name: str = "the mask",
     hints: Hints = "options",
 ) -> BoolArray:
-    """White fills: grey of 0.5 and more is True; then `invert`.
+    """Returns a mask, bool [H, W]: True where the picture's luma is 0.5 or more, the opposite with `invert`.
 
-    Colour counts by its luma. Transparent parts (alpha under 0.5) are not filled, whatever their colour. A
-    mask with transparent parts is refused where its opaque ones hold no white, or are not mainly black and
-    white: it may be a picture with a hole, or mean the hole by its transparency.
+    Transparent pixels (alpha under 0.5) are not filled, whatever their colour. A mask with transparent pixels is
+    refused if its opaque ones hold no white or are not mainly black and white: it may be the picture itself with the
+    region cut out, or mark the region by its transparency.
 
     Args:
         picture: the mask as a picture.
         size: height and width of the picture that it belongs to, upright.
         invert: black fills; transparent parts are then filled.
         resize: bring a mask of another size, but of the same aspect ratio, to `size`, by nearest neighbour.
-        orientation: `upright`: the mask belongs to the picture as it is seen. `stored`: to its pixels as they are
-            stored, before the picture's EXIF rotation, which then turns the mask too.
+        orientation: `upright`: the mask was drawn on the upright picture. `stored`: on its stored pixels, without the
+            picture's EXIF rotation, which is then applied to the mask too.
         rotation: EXIF orientation (1 to 8) of the picture that the mask belongs to.
-        name: what error messages call it.
-        hints: error messages name the options of `moebius-inpaint` that help, or the Python API's arguments, or none.
+        name: name of the mask in error messages.
+        hints: what error messages suggest: options of `moebius-inpaint`, arguments of the Python API, or neither.
 
     Raises:
         InputError: another size without `resize`, another aspect ratio, a transparent mask of unclear meaning, or a
@@ -138,7 +138,7 @@ def _alike(shape: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def _cure(picture: Picture, inverted: bool, hints: Hints) -> str:
-    """What helps against a mask that marks nothing, found from its values."""
+    """Advice for a mask that marks nothing, from its values."""
     grey = _luma(picture)
     top = int(np.iinfo(picture.pixels.dtype).max)
     if picture.alpha is not None:
@@ -159,7 +159,7 @@ def _cure(picture: Picture, inverted: bool, hints: Hints) -> str:
 
 
 def _luma(picture: Picture) -> npt.NDArray[np.float32]:
-    """Luma in the picture's own range, [H, W]."""
+    """Luma in the picture's own range, float32 [H, W]."""
     luma: npt.NDArray[np.float32] = _grey(picture) * np.float32(1 if picture.bits == 8 else 257)
     if picture.mode != "CMYK":
         weights = [0.299, 0.587, 0.114] if picture.mode == "RGB" else [1.0]
@@ -199,8 +199,7 @@ def grown_mask(mask: BoolArray, dilation: int | Literal["auto"]) -> BoolArray:
 
 
 def automatic_dilation(shape: tuple[int, ...]) -> int:
-    """Pixels by which a mask drawn tightly misses its object's soft edge: 2, and 1 for every 500 of the longer side, at
-    most 16."""
+    """Pixels to grow a mask by for soft edges: 2, plus 1 for every 500 of the longer side, at most 16."""
     return min(16, 2 + max(shape) // 500)
 
 
@@ -231,10 +230,10 @@ def _spread(mask: BoolArray, pixels: int) -> None:
 def reduce_mask(
     mask: BoolArray, latent_size: tuple[int, int], mode: Literal["nearest", "max"] = "nearest"
 ) -> tuple[npt.NDArray[np.float32], str | None]:
-    """A mask at latent size, float32 [h, w] of 0 and 1, and a note for the user when some of it is not seen.
+    """Reduces a mask to latent size, float32 [h, w] of 0 and 1, with a note if mask pixels are lost.
 
-    "nearest" takes the top-left pixel of each block (the reference), "max" any pixel of it. Where nearest
-    would lose a whole region of the mask (8-connected), max takes its place and the note says so.
+    "nearest" takes the top-left pixel of each block (the reference), "max" any pixel of it. Where nearest would lose a
+    whole region of the mask (8-connected), max is used instead, and the note reports it.
 
     Raises:
         ValueError: the mask's sides are not multiples of the latent's.
@@ -263,7 +262,7 @@ def reduce_mask(
 
 
 def _unseen_regions(mask: BoolArray, tall: int, wide: int) -> int:
-    """How many 8-connected regions hold no pixel (row, column) of multiples of (`tall`, `wide`)."""
+    """The number of 8-connected regions without a pixel (row, column) at multiples of (`tall`, `wide`)."""
     row, start, end, label = labelled_runs(mask)
     seen = (row % tall == 0) & ((start + wide - 1) // wide * wide < end)
     return len(np.setdiff1d(label, label[seen]))
@@ -285,7 +284,7 @@ def labelled_runs(
     row, start = np.nonzero(steps == 1)  # runs of True, in reading order
     end = np.nonzero(steps == -1)[1]  # exclusive
     # A run touches those of the next row that start at or before its end and end at or after its start.
-    # Starts and ends both grow in reading order, so these are neighbours in the list.
+    # Starts and ends both grow in reading order, so these are adjacent in the list.
     stride = width + 2
     below = (row + 1) * stride
     first = np.searchsorted(row * stride + end, below + start, side="left")

@@ -1,6 +1,6 @@
-"""What a picture file says beside its pixels, profile and EXIF: resolution, XMP, IPTC, comments, PNG text and colour.
+"""Metadata of a picture file beside profile and EXIF: resolution, XMP, IPTC, comments, PNG text and colour chunks.
 
-It is read from every format, kept where the format that is written has a place for it, and named where it has none.
+All of it is read from every format, written where the new format has a place for it, and named in a note elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
+from moebius_runtime.images.exif import DESCRIBING
 from moebius_runtime.images.metadata_blocks import (
     MAX_BYTES,
     packed_resources,
@@ -25,31 +26,41 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _COMMENT_KEYWORD = b"Comment"  # PNG's keyword for what JPEG and GIF call a comment
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _COLOUR = (b"cICP", b"mDCV", b"mDCv", b"cLLI", b"cLLi", b"sRGB", b"gAMA", b"cHRM")
-# Read elsewhere, part of the coding, or untrue of a changed picture.
-_UNSAID = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"tIME"}
-_UNSAID |= {b"acTL", b"fcTL", b"fdAT", b"bKGD", b"hIST", b"sBIT", b"sPLT"}
+# Chunks that are read elsewhere, encode pixels, or would be wrong for a changed picture.
+_NOT_NAMED = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"tIME"}
+_NOT_NAMED |= {b"acTL", b"fcTL", b"fdAT", b"bKGD", b"hIST", b"sBIT", b"sPLT"}
 _SRGB_CHROMA = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-_IPTC, _THUMBNAILS = 0x0404, {0x0409, 0x040C}  # Photoshop's resources, of which the others are kept as they are
+IPTC = 0x0404
+"""The number of the image resource that holds IPTC records."""
+_THUMBNAILS = {0x0409, 0x040C}  # image resources; the others are kept unchanged
 _ELSEWHERE = {0x040F, 0x0422, 0x0424}  # ICC profile, EXIF and XMP: their own segments count
 _TIFF_XMP, _TIFF_IPTC, _TIFF_PHOTOSHOP, _TIFF_LAYERS = 700, 33723, 34377, 37724
+# TIFF tags that describe the layout of the file or of its pixels (but for 285, a page's name).
+_LAYOUT_TAGS = {*range(254, 267), *range(273, 282), 284, *range(286, 293), *range(297, 302), *range(317, 348)}
+_LAYOUT_TAGS |= set(range(512, 533))
+# TIFF tags that are read here, in `exif` or in `pictures`.
+_READ_TAGS = {*DESCRIBING, _TIFF_XMP, _TIFF_IPTC, _TIFF_PHOTOSHOP, _TIFF_LAYERS, 274, 34665, 34675, 34853}
+_XMP_START, _EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/", b"http://ns.adobe.com/xmp/extension/"
+# Starts of JPEG segments that are read here or by Pillow, or that another note names.
+_READ_SEGMENTS: tuple[bytes, ...] = (b"JFIF", b"Exif", b"ICC_PROFILE", b"Photoshop 3.0", b"Adobe", b"MPF", _XMP_START)
 _MAX_JPEG = 65_533  # bytes of a segment, less its length field
 _INCH = 0.0254  # metres
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Blocks of metadata, valid for the upright picture, without pictures of what it showed before.
+    """Metadata of an upright picture, without thumbnails, which show the picture before inpainting.
 
     Attributes:
-        dpi: pixels an inch, horizontally and vertically.
+        dpi: pixels per inch, horizontally and vertically.
         aspect: a pixel's (x, y) density without unit, where no `dpi` is known and the two differ.
         xmp: the XMP packet, UTF-8.
         iptc: the IPTC-IIM records.
         photoshop: other image resources of Photoshop, {number: data}.
         comment: the comment of a JPEG or GIF.
-        texts: PNG text chunks, (type, data) as they are in the file.
-        colour: PNG chunks that say what the numbers mean, (type, data).
-        dropped: what was read and could not be kept.
+        texts: PNG text chunks, (type, data), unchanged.
+        colour: PNG chunks that define the colour space, (type, data).
+        dropped: names of what was read and could not be kept.
     """
 
     dpi: tuple[float, float] | None = None
@@ -63,7 +74,7 @@ class Metadata:
     dropped: tuple[str, ...] = ()
 
     def turned(self) -> Metadata:
-        """For a picture whose sides are exchanged."""
+        """The metadata of the picture turned by 90 degrees."""
         return replace(
             self,
             dpi=self.dpi and (self.dpi[1], self.dpi[0]),
@@ -71,34 +82,52 @@ class Metadata:
         )
 
 
-def read_metadata(image: Any, stream: BinaryIO | None) -> Metadata:
+@dataclass(frozen=True)
+class Parsed:
+    """PNG chunks, (type, data), and Photoshop's image resources, {number: data}, of an image in memory."""
+
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    resources: dict[int, bytes] = field(default_factory=dict)
+
+
+NOTHING = Parsed()
+
+
+def read_metadata(image: Any, stream: BinaryIO | None, parsed: Parsed = NOTHING) -> Metadata:
     """The metadata of a Pillow image.
 
     Args:
-        image: as it was opened; loading may have taken things out of its `info`, so it is asked before.
-        stream: its file, whose position is put back; None for an image in memory.
+        image: a Pillow image, not loaded yet where it has a stream: loading takes entries out of its `info`.
+        stream: its file, whose position is restored; None for an image in memory.
+        parsed: what Pillow has parsed of an image without a stream.
     """
     dropped: list[str] = []
     info, tags = image.info, getattr(image, "tag_v2", {})
-    chunks: list[tuple[bytes, bytes]] = []
+    chunks = list(parsed.chunks)
     if stream is not None and image.format == "PNG":
         chunks = _bounded(png_chunks(stream), dropped)
     texts, xmp = _texts(chunks, dropped)
-    resources = photoshop_resources(_photoshop_block(image, tags))
+    resources = photoshop_resources(_photoshop_block(image, tags)) or parsed.resources
     if _THUMBNAILS & resources.keys():
         dropped.append("the old Photoshop thumbnail")
     if tags.get(_TIFF_LAYERS):
         dropped.append("Photoshop layers")
-    if any(data.startswith(b"http://ns.adobe.com/xmp/extension/") for _, data in getattr(image, "applist", ())):
+    if any(data.startswith(_EXTENDED_XMP) for _, data in getattr(image, "applist", ())):
         dropped.append("extended XMP")
+    if segments := sorted(
+        {name for name, data in getattr(image, "applist", ()) if not data.startswith((*_READ_SEGMENTS, _EXTENDED_XMP))}
+    ):
+        dropped.append(f"JPEG segments {', '.join(segments)}")
+    if unread := sorted(tags.keys() - _LAYOUT_TAGS - _READ_TAGS):
+        dropped.append(f"TIFF tags {', '.join(map(str, unread[:8]))}{', ...' * (len(unread) > 8)}")
     found = xmp or _as_bytes(info.get("xmp")) or _as_bytes(tags.get(_TIFF_XMP))
     if found:
         xmp, notes = upright_xmp(found)
         dropped += notes
     comment = _as_bytes(info.get("comment"))
-    iptc = _as_bytes(tags.get(_TIFF_IPTC)) or resources.get(_IPTC)
+    iptc = _as_bytes(tags.get(_TIFF_IPTC)) or resources.get(IPTC)
     if unknown := sorted(
-        {name.decode("latin-1") for name, _ in chunks} - {name.decode() for name in (*_TEXT, *_COLOUR, *_UNSAID)}
+        {name.decode("latin-1") for name, _ in chunks} - {name.decode() for name in (*_TEXT, *_COLOUR, *_NOT_NAMED)}
     ):
         dropped.append(f"PNG chunks {', '.join(unknown)}")
     return Metadata(
@@ -107,7 +136,7 @@ def read_metadata(image: Any, stream: BinaryIO | None) -> Metadata:
         xmp=xmp,
         iptc=iptc,
         photoshop={
-            code: data for code, data in resources.items() if code not in _THUMBNAILS | _ELSEWHERE and code != _IPTC
+            code: data for code, data in resources.items() if code not in _THUMBNAILS | _ELSEWHERE and code != IPTC
         },
         comment=comment,
         texts=tuple(texts),
@@ -129,14 +158,14 @@ def _bounded(chunks: Iterator[tuple[bytes, bytes | None]], dropped: list[str]) -
 
 
 def _texts(chunks: list[tuple[bytes, bytes]], dropped: list[str]) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-    """The text chunks to carry on, and the XMP packet, which is one of them in the file."""
+    """The text chunks to keep, and the XMP packet, which is a text chunk in the file."""
     texts, xmp = [], None
     for name, data in chunks:
         keyword = data.split(b"\0", 1)[0]
         if name not in _TEXT or keyword == b"Raw profile type exif" or keyword == b"Raw profile type APP1":
-            continue  # ImageMagick's way to keep EXIF, which is read as such
+            continue  # EXIF as ImageMagick writes it; it is read as EXIF
         if keyword == _XMP_KEYWORD:
-            xmp = _international_text(data)
+            xmp = international_text(data)
             if xmp is None:
                 dropped.append("XMP that is damaged or too large")
         elif keyword.startswith(b"Raw profile type ") and keyword != b"Raw profile type iptc":
@@ -146,7 +175,7 @@ def _texts(chunks: list[tuple[bytes, bytes]], dropped: list[str]) -> tuple[list[
     return texts, xmp
 
 
-def _international_text(data: bytes) -> bytes | None:
+def international_text(data: bytes) -> bytes | None:
     """The text of an iTXt chunk, at most `MAX_BYTES` long (W3C PNG, section 11.3.3.4)."""
     _keyword, _, rest = data.partition(b"\0")
     parts = rest[2:].split(b"\0", 2)  # after compression flag and method: language, translated keyword, text
@@ -172,7 +201,7 @@ def _as_bytes(value: Any) -> bytes | None:
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]
     elif isinstance(value, tuple) and all(isinstance(item, int) and 0 <= item < 256 for item in value):
-        value = bytes(value)  # a TIFF may have them as a list of bytes
+        value = bytes(value)  # a TIFF can store a block as a list of bytes
     if isinstance(value, str):
         value = value.encode()
     return value if isinstance(value, bytes) and 0 < len(value) <= MAX_BYTES else None
@@ -196,7 +225,7 @@ def _aspect(info: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def fit(metadata: Metadata, name: str) -> tuple[Metadata, list[str]]:
-    """What of the metadata a format holds, and what it does not, in words.
+    """Returns the metadata that a format can hold, and the names of what it cannot.
 
     Args:
         metadata: of the picture to write.
@@ -275,7 +304,7 @@ def png_head(metadata: Metadata) -> bytes:
 
 def resources_of(metadata: Metadata) -> bytes:
     """IPTC and the other image resources, as Photoshop's block."""
-    own = {_IPTC: metadata.iptc} if metadata.iptc else {}
+    own = {IPTC: metadata.iptc} if metadata.iptc else {}
     return packed_resources({**own, **metadata.photoshop})
 
 

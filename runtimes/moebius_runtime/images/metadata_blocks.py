@@ -1,4 +1,4 @@
-"""The blocks that hold metadata: PNG chunks, XMP packets, Photoshop's image resources. Their content is hostile."""
+"""Parsers of hostile metadata: PNG chunks, XMP packets, Photoshop's image resources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 MAX_BYTES = 16 << 20
-"""The most that is kept of one picture's metadata of a kind."""
+"""Upper bound on one picture's metadata of a kind."""
 
 _TIFF_NAMESPACE = rb"http://ns\.adobe\.com/tiff/1\.0/"
 _XMP_NAMESPACE = rb"http://ns\.adobe\.com/xap/1\.0/"
@@ -25,8 +25,8 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes | None]]:
     """(type, data) of a PNG's chunks but those of its pixels; data is None over `MAX_BYTES`.
 
-    The stream's position is put back at the end. A chunk with a wrong checksum, which decoders pass over or refuse,
-    is left out.
+    The stream's position is restored at the end. Chunks with a wrong checksum are left out, as decoders skip or refuse
+    them.
     """
     before = stream.tell()
     try:
@@ -48,7 +48,7 @@ def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def photoshop_resources(block: bytes) -> dict[int, bytes]:
-    """{number: data} of a block of image resources, as far as it is whole (Adobe Photoshop File Formats, 2019)."""
+    """{number: data} of the complete resources of a block (Adobe Photoshop File Formats, 2019)."""
     found: dict[int, bytes] = {}
     place = 0
     while block[place : place + 4] == b"8BIM" and place + 7 <= len(block):
@@ -65,7 +65,7 @@ def photoshop_resources(block: bytes) -> dict[int, bytes]:
 
 
 def packed_resources(resources: dict[int, bytes]) -> bytes:
-    """The block of image resources, which have no names."""
+    """A block of image resources without names."""
     return b"".join(
         b"8BIM" + struct.pack(">HHI", code, 0, len(data)) + data + b"\0" * (len(data) % 2)
         for code, data in sorted(resources.items())
@@ -73,9 +73,9 @@ def packed_resources(resources: dict[int, bytes]) -> bytes:
 
 
 def upright_xmp(packet: bytes) -> tuple[bytes | None, list[str]]:
-    """An XMP packet with orientation 1 and without thumbnails, and what was taken out, in words.
+    """Returns an XMP packet with orientation 1 and without thumbnails, and the names of what was removed.
 
-    The packet is text to us, not parsed as XML, which could expand entities without end.
+    The packet is edited as text: an XML parser could expand entities without end.
     """
     packet = packet.rstrip(b"\0")
     if b"\0" in packet or not packet:

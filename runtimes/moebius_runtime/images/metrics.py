@@ -1,4 +1,4 @@
-"""How alike two pictures are, inside a mask: PSNR, SSIM, and the share of burnt-out values. NumPy alone."""
+"""Similarity of two pictures inside a mask: PSNR and SSIM; and the share of saturated values. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ssim(
 ) -> float:
     """Structural similarity, the mean of `ssim_map` over all channels of the masked pixels.
 
-    The window of a pixel at the mask's edge reaches beyond the mask, where two fillings of one picture agree.
+    At the mask's edge the window reaches outside of the mask, where two fillings of one picture are equal.
     Arguments and errors are those of `psnr`.
     """
     values = ssim_map(reference, candidate, peak)

@@ -1,6 +1,6 @@
-"""Pictures as people have them: read whole and upright, given to the network as RGB, written as they came.
+"""Reading of pictures, upright, and their conversion to RGB for the network and back.
 
-Reading and writing keep bit depth, alpha, ICC profile and EXIF. Pixels that a format cannot hold are refused.
+Reading and writing keep bit depth, alpha, ICC profile, EXIF and metadata. Pixels that a format cannot hold are refused.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from moebius_runtime.errors import InputError
 from moebius_runtime.images import colour, deep_colour
 from moebius_runtime.images.exif import describing_exif, exif_bytes, upright_exif
 from moebius_runtime.images.metadata import Metadata, read_metadata
+from moebius_runtime.images.pillow_info import as_info, parsed_info
 from moebius_runtime.images.saving import check_can_save as check_can_save
 from moebius_runtime.images.saving import picture_bytes as picture_bytes
 from moebius_runtime.images.saving import save_picture as save_picture
@@ -40,7 +41,7 @@ _MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "CMYK"}
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture, upright, in its own colour numbers.
+    """An upright picture with its own bit depth and channels.
 
     Attributes:
         pixels: uint8 or uint16 [H, W, C], without alpha; C is 1 (L), 3 (RGB) or 4 (CMYK, 0 = no ink).
@@ -50,9 +51,9 @@ class Picture:
         exif: the EXIF block, a TIFF header and directories without the "Exif" prefix; its orientation is 1.
         metadata: resolution, XMP and the like, see `moebius_runtime.images.metadata`.
         format: Pillow's name of the format that it was read from.
-        usable_profile: whether `icc_profile` converts CMYK to sRGB and back; looked at for CMYK only.
+        usable_profile: whether `icc_profile` converts CMYK to sRGB and back; checked for CMYK only.
         orientation: EXIF orientation of the stored pixels; `pixels` and `alpha` are upright already.
-        notes: what reading could not keep, one sentence each, to be told to the user.
+        notes: notes for the user on what reading could not keep, one sentence each.
     """
 
     pixels: npt.NDArray[Any]
@@ -77,7 +78,7 @@ class Picture:
         return 8 * self.pixels.itemsize
 
     def turned(self, orientation: int) -> Picture:
-        """The picture with pixels and alpha turned upright from an EXIF orientation."""
+        """Applies an EXIF orientation to pixels and alpha."""
         alpha = None if self.alpha is None else _turned(self.alpha, orientation)
         return replace(self, pixels=_turned(self.pixels, orientation), alpha=alpha)
 
@@ -86,7 +87,7 @@ class Picture:
         return replace(self, pixels=self.pixels[window], alpha=None, exif=None, metadata=Metadata())
 
     def to_rgb(self) -> npt.NDArray[np.uint8]:
-        """Numbers for the network, uint8 [H, W, 3].
+        """Converts to RGB for the network, uint8 [H, W, 3].
 
         Grey is repeated, 16 bits become round(v / 257), CMYK goes to sRGB (`colour.convert`).
         """
@@ -96,7 +97,7 @@ class Picture:
         return colour.convert(pixels, "CMYK", "RGB", self._cmyk_profile) if self.mode == "CMYK" else pixels
 
     def native_from_rgb(self, rgb: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The way back for a region: [h, w, 3] in 0..255 to this picture's channels and range, [h, w, C].
+        """Converts RGB of a region, [h, w, 3] in 0..255, to this picture's channels and range, [h, w, C].
 
         RGB at 8 bits comes back as given. Otherwise the result is float32: grey by luma (ITU-R BT.601),
         CMYK from rounded sRGB (`colour.convert`), 16 bits times 257.
@@ -116,7 +117,10 @@ class Picture:
         return self.icc_profile if self.usable_profile else None
 
     def to_image(self) -> Image.Image:
-        """A Pillow image, profile and EXIF in its `info`; 16 bits become 8, but for grey without alpha."""
+        """A Pillow image, with profile, EXIF and metadata in `info`; 16 bits become 8, except in grey without alpha.
+
+        Pillow's own writers take only a part of `info`: `save_picture(picture_from_image(image), path)` takes all.
+        """
         if self.mode == "L" and self.bits == 16 and self.alpha is None:
             image = Image.fromarray(np.ascontiguousarray(self.pixels[:, :, 0]))
         else:
@@ -130,15 +134,13 @@ class Picture:
             image.info["icc_profile"] = self.icc_profile
         if self.exif:
             image.info["exif"] = b"Exif\0\0" + self.exif
-        for name in ("dpi", "xmp", "comment"):
-            if value := getattr(self.metadata, name):
-                image.info[name] = value
+        image.info.update(as_info(self.metadata)[0])
         return image
 
 
 @dataclass(frozen=True)
 class NamedBytes:
-    """The content of a picture file that has no path, such as standard input's, and what messages call it."""
+    """The bytes of a picture file without a path, such as standard input, and its name in messages."""
 
     name: str
     data: bytes = field(repr=False)
@@ -150,8 +152,8 @@ class NamedBytes:
 def load_picture(path: str | Path | NamedBytes) -> Picture:
     """Reads a JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF; its size is checked before any pixel is decoded.
 
-    HEIC is read where the package pillow-heif is installed. A JPEG without its last bytes is read as browsers show
-    it, with a note.
+    HEIC is read where the package pillow-heif (extra `heif`) is installed. A JPEG without its last bytes is read as
+    browsers show it, with a note.
 
     Raises:
         InputError: there is no such file, it is not a whole picture of these formats, its shortest side is
@@ -171,20 +173,30 @@ def load_picture(path: str | Path | NamedBytes) -> Picture:
 
 
 def picture_from_image(image: Image.Image, name: str = "the image") -> Picture:
-    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`.
+    """A `Picture` of a Pillow image, which is not changed; checks, notes and errors as `load_picture`.
 
-    `name` is what error messages call it. Anything but a Pillow image is refused.
+    Metadata is what Pillow holds of it, see `moebius_runtime.images.pillow_info`: all of it for an image that was
+    opened and not loaded yet.
+
+    Args:
+        image: a Pillow image; anything else is refused.
+        name: its name in error messages.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"{name} is {_received(image)}")
     with _one_line_refusals(name):
         _check_size(image)
         raw = deep_colour.raw_mode(image)  # gone once the pixels are loaded
-        return _picture(image.copy(), raw, None, [])
+        stream = getattr(image, "fp", None)  # None once the pixels are loaded
+        if image.format == "PNG" and stream is not None and not stream.closed:
+            metadata = read_metadata(image, stream)
+        else:
+            metadata = read_metadata(image, None, parsed_info(image.info))
+        return _picture(image, raw, None, [], metadata)
 
 
 def _received(value: object) -> str:
-    """What was given in place of a Pillow image, and how to make one of it."""
+    """Describes an argument that is no Pillow image, and how to make one from it."""
     if isinstance(value, np.ndarray):
         kind = f"a NumPy array, {value.dtype} {list(value.shape)}"
         return f"{kind}; expected a Pillow image. Convert it with PIL.Image.fromarray, uint8 [H, W] or [H, W, 3]."
@@ -195,7 +207,7 @@ def _received(value: object) -> str:
 
 @contextmanager
 def _opened(path: Path | NamedBytes) -> Iterator[BinaryIO]:
-    """The file's stream; anything but a plain file is refused (a pipe would be waited for)."""
+    """The file's stream; anything but a plain file is refused, because a pipe could block."""
     if isinstance(path, NamedBytes):
         if not path.data:
             raise InputError(f"{path} is empty; expected a whole picture file.")
@@ -217,7 +229,7 @@ def _opened(path: Path | NamedBytes) -> Iterator[BinaryIO]:
 
 
 def _heif(stream: BinaryIO) -> list[str]:
-    """["HEIF"] for a HEIC file, after Pillow was given the plugin that reads it."""
+    """Registers the HEIC plugin for a HEIC file and returns ["HEIF"]; returns [] for any other file."""
     head = stream.read(12)
     stream.seek(0)
     if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
@@ -227,18 +239,20 @@ def _heif(stream: BinaryIO) -> list[str]:
     except ImportError as error:
         if head[8:] in (b"mif1", b"msf1"):  # AVIF files can have this brand too
             return []
-        raise InputError("HEIC is read where `pip install pillow-heif` has been run; or save it as JPEG.") from error
+        raise InputError(
+            'it is HEIC, which needs pillow-heif: run `pip install "moebius-edge[heif]"`, or save it as JPEG.'
+        ) from error
     register_heif_opener()
     return ["HEIF"]
 
 
 @contextmanager
 def _one_line_refusals(name: str | Path | NamedBytes) -> Iterator[None]:
-    """Whatever Pillow's readers raise on damaged or hostile bytes, as an `InputError` of one line."""
+    """Turns whatever Pillow's readers raise on damaged or hostile bytes into an `InputError` of one line."""
     expected = "expected a whole JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own size limit stands in for Pillow's bomb warning
+            warnings.simplefilter("ignore")  # our own size limit replaces Pillow's bomb warning
             yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
@@ -258,28 +272,33 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[str]) -> Picture:
+def _picture(
+    image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[str], metadata: Metadata | None = None
+) -> Picture:
     """From an image opened from `stream`, not yet loaded; or from one in memory, without a stream.
 
-    `raw` is its raw mode before loading (`deep_colour.raw_mode`).
+    `raw` is its raw mode before loading (`deep_colour.raw_mode`); `metadata` None is read from the image.
     """
     if getattr(image, "is_animated", False):
-        notes.append("the file holds several pictures or frames; only the first was read")
+        which = "first" if stream is not None else "current"
+        notes.append(f"the file holds several pictures or frames; only the {which} one was read")
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
-    _check_tiff(image, tags)
-    metadata = read_metadata(image, stream)
-    form = "JPEG" if image.format == "MPO" else image.format  # a JPEG that holds several
+    if stream is not None:
+        _check_tiff(image, tags)
+    if metadata is None:
+        metadata = read_metadata(image, stream)
+    format = "JPEG" if image.format == "MPO" else image.format  # a JPEG that holds several
     # Before loading: Pillow turns a TIFF upright as it loads it, and takes the orientation out.
     exif, orientation = _tiff_exif(image, notes) if tags else None, 1
-    stored = tags.get(ExifTags.Base.Orientation, 1)
+    stored = (image.getexif().get(ExifTags.Base.Orientation) or tags.get(ExifTags.Base.Orientation, 1)) if tags else 1
     if stream is not None and deep_colour.can_read(raw):
         pixels, alpha = deep_colour.read(image, raw, stream, INPUT_FORMATS)
     else:
-        pixels, alpha = _native(image)
+        pixels, alpha = _native(image if stream is not None else image.copy())
         if raw[-4:-1] == ";16" and pixels.dtype == np.uint8:
             notes.append("its 16 bits a channel were read as 8")
         if pixels.dtype == np.uint16 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-            pixels = ~pixels  # white is zero: Pillow turns 8-bit grey round, but not 16-bit
+            pixels = ~pixels  # white is zero: Pillow inverts 8-bit grey, but not 16-bit
     if tags.get(TiffImagePlugin.EXTRASAMPLES) and alpha is None:
         notes.append("its extra channels were dropped")
     if not tags:
@@ -299,8 +318,8 @@ def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[
         alpha=None if alpha is None else _turned(alpha, orientation),
         icc_profile=profile,
         exif=exif,
-        metadata=metadata.turned() if orientation in (5, 6, 7, 8) else metadata,
-        format=form,
+        metadata=metadata.turned() if stored in (5, 6, 7, 8) else metadata,
+        format=format,
         usable_profile=problem is None,
         orientation=stored if stored in INVERSE_ORIENTATION else 1,
         notes=tuple(notes),
@@ -358,7 +377,7 @@ def _tiff_exif(image: Image.Image, notes: list[str]) -> bytes | None:
 
 
 def _turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """[H, W, ...] as it is meant to be seen (EXIF 2.32, tag 274), contiguous."""
+    """Applies an EXIF orientation (EXIF 2.32, tag 274) to [H, W, ...]; returns a contiguous array."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)  # [H, W, ...] -> [W, H, ...]
     if orientation in (3, 4, 7, 8):

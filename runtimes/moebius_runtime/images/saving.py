@@ -1,4 +1,4 @@
-"""Pictures written whole or not at all, with what each format holds of their metadata."""
+"""Writing of pictures, whole or not at all, with the metadata that each format can hold."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ OUTPUT_FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 } | ({".avif": "AVIF"} if features.check_module("avif") else {})
-_LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383, "AVIF": 65_535}  # what the formats' size fields hold
+_LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383, "AVIF": 65_535}  # the largest value of the formats' size fields
 _MAX_JPEG_EXIF = 65_533 - 6  # a marker's length field, less the length itself and "Exif\0\0"
 _PNG_HEAD = 33  # bytes of signature and header chunk
 
 
 def check_can_save(picture: Picture, path: str | Path) -> str:
-    """The format that a path's suffix names, if it can hold the picture; to be asked before the work begins.
+    """Returns the format of a path's suffix, after checking that it can hold the picture. Call it before the work.
 
     Raises:
         InputError: an unknown suffix, or a format that would lose alpha, CMYK, 16 bits or size.
@@ -66,7 +66,7 @@ def check_can_save(picture: Picture, path: str | Path) -> str:
 
 
 def save_picture(picture: Picture, path: str | Path, quality: int = 95) -> tuple[str, ...]:
-    """Writes a picture whole or not at all, as its suffix says; returns a note on metadata that was dropped, if any.
+    """Writes a picture whole or not at all, in the format of its suffix; returns a note on dropped metadata, if any.
 
     A link at `path` is followed. Formats and errors as `picture_bytes`.
 
@@ -80,7 +80,7 @@ def save_picture(picture: Picture, path: str | Path, quality: int = 95) -> tuple
 
 
 def picture_bytes(picture: Picture, path: str | Path, quality: int = 95) -> tuple[bytes, tuple[str, ...]]:
-    """The file that `path`'s suffix asks for, and a note on metadata that was dropped, if any.
+    """Returns the encoded file in the format of `path`'s suffix, and a note on dropped metadata, if any.
 
     PNG, TIFF (deflate) and WebP (always its lossless kind) keep every pixel; JPEG and AVIF are 4:4:4 at `quality`.
 
@@ -98,7 +98,7 @@ def picture_bytes(picture: Picture, path: str | Path, quality: int = 95) -> tupl
         lost.append("the EXIF block (longer than JPEG allows)")
     tags: dict[int, Any] = {}
     if name == "TIFF":
-        # A TIFF holds EXIF as tags of its own: what cannot be read as such cannot be carried.
+        # A TIFF holds EXIF as tags of its own: what cannot be read as such cannot be kept.
         try:
             tags = _tiff_tags(picture)
         except Exception as error:

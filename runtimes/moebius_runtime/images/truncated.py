@@ -1,4 +1,4 @@
-"""JPEG files that end too early, as a broken transfer or an old camera leaves them: read as browsers show them."""
+"""Reading of truncated JPEG files, with the missing end in flat colour, as browsers show them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SCAN_BYTES = 1 << 20
 
 
 def whole_jpeg(stream: BinaryIO) -> tuple[BinaryIO, str] | None:
-    """A JPEG that lacks its end, with the end marker that it lacks, and a note; None for a file with an end marker.
+    """Completes a JPEG without an end marker; returns the stream and a note, or None if the file has one.
 
-    What is missing is measured by two decodings: one with the end marker alone, for which libjpeg fills what is missing
-    with flat colour, as browsers do, and one with random coded data before it. They are equal as far as the file goes.
+    The missing part is measured by two decodings: one with the end marker appended, for which libjpeg fills the missing
+    part with flat colour, and one with random coded data before the marker. They are equal as far as the file goes.
 
     Raises:
         InputError: over 3 % of the picture is missing, or whole passes of a progressive one are.

@@ -1,7 +1,7 @@
-"""Compiled kernels for ONNX Runtime: where their library is, and which instruction set it runs.
+"""Compiled kernels for ONNX Runtime: the path of their library, and the instruction set that it uses.
 
-They take nodes of domain `moebius` whole; without them ONNX Runtime runs the functions that the model brings along.
-The library is optional and built with the wheel: see docs/kernels.md.
+They implement the operators of domain `moebius`. Without them ONNX Runtime runs the functions of the model. The library
+is optional and built with the wheel: see docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DOMAIN = "moebius"
 SWITCH = "MOEBIUS_KERNELS"
 VARIANTS = ("generic", "avx2", "avx512", "avx512vnni")
 BYTE_PRODUCTS = "avx512vnni"
-"""The variant with instructions for products of bytes."""
+"""The variant with instructions for INT8 dot products."""
 _OFF = "off"
 _NAMES = {"linux": "libmoebius_kernels.so", "darwin": "libmoebius_kernels.dylib"}
 _REINSTALL = f"Reinstall moebius-edge, or set {SWITCH}=off to run without compiled kernels."
@@ -27,7 +27,7 @@ def library_path() -> Path | None:
     """The library of this installation; None where it was not built or MOEBIUS_KERNELS is off.
 
     Raises:
-        InputError: MOEBIUS_KERNELS is none of its values.
+        InputError: MOEBIUS_KERNELS has an unknown value.
         RuntimeUnavailableError: it names a variant, and there is no library.
     """
     wanted = os.environ.get(SWITCH, "")
@@ -47,7 +47,11 @@ def library_path() -> Path | None:
 
 
 def in_words() -> str:
-    """What runs functions of `DOMAIN` here, such as `avx512` or `none (not built)`; errors as below and above."""
+    """The variant that runs operators of `DOMAIN`, such as `avx512`, or `none (not built)`.
+
+    Raises:
+        InputError, RuntimeUnavailableError: see `library_path` and `variant`.
+    """
     path = library_path()
     if path is None:
         return f"none ({SWITCH}=off)" if os.environ.get(SWITCH) == _OFF else "none (not built)"
@@ -55,7 +59,7 @@ def in_words() -> str:
 
 
 def in_words_of_bytes(words: str) -> str:
-    """What `in_words` gave, for a model whose products are of bytes: with what to expect where they are slow."""
+    """The result of `in_words` for an INT8 model, with a warning if INT8 is slow on this CPU."""
     if words == BYTE_PRODUCTS:
         return words
     return f"{words}, without AVX512-VNNI: int8 gains little here"
@@ -65,7 +69,7 @@ def variant(path: Path) -> str:
     """The instruction set that the library's kernels use in this process: one of `VARIANTS`.
 
     Raises:
-        RuntimeUnavailableError: the library cannot be loaded, or does not run what MOEBIUS_KERNELS names.
+        RuntimeUnavailableError: the library cannot be loaded, or does not use the variant in MOEBIUS_KERNELS.
     """
     if not _is_whole(path):
         raise RuntimeUnavailableError(f"{path} is damaged: its end is missing. {_REINSTALL}")
@@ -85,13 +89,13 @@ def variant(path: Path) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether an ELF file reaches to its last part, the section table: the loader would crash on one that was cut."""
+    """Whether an ELF file is complete up to its section table: the loader would crash on a truncated one."""
     try:
         with path.open("rb") as stream:
             header = stream.read(64)
             size = os.fstat(stream.fileno()).st_size
     except OSError:
-        return True  # the loader says more
+        return True  # the loader's error has the details
     if header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little endian
         return True
     table, entry, count = (int.from_bytes(header[a:b], "little") for a, b in ((40, 48), (58, 60), (60, 62)))

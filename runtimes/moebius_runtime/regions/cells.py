@@ -1,4 +1,4 @@
-"""A mask in square cells of several pixels: how full they are, which touch, and how thick their regions are."""
+"""Operations on a mask in square cells: coverage, connected regions, thickness and morphology."""
 
 from __future__ import annotations
 

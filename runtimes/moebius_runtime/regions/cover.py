@@ -1,4 +1,4 @@
-"""A greedy cover of cells by the parts that squares of one size own."""
+"""Greedy cover of cells with squares of one size."""
 
 from __future__ import annotations
 

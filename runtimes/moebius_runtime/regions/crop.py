@@ -19,9 +19,9 @@ class Crop:
 
 
 def whole_crop(shape: tuple[int, int], size: int = 512, advice: str = "Use --fit crop") -> Crop:
-    """The square around a whole picture of `shape` (height, width), which lies in its middle.
+    """The square around a whole picture of `shape` (height, width), with the picture in its middle.
 
-    `advice` says in an error what to do.
+    `advice` is the last sentence of the error.
 
     Raises:
         InputError: the picture would be reduced to less than one latent cell across.

@@ -1,4 +1,4 @@
-"""Notes about a mask that probably does not mean what its user wants. They are text only and change no pixel."""
+"""Notes about masks that are probably not what the user wants. They change no pixel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moebius_runtime.images.masks import BoolArray
 from moebius_runtime.images.pictures import Picture
 
 _MOST = 0.75  # share of the picture above which a mask is usually inverted
-_STRONG = 24.0  # grey levels between neighbours
+_STRONG = 24.0  # grey levels between adjacent pixels
 _AMONG_PLAIN = 3.0  # times the median difference a few pixels outside
 _SHARE = 0.25  # of the mask's border
 _BESIDE = 4  # pixels outside the border where the picture's own texture is measured
@@ -23,8 +23,8 @@ def mask_notes(picture: Picture, mask: BoolArray, grown: BoolArray) -> list[str]
 
     Args:
         picture: what is filled.
-        mask: bool [H, W], as it was given.
-        grown: bool [H, W], as it is filled.
+        mask: bool [H, W], the given mask.
+        grown: bool [H, W], the grown mask, which is filled.
     """
     notes = []
     share = float(mask.mean())
@@ -51,7 +51,7 @@ def mask_notes(picture: Picture, mask: BoolArray, grown: BoolArray) -> list[str]
 def edge_share(picture: Picture, mask: BoolArray) -> float:
     """Share of the mask's border that lies on a strong edge of the picture; 0 where it is under a quarter.
 
-    A pair of neighbours across the border is on an edge where its luma differs by 24 levels or more, and by three
+    A pair of adjacent pixels across the border is on an edge where its luma differs by 24 levels or more, and by three
     times the median difference of such pairs a few pixels outside: texture on both sides is no edge.
     """
     rows, columns = (

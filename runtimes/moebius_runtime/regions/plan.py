@@ -1,4 +1,4 @@
-"""What filling a mask will take, known before any of it is done: squares of the network and denoising steps."""
+"""The work that filling a mask takes: its squares and denoising steps, known before it begins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Plan:
 
     @property
     def runs(self) -> list[list[Square]]:
-        """The squares in their order, cut where one has to see what earlier ones have filled."""
+        """The squares in order, split where a square overlaps one before it and needs its result."""
         return apart(list(self.squares), self.shape)
 
     @property

@@ -1,7 +1,7 @@
-"""Squares of the picture that the network fills (see `squares`): brought to its size, and brought back.
+"""Resampling of a crop to the network's size, and of the result back to the picture.
 
 The part of the picture inside a crop is its window. What the crop holds beyond the picture is filled by
-reflection at the network's scale, so that nothing larger than the window is ever made.
+reflection at the network's scale, so that no array is larger than the window.
 """
 
 from __future__ import annotations
@@ -13,28 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from moebius_runtime.images.masks import BoolArray
-from moebius_runtime.regions.crop import Crop, inside, span, whole_crop, window
-from moebius_runtime.regions.squares import Square, apart, find_squares, whole_square
-
-__all__ = [
-    "Crop",
-    "Square",
-    "apart",
-    "find_crops",
-    "find_squares",
-    "from_network",
-    "mask_to_network",
-    "resize_rgb",
-    "to_network",
-    "whole_crop",
-    "whole_square",
-    "window",
-]
-
-
-def find_crops(mask: BoolArray, size: int = 512) -> list[Crop]:
-    """The crops of `find_squares`, in its order."""
-    return [square.crop for square in find_squares(mask, size)]
+from moebius_runtime.regions.crop import Crop, inside, span
 
 
 def to_network(
@@ -68,7 +47,7 @@ def mask_to_network(mask: BoolArray, crop: Crop, shape: tuple[int, int], size: i
 
 
 def from_network(generated: npt.NDArray[Any], crop: Crop, shape: tuple[int, int]) -> npt.NDArray[Any]:
-    """The way back: [size, size, 3], uint8 or float32 in 0..255, to the crop's window, [h, w, 3]."""
+    """Resamples [size, size, 3], uint8 or float32 in 0..255, to the crop's window, [h, w, 3]."""
     (top, bottom), (left, right) = inside(crop, shape)
     scale = len(generated) / crop.side
     box = (left * scale, top * scale, right * scale, bottom * scale)

@@ -1,4 +1,4 @@
-"""Smooth values for unknown pixels, computed from the known ones alone: no value under the mask is ever read.
+"""Smooth values for unknown pixels, computed from the known ones only: no value under the mask is read.
 
 The filling is push-pull (Gortler et al. 1996, "The Lumigraph", section 3.4.2): means of the known pixels at half the
 size, again and again until nothing is unknown, then back up. On the way up each level is relaxed towards the membrane

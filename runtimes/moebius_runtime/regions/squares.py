@@ -109,6 +109,11 @@ def find_squares(mask: BoolArray, size: int = 512, limit: int | None = None) -> 
     )
 
 
+def find_crops(mask: BoolArray, size: int = 512) -> list[Crop]:
+    """The crops of `find_squares`, in its order."""
+    return [square.crop for square in find_squares(mask, size)]
+
+
 def apart(squares: list[Square], shape: tuple[int, int]) -> list[list[Square]]:
     """The squares in their order, cut into runs in which no two share a pixel of the picture.
 
@@ -385,7 +390,7 @@ def _shifted(rect: Rect, by: Rect) -> Rect:
 
 
 def _clipped(rect: Rect, by: Rect) -> Rect:
-    """The other way: a rectangle of the picture's cells, in those of the part `by`, cut to it."""
+    """The inverse of `_shifted`: a rectangle of the picture's cells, in those of the part `by`, clipped to it."""
     first, second = (
         slice(max(0, part.start - outer.start), min(part.stop, outer.stop) - outer.start)
         for part, outer in zip(rect, by, strict=True)

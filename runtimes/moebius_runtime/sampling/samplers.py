@@ -1,6 +1,6 @@
 """Samplers: plain functions that turn noisy latents into clean ones with the help of a denoiser.
 
-All three walk the same falling list of timesteps; the last step always ends on clean data (signal 1,
+All three iterate over the same falling list of timesteps; the last step always ends on clean data (signal 1,
 noise 0), whatever its timestep. So a list that `strength` has cut, down to a single timestep, needs nothing
 beside it.
 
@@ -25,7 +25,7 @@ from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, Spacing
 Denoise = Callable[[Latents, int], Latents]
 """(latents [B, 4, h, w], timestep) -> what the network predicts, same shape, guidance already applied.
 
-Noise or velocity, by the schedule's `prediction_type`; the samplers work with the noise that it means.
+Noise or velocity, by the schedule's `prediction_type`; the samplers convert it to noise.
 """
 
 Callback = Callable[[int, int, Latents], None]
@@ -33,7 +33,7 @@ Callback = Callable[[int, int, Latents], None]
 
 
 class Sampler(Protocol):
-    """What every function of this module that samples looks like."""
+    """The signature of every sampler."""
 
     def __call__(
         self,
@@ -234,8 +234,8 @@ def _correct(x: Latents, past: list[Latents], levels: list[_Level], step: int) -
     """Redo the step from `x` at levels[step - 1] to levels[step], now that past[-1] was predicted there.
 
     UniC, Zhao et al. 2023, algorithm 1: the data is taken to be the prediction at levels[step - 1] plus
-    weighted differences to its neighbours; the weights solve R w = b for B2(h) = exp(-h) - 1. With the new
-    point as the only neighbour, the weight is the limit 1/2 of b for small h, as in diffusers.
+    weighted differences to the adjacent predictions; the weights solve R w = b for B2(h) = exp(-h) - 1. With the new
+    point as the only adjacent one, the weight is the limit 1/2 of b for small h, as in diffusers.
     """
     origin, target = levels[step - 1], levels[step]
     middle, newest = past[-2], past[-1]

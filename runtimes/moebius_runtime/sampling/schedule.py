@@ -1,4 +1,4 @@
-"""The noise schedule: how much signal is left at each timestep, the timesteps of a run, and its noise."""
+"""The noise schedule: signal and noise at each timestep, the timesteps of a run, and the starting noise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NoiseSchedule:
 
     Ho et al. 2020, equation 4; "scaled_linear" (betas whose square roots are evenly spaced) is that of latent
     diffusion, Rombach et al. 2022. `beta_schedule` has one legal value: it is a field so that a bundle made for
-    another process is refused instead of being run wrongly. `prediction_type` says what the network answers, see
+    another process is refused instead of being run wrongly. `prediction_type` is what the network predicts, see
     `predicted_noise`.
 
     Raises:
@@ -68,7 +68,7 @@ class NoiseSchedule:
 
     @cached_property
     def alphas_cumprod(self) -> Latents:
-        """The products of (1 - beta), float32 [num_train_timesteps], read-only, falling from below 1.
+        """The cumulative products of (1 - beta), float32 [num_train_timesteps], read-only, falling from below 1.
 
         The network was trained, and the reference sampled, with betas rounded to float32, which moves the
         products by up to 1e-6 of themselves. Hence the same roundings as torch's: the square roots of the
@@ -148,7 +148,7 @@ class NoiseSchedule:
         appendix D: v = sqrt(a) * noise - sqrt(1 - a) * data) it is sqrt(a) * v + sqrt(1 - a) * latents.
 
         Args:
-            predicted: the network's answer, float32 [B, 4, h, w].
+            predicted: the network's output, float32 [B, 4, h, w].
             latents: noisy latents that it was given, of the same shape.
             timestep: of the latents, from 0 to num_train_timesteps - 1.
 
@@ -162,7 +162,7 @@ class NoiseSchedule:
         return noise
 
     def add_noise(self, latents: Latents, noise: Latents, timestep: int) -> Latents:
-        """Latents as they are at `timestep` of the forward process (Ho et al. 2020, equation 4).
+        """Adds noise: latents at `timestep` of the forward process (Ho et al. 2020, equation 4).
 
         Args:
             latents: clean, scaled latents [B, 4, h, w].
@@ -197,7 +197,7 @@ def initial_noise(seed: int, shape: tuple[int, int, int, int], noise_offset: flo
     Args:
         seed: 0 to 2**32 - 1.
         shape: [B, channels, h, w]. Its elements are drawn first, in row-major order, then the offsets.
-        noise_offset: standard deviation of the offset, 0 or more; 0 leaves the noise as it is.
+        noise_offset: standard deviation of the offset, 0 or more; 0 leaves the noise unchanged.
 
     Returns:
         float32 of `shape`.

@@ -20,9 +20,9 @@ def test_a_library_that_is_here():
 
 def test_the_gpu_is_asked_of_the_runtime_s_own_reader(monkeypatch):
     device = Device("Orin", 87, "540.4.0", "12.6", 8 << 30, 6 << 30)
-    monkeypatch.setattr("moebius_runtime.devices.current_device", lambda: device)
+    monkeypatch.setattr("moebius_runtime.hardware.devices.current_device", lambda: device)
     assert Device(**json.loads(asking.answer("device").removeprefix(asking.MARK))["value"]) == device
-    monkeypatch.setattr("moebius_runtime.devices.current_device", lambda: None)
+    monkeypatch.setattr("moebius_runtime.hardware.devices.current_device", lambda: None)
     assert json.loads(asking.answer("device").removeprefix(asking.MARK)) == {"value": None}
     assert ask_library("device").problem is None
 

@@ -74,7 +74,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 def trt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """trt(..., device=None): the command in this process; exit code, output, error stream."""
     from moebius_export.commands import app as cli
-    from moebius_runtime import devices
+    from moebius_runtime.hardware import devices
 
     def call(*arguments: object, device: Device | None = None) -> tuple[int, str, str]:
         monkeypatch.setattr(devices, "current_device", lambda: device)

@@ -440,7 +440,7 @@ KILLED = """
 import sys
 sys.path.insert(0, {fakes!r})
 from fake_tensorrt import make_module
-from moebius_runtime import devices
+from moebius_runtime.hardware import devices
 from moebius_runtime.bundle.passport import Device
 module = make_module("10.3.0")
 module.build_steps, module.step_seconds = 2000, 0.05

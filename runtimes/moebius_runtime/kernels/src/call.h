@@ -73,7 +73,7 @@ class Call {
     return tensor.data;
   }
 
-  // The same of bytes, which the operator's declared types make sure of.
+  // The same for an INT8 input; ONNX Runtime checks its type.
   const std::int8_t* bytes(size_t index, const char* name, const Sizes& sizes) const {
     return reinterpret_cast<const std::int8_t*>(input(index, name, sizes));
   }
@@ -102,14 +102,14 @@ inline void expect(bool fits, const char* name, const Sizes& sizes, const char* 
   if (!fits) throw Refusal(std::string(name) + " is " + text(sizes) + "; expected " + wanted);
 }
 
-// Attributes that operators have; each reads those that it needs. What is missing has a value that no operator takes.
+// The attributes of all operators. A missing one has a value that every operator refuses.
 struct Attributes {
   Sizes size;  // height, width
   int64_t heads = 0, groups = 0;
   float epsilon = -1;
 };
 
-// Whether size = one * other, without the product, which may be larger than any number.
+// Whether size = one * other, without computing the product, which may overflow.
 inline bool is_product(int64_t size, int64_t one, int64_t other) { return one > 0 && size % one == 0 && size / one == other; }
 
 inline Attributes read(const Api& api, const ort::KernelInfo* info) {

@@ -1,5 +1,5 @@
-// Mix-FFN in two sweeps: the expanded channels are made, activated, convolved and gated a few at a time
-// while they are in the cache, so that only the gated half is ever written.
+// Mix-FFN in two sweeps. A few expanded channels at a time are computed, activated, convolved and gated while they are
+// in the cache, so that only the gated half is written to memory.
 #pragma once
 
 #include "kernels.h"

@@ -1,8 +1,8 @@
-// Matrix products: rows of weights as they lie in the file, times columns packed in panels.
+// Matmul: rows of weights, unpacked as in the file, times columns packed in panels.
 //
 // A panel holds kWide columns of a matrix [depth, columns], row after row: element (c, t) of a matrix of `depth` rows is
 // at ((t / kWide) * depth + c) * kWide + t % kWide. Columns beyond the last are zero. Weights are not packed, so they are
-// held once: in the pages of the mapped file.
+// in memory once, in the pages of the mapped file.
 #pragma once
 
 #include <type_traits>
@@ -20,7 +20,7 @@ using Tile = vec[R][kVectors];
 // tile += rows [R, depth] (each `stride` floats after the one before) * panel [depth, kWide].
 template <int R>
 inline void multiply(Tile<R>& tile, const float* rows, long stride, const float* panel, long depth) {
-  Tile<R> sums;  // in registers, as nothing else knows it
+  Tile<R> sums;  // a local variable stays in registers
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < kVectors; ++j) sums[i][j] = tile[i][j];
   const char* at = reinterpret_cast<const char*>(rows);
@@ -75,7 +75,7 @@ inline void row_blocks(long first, long last, F&& f) {
     with_rows(last - row, [&](auto count) { f(count, row); });
 }
 
-// f(integral_constant R, first row, panel) for every tile of a product of `rows` rows and `count` panels. A task takes a
+// f(integral_constant R, first row, panel) for every tile of a matmul of `rows` rows and `count` panels. A task takes a
 // few panels, as many as a core's second-level cache holds beside the weights of a tile, and where that makes few tasks,
 // a part of the rows, so that threads end together.
 template <class F>

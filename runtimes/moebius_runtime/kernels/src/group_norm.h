@@ -1,5 +1,5 @@
 // Group norm with statistics in two sweeps: sums of a channel in float, of channels in double. A sum of a million values
-// in float alone is off by 1e-5.
+// in float only has an error of 1e-5.
 #pragma once
 
 #include <cmath>

@@ -1,10 +1,10 @@
-// Products of bytes: activations of 8 bits without sign times weights of 8 bits with, summed in 32 bits.
+// INT8 matmul: uint8 activations times int8 weights, accumulated in int32.
 //
-// An activation x of channel c is q = round(x * inverse[c] + zero[c]), at most 255 and at least 0. What an output channel
-// is worth is sum * scale + offset: the export puts bias and zero points into the offset. Four channels of a column make
-// one 32-bit lane, so that the loop is that of float products (gemm.h) with four times the depth. Its two sides are
+// An activation x of channel c is q = round(x * inverse[c] + zero[c]), at most 255 and at least 0. An output
+// is sum * scale + offset; the export folds bias and zero points into the offset. Four channels of a column make
+// one 32-bit lane, so that the loop is that of float matmul (gemm.h) with four times the depth. Its two operands are
 // - rows, from which four bytes at a time go to every lane, `stride` bytes apart,
-// - a panel of kWide columns: lane after lane four bytes; `step` bytes from four channels to the next.
+// - a panel of kWide columns: four bytes per lane; `step` bytes from four channels to the next.
 // Weights are rows where pictures are the panels, and panels where the rows are tokens.
 #pragma once
 
@@ -37,12 +37,12 @@ inline ivec load_bytes(const void* from) {
   return value;
 }
 
-// Per lane: sum + u[0] s[0] + u[1] s[1] + u[2] s[2] + u[3] s[3], u without sign and s with.
+// Per lane: sum + u[0] s[0] + u[1] s[1] + u[2] s[2] + u[3] s[3], u uint8 and s int8.
 inline ivec add_products(ivec sum, ivec u, ivec s) {
 #if MOEBIUS_LANES == 16 && defined(__AVX512VNNI__)
   return ivec(_mm512_dpbusd_epi32(__m512i(sum), __m512i(u), __m512i(s)));
 #elif MOEBIUS_LANES == 16
-  // The instruction for pairs of bytes saturates at 16 bits; that for pairs of 16 bits does not.
+  // The instruction for pairs of 8-bit values saturates at 16 bits; the one for pairs of 16-bit values does not.
   const __m512i even = _mm512_madd_epi16(_mm512_and_si512(__m512i(u), _mm512_set1_epi16(255)),
                                          _mm512_srai_epi16(_mm512_slli_epi16(__m512i(s), 8), 8));
   const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(__m512i(u), 8), _mm512_srai_epi16(__m512i(s), 8));
@@ -104,7 +104,7 @@ inline vec as_floats(ivec value) { return __builtin_convertvector(value, vec); }
 inline ivec quantise(vec x, vec inverse, vec zero) {
   const vec low = splat(0.0f), high = splat(255.0f), magic = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers
   x = x * inverse + zero;
-  x = x > low ? x : low;  // what is no number becomes 0
+  x = x > low ? x : low;  // NaN becomes 0
   x = x < high ? x : high;
   const vec shifted = x + magic;
   return load_bytes(&shifted) - 0x4B400000;
@@ -115,7 +115,7 @@ inline void store_bytes(std::uint8_t* to, ivec value, int count) {
   std::memcpy(to, &narrow, count);
 }
 
-// Scratch memory for bytes.
+// Scratch memory for INT8 values.
 class Bytes {
  public:
   explicit Bytes(long count) : floats_((count + 3) / 4) {}
@@ -125,8 +125,8 @@ class Bytes {
   moebius::Scratch floats_;
 };
 
-// Fetches what the end of a tile will touch while its products are made: rows of a picture lie a page or more apart, which
-// the machine does not foresee. `to_write`: 1 where they will be written, else 0.
+// Prefetches what the end of a tile will touch during its matmul: rows of a picture are a page or more apart, which the
+// hardware prefetcher does not predict. `to_write`: 1 where they will be written, else 0.
 template <int R, int to_write>
 inline void fetch(const float* first, long row_stride) {
 #if defined(__GNUC__)
@@ -135,7 +135,7 @@ inline void fetch(const float* first, long row_stride) {
 #endif
 }
 
-// f(integral_constant R, first row) for the rows [first, last) in blocks of at most kRows, all about as large.
+// f(integral_constant R, first row) for the rows [first, last) in blocks of at most kRows of about equal size.
 template <class F>
 inline void even_blocks(long first, long last, F&& f) {
   const long rows = last - first, count = (rows + kRows - 1) / kRows;
@@ -145,7 +145,7 @@ inline void even_blocks(long first, long last, F&& f) {
   }
 }
 
-// Where the panel of columns [column, column + kWide) of packed weights is. Beyond the last it is the first half again.
+// Where the panel of columns [column, column + kWide) of packed weights is. Beyond the last it is the first half again, to stay in bounds.
 struct Columns {
   const std::int8_t *left, *right;
 

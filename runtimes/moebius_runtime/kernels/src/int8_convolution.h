@@ -1,13 +1,13 @@
-// 3x3 convolutions in bytes: with stride 2, and behind a nearest x2 enlargement, where the taps that meet one small pixel
-// are one and 2x2 are left for each of the four places of a result. Products are plain sums over taps and channels: the
-// byte products are so cheap that Winograd's transforms, which need more bits, would gain nothing.
+// INT8 3x3 convolutions: with stride 2, and after nearest x2 upsampling, where the taps that read the same input pixel are
+// added up, which leaves 2x2 taps for each of the four output phases. They are plain sums over taps and channels: INT8
+// matmul is so fast that Winograd's transforms, which need more bits, would gain nothing.
 #pragma once
 
 #include "int8_residual_block.h"
 
 namespace MOEBIUS_VARIANT {
 
-// Pictures of four channels' bytes a pixel with a border that stands for 0: [channels / 4][height + 2][width + 2][4].
+// Pictures of four INT8 channels a pixel, with a border of the zero point: [channels / 4][height + 2][width + 2][4].
 inline void picture_to_padded_bytes(const moebius::Int8Convolution& f, const float* x, std::uint8_t* to,
                                     const moebius::Threads& threads) {
   const Plane plane{f.height, f.width};
@@ -32,8 +32,8 @@ inline void picture_to_padded_bytes(const moebius::Int8Convolution& f, const flo
   });
 }
 
-// A convolution: results are `step` pixels of the padded picture apart. `phases` each way are made one by one and lie
-// between each other in the result.
+// A convolution: results are `step` pixels of the padded picture apart. The `phases` each way are computed sequentially
+// and interleaved in the result.
 struct ByteConvolution {
   const moebius::Int8Convolution& f;
   long reach, step, phases;  // taps each way, of each of phases * phases pictures

@@ -1,5 +1,5 @@
-// Mix-FFN with both products in bytes. Channels lie side by side: a task makes some channels of all pixels, some rows of
-// the picture at a time, so that expanded rows are convolved and gated while they are in the cache.
+// Mix-FFN with both matmuls in INT8, channels last. A task computes some channels of all pixels, a few rows of the picture
+// at a time, so that expanded rows are convolved and gated while they are in the cache.
 #pragma once
 
 #include "int8_linear.h"
@@ -14,12 +14,12 @@ class ExpandedRows {
   ExpandedRows(const moebius::Int8FeedForward& f, const std::uint8_t* x, long first, long size)
       : f_(f), x_(x), first_(first), size_(size), band_(rows_of_band(f)), line_((f.width + 2) * 2 * size),
         rows_((band_ + 3) * line_), taps_(2 * size * 9) {
-    std::memset(rows_, 0, (band_ + 3) * line_ * sizeof(float));  // borders, and a last row of zeros, stay so
+    std::memset(rows_, 0, (band_ + 3) * line_ * sizeof(float));  // borders and the last row stay zero
     for (long c = 0; c < 2 * size; ++c)
       for (long i = 0; i < 9; ++i) taps_[(c / kLanes * 9 + i) * kLanes + c % kLanes] = f.depthwise[channel(c) * 9 + i];
   }
 
-  // The gated channels of every pixel as bytes, in tokens of `half` bytes.
+  // The gated channels of every pixel in INT8, in tokens of `half` bytes.
   void gate_into(std::uint8_t* to, long half) const {
     long done = 0;
     for (long top = 0; top < f_.height; top += band_) {

@@ -1,5 +1,4 @@
-// A linear layer of tokens in bytes: tokens are the rows of the products and come out as they went in, or as the columns
-// of a picture by channel.
+// INT8 linear layer of tokens. Tokens are the rows of the matmul; the output is tokens again, or a picture by channel.
 #pragma once
 
 #include "int8.h"
@@ -7,7 +6,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-// Tokens [count, depth] -> bytes of the same sizes.
+// Tokens [count, depth] -> INT8 of the same sizes.
 inline void quantise_tokens(const float* x, long count, long depth, const moebius::Quantiser& q, std::uint8_t* to) {
   for (long t = 0; t < count; ++t)
     for (long c = 0; c < depth; c += kLanes) {
@@ -17,7 +16,7 @@ inline void quantise_tokens(const float* x, long count, long depth, const moebiu
     }
 }
 
-// y [tokens, outputs] of tokens' bytes [tokens, depth], for output columns [from, outputs).
+// y [tokens, outputs] of INT8 tokens [tokens, depth], for output columns [from, outputs).
 inline void multiply_tokens(const std::uint8_t* x, long tokens, long depth, const moebius::Int8Product& p, long outputs,
                             float* y) {
   for (long column = 0; column < outputs; column += kWide) {
@@ -38,7 +37,7 @@ inline void multiply_tokens(const std::uint8_t* x, long tokens, long depth, cons
   }
 }
 
-// How many tokens are a task: as many as a second-level cache holds, but so few that threads end together.
+// Tokens per task: as many as a second-level cache holds, but few enough that threads end together.
 inline long token_group(long tokens) {
   constexpr long kMost = 8 * kRows, kTasks = 8;
   const long even = (tokens + kTasks - 1) / kTasks;

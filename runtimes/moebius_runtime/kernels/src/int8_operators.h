@@ -1,4 +1,4 @@
-// The arguments of the operators in bytes, checked. See int8.h for what they mean.
+// Checks the arguments of the INT8 operators. int8.h explains them.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kPackedOutputs = 16;
 
-// What float and byte blocks share: x, time, sizes and attributes.
+// Arguments that float and INT8 blocks share: x, time, sizes and attributes.
 template <class Block>
 void read_block(Block& f, const Attributes& attributes, const Call& call, bool projected) {
   const Tensor x = call.input(0), time = call.input(1);
@@ -118,7 +118,7 @@ inline moebius::Int8ResidualBlock int8_residual_block_of(const Attributes& attri
   return f;
 }
 
-// Stride 2, or behind an enlargement by 2: then the four places of a result have weights of their own.
+// Stride 2, or after upsampling by 2, when each of the four output phases has its own weights.
 inline moebius::Int8Convolution int8_convolution_of(const Call& call, bool enlarged) {
   const Tensor x = call.input(0), scale = call.input(4);
   expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,

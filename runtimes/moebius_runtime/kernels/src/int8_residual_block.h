@@ -1,5 +1,5 @@
-// The residual block with its products in bytes: see residual_block.h, whose order of work this keeps. Pictures by channel are the
-// panels of the products, weights the rows.
+// INT8 residual block, in the order of residual_block.h. Pictures by channel are the panels of the matmuls, weights the
+// rows.
 #pragma once
 
 #include "group_norm.h"
@@ -8,7 +8,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-// Pictures as panels of bytes: [panels][depth / 4][kWide][4].
+// Pictures as INT8 panels: [panels][depth / 4][kWide][4].
 struct BytePanels {
   std::uint8_t* at;
   long depth;
@@ -16,8 +16,8 @@ struct BytePanels {
   const std::uint8_t* panel(long p) const { return at + p * depth * kWide; }
 };
 
-// Four channels of a picture of n pixels on their way into panels, which lie too far apart for a cache to hold a place in
-// each: the channels are put together here, in order, and go into the panels once.
+// Collects four channels of a picture of n pixels before they are written to the panels, which are too far apart for the
+// cache to hold a line of each.
 class FourChannels {
  public:
   explicit FourChannels(long n) : n_(n), row_(n + kWide) {}
@@ -42,7 +42,7 @@ class FourChannels {
   moebius::Scratch row_;
 };
 
-// relu(depthwise(silu(norm(x)))) as bytes in panels, and silu(norm(x)) itself where `active` is asked for.
+// relu(depthwise(silu(norm(x)))) as INT8 panels, and silu(norm(x)) itself if `active` is given.
 inline void normal_to_bytes(const float* x, long channels, const Plane& plane, long groups, float epsilon,
                             const moebius::Int8Separable& s, const BytePanels& panels, float* active,
                             const moebius::Threads& threads) {

@@ -51,12 +51,12 @@ struct GroupNorm {
   float* y;
 };
 
-// How activations become bytes, by channel: see int8.h.
+// Quantization of activations by channel, see int8.h.
 struct Quantiser {
   const float *inverse, *zero;
 };
 
-// Weights as bytes, and what a sum of products is worth, by output. Weights of tokens are packed: see int8.h.
+// INT8 weights, and scale and offset by output. Weights of token layers are packed, see int8.h.
 struct Int8Product {
   const std::int8_t* weight;
   const float *scale, *offset;
@@ -101,8 +101,8 @@ struct Int8ResidualBlock {
   float* y;
 };
 
-// x [batch, inputs, height, width]; weight by output, tap and input: [outputs, 9, inputs], or for an enlarged picture
-// [4, outputs, 4, inputs] with the four places of a result first, as are its scale and offset.
+// x [batch, inputs, height, width]; weight by output, tap and input: [outputs, 9, inputs], or after upsampling
+// [4, outputs, 4, inputs] with the four output phases first, also in its scale and offset.
 struct Int8Convolution {
   long batch, inputs, outputs, height, width;
   const float* x;
@@ -117,7 +117,7 @@ struct Kernels {
   void (*local_lambda)(const LocalLambda&, const Threads&);
   void (*residual_block)(const ResidualBlock&, const Threads&);
   void (*conv3x3)(const Conv3x3&, const Threads&);
-  void (*upsample_conv3x3)(const Conv3x3&, const Threads&);  // of x enlarged to [2*height, 2*width] by nearest neighbour
+  void (*upsample_conv3x3)(const Conv3x3&, const Threads&);  // of x upsampled to [2*height, 2*width] (nearest)
   void (*group_norm)(const GroupNorm&, const Threads&);
   void (*int8_linear)(const Int8Linear&, const Threads&);
   void (*int8_linear_to_picture)(const Int8Linear&, const Threads&);

@@ -1,5 +1,5 @@
-// The library that ONNX Runtime loads: operators of domain `moebius`, checked, and handed to the kernels of this CPU.
-// A model's function of the same domain and name is the definition of each; this is only a faster way to the same.
+// The library that ONNX Runtime loads: checks the arguments of operators of domain `moebius` and calls the kernels of this
+// CPU. Each operator is a faster implementation of the model's function of the same domain and name.
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -61,7 +61,7 @@ void feed_forward(const Attributes& attributes, const Call& call) {
   f.depthwise_bias = call.input(4, "depthwise_bias", {hidden});
   f.project = call.input(5, "project", {channels, hidden / 2, 1, 1});
   f.y = call.output(x.sizes);
-  if (f.batch == 0) return;  // sizes that hold no number are as large as they like
+  if (f.batch == 0) return;  // no values to read, so the other sizes are not bounded
   kernels().feed_forward(f, call.threads());
 }
 
@@ -290,7 +290,7 @@ MOEBIUS_API ort::Status* RegisterCustomOps(ort::SessionOptions* options, const o
   const Api api(table);
   static std::mutex lock;
   std::lock_guard<std::mutex> hold(lock);
-  static ort::Domain* domain = nullptr;  // sessions may outlive anything else, so it is never released
+  static ort::Domain* domain = nullptr;  // never released, because sessions may outlive it
   if (domain == nullptr) {
     ort::Domain* made = nullptr;
     if (ort::Status* status = api.create_domain("moebius", &made)) return status;

@@ -1,5 +1,5 @@
-// Local-λ, reassociated: per position the window's weights for each head, A[h, d] = sum_k Q[h, k] w[k, d], as one matrix
-// product; then Y[h, v] = sum_d A[h, d] V[n + d, v] + sum_k Q[h, k] λc[k, v] from rows of V as they lie around n.
+// Local-λ, reassociated: per position the window's weights for each head, A[h, d] = sum_k Q[h, k] w[k, d], as one
+// matmul; then Y[h, v] = sum_d A[h, d] V[n + d, v] + sum_k Q[h, k] λc[k, v] from rows of V around n.
 #pragma once
 
 #include "kernels.h"

@@ -1,7 +1,7 @@
 // The part of ONNX Runtime's C interface that a custom-operator library needs.
 //
-// That interface is a table of functions whose order never changes (new ones are added at its end), so an entry is known
-// by its place. Places and signatures: ONNX Runtime's documentation of OrtApi and OrtCustomOp; version 17 of the latter.
+// That interface is a table of functions whose order never changes (new ones are added at its end), so an index
+// identifies an entry. Indices and signatures: ONNX Runtime's documentation of OrtApi and OrtCustomOp; version 17 of the latter.
 #pragma once
 
 #include <cstddef>

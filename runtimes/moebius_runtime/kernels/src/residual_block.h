@@ -1,6 +1,7 @@
-// y = second(first(x) + time) + shortcut(x), each half SiLU(GroupNorm), depthwise 3x3, ReLU, 1x1, and its own inner skip
-// where channels are equal: always in the second half, in the first where there is no shortcut. A channel goes from its norm to the panels of the next product while it is in the cache; the
-// shortcut's product adds to the same tile as the last one.
+// y = second(first(x) + time) + shortcut(x). Each half is SiLU(GroupNorm), depthwise 3x3, ReLU, 1x1, with an inner skip
+// where channels are equal: always in the second half, in the first if there is no shortcut. A channel goes from its norm
+// to the panels of the next matmul while it is in the cache; the shortcut's matmul accumulates into the same tile as the
+// last one.
 #pragma once
 
 #include "group_norm.h"
@@ -8,7 +9,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-// relu(depthwise(silu(norm(x)))) in panels, and silu(norm(x)) itself where `active` is asked for.
+// relu(depthwise(silu(norm(x)))) in panels, and silu(norm(x)) itself if `active` is given.
 inline void normal_to_panels(const float* x, long channels, const Plane& plane, long groups, float epsilon,
                              const moebius::Separable& s, float* in_panels, float* active,
                              const moebius::Threads& threads) {

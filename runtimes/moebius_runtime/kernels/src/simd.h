@@ -67,7 +67,7 @@ inline float total(long count, Many many, One one) {
   return result;
 }
 
-// e^x to two units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (coefficients of the
+// e^x with an error of at most two units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (coefficients of the
 // Cephes library's expf), and n added to the exponent.
 inline vec exponential(vec x) {
   const vec low = splat(-87.0f), high = splat(88.0f), magic = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers

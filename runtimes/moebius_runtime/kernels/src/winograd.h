@@ -1,12 +1,12 @@
 // 3x3 convolutions by Winograd's minimal filtering (Lavin and Gray, arXiv:1509.09308), with tiles of 4x4 results.
 //
 // In one dimension four results of a three-tap filter are A (G w . B x): x holds the six values they see, and A, G, B are
-// Toom and Cook's for five points and infinity. In two dimensions that is 36 products in place of 144. Over a picture
-// each of the 36 is a matrix product, [outputs, inputs] by [inputs, tiles].
+// Toom and Cook's for five points and infinity. In two dimensions that is 36 multiplications instead of 144. Over a
+// picture each of the 36 is a matmul, [outputs, inputs] by [inputs, tiles].
 //
-// Behind a nearest x2 enlargement the six values are four of the small picture, some twice: x0 x1 x1 x2 x2 x3. With 1 and
+// After nearest x2 upsampling the six values are four of the small picture, some twice: x0 x1 x1 x2 x2 x3. With 1 and
 // -1 among the points, the row of B for -1 is the coefficients of (z - 1) z (z^2 - p^2) and infinity's zero: it takes
-// differences of neighbours at odd places only, which are those of equal values. That product is always zero, so 25 are
+// differences of adjacent values at odd places only, where they are equal. That multiplication is always zero, so 25 are
 // left: 6.25 for each small pixel where four 2x2 convolutions have 16.
 #pragma once
 
@@ -21,7 +21,7 @@ namespace MOEBIUS_VARIANT {
 constexpr int kTile = 4;                 // results of a tile, each way
 constexpr long kDepth = 128;             // channels of a partial sum: shorter sums, less rounding
 constexpr long kStripBytes = 16L << 20;  // of transformed pictures: half a third-level cache
-constexpr long kGroup = 2;               // panels of tiles that are multiplied by the same rows of weights in turn
+constexpr long kGroup = 2;               // panels of tiles that are multiplied by the same rows of weights
 
 template <int Rows, int Columns>
 struct Matrix {
@@ -54,7 +54,7 @@ inline void apply(const vec* in, vec* out) {
   apply_rows<M>(M, in, out, std::make_integer_sequence<int, rows>{});
 }
 
-// The points' polynomials. `left_out`: a point whose product is not made; `source[i]`: where value i of six is taken from.
+// The points' polynomials. `left_out`: a point that is skipped; `source[i]`: where value i of six is taken from.
 template <int Products, int Inputs>
 struct Transforms {
   Matrix<Products, Inputs> in;
@@ -229,7 +229,7 @@ struct Winograd {
     }
   }
 
-  // The products of kLanes tiles, `stride` floats apart, -> their results in channel `output`.
+  // The transformed results of kLanes tiles, `stride` floats apart, -> their results in channel `output`.
   void finish(const float* product, long stride, long output, long tile) const {
     vec half[P][kTile], result[kTile][kTile];
     for (int j = 0; j < P; ++j) {
@@ -247,7 +247,7 @@ struct Winograd {
     }
     for (long done = 0; done < kLanes && tile + done < count;) {
       const long row = (first + tile + done) / across, column = (first + tile + done) % across;
-      long run = across - column < kLanes - done ? across - column : kLanes - done;  // tiles that lie side by side
+      long run = across - column < kLanes - done ? across - column : kLanes - done;  // adjacent tiles
       if (run > count - tile - done) run = count - tile - done;
       const long x = column * kTile, pixels = wide - x < run * kTile ? wide - x : run * kTile;
       for (long y = 0, top = row % down * kTile; y < kTile && top + y < high; ++y) {

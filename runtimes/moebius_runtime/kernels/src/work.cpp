@@ -1,4 +1,4 @@
-// Compiled once, for any CPU: code that every variant shares must not hold the instructions of one.
+// Compiled once, for any CPU: code that all variants share must not contain instructions of one of them.
 #include "work.h"
 
 #include <atomic>
@@ -15,7 +15,7 @@ namespace moebius {
 namespace {
 
 constexpr std::size_t kPage = 4096, kHugePage = std::size_t(1) << 21, kSmall = 1 << 16;
-constexpr std::size_t kSlack = 64;  // a vector that begins at the last float may be read
+constexpr std::size_t kSlack = 64;  // a vector load at the last float may read beyond it
 
 struct Block {
   void* at;
@@ -30,7 +30,7 @@ class Pool {
       std::size_t best = free_.size();
       for (std::size_t i = 0; i < free_.size(); ++i)
         if (free_[i].size >= bytes && (best == free_.size() || free_[i].size < free_[best].size)) best = i;
-      if (best < free_.size() && free_[best].size <= 2 * bytes + kSmall) {  // a far larger one is left for who needs it
+      if (best < free_.size() && free_[best].size <= 2 * bytes + kSmall) {  // much larger ones are left for larger requests
         const Block block = free_[best];
         free_.erase(free_.begin() + long(best));
         used_.push_back(block);
@@ -94,7 +94,7 @@ void Threads::run(long count, void (*f)(void*, std::size_t), void* data) const {
         Job& whole = *static_cast<Job*>(at);
         try {
           if (!whole.failed) whole.f(whole.data, i);
-        } catch (...) {  // the runtime's threads take none
+        } catch (...) {  // no exception may reach the runtime's threads
           whole.failed = true;
         }
       },

@@ -1,11 +1,11 @@
-// What kernels are given to work with: threads of the runtime, and scratch memory that outlives a call.
+// Resources of the kernels: threads of the runtime, and scratch memory that outlives a call.
 #pragma once
 
 #include <cstddef>
 
 namespace moebius {
 
-// Runs f(0) .. f(count - 1) on the runtime's threads, in any order. What one of them throws is thrown again here.
+// Runs f(0) .. f(count - 1) on the runtime's threads, in any order. An exception of one of them is rethrown here.
 class Threads {
  public:
   using Run = void (*)(void* context, void (*f)(void*, std::size_t), std::size_t count, void* data);
@@ -22,8 +22,7 @@ class Threads {
   void* context_;
 };
 
-// Scratch memory that goes from one call to the next, so that its pages are touched for the first time once. Freed when
-// the last kernel goes.
+// Scratch memory that calls reuse, so that its pages are faulted in once. Freed with the last kernel.
 void kernel_made();
 void kernel_gone();
 

@@ -14,20 +14,20 @@ from rich.console import Console
 from moebius_runtime.console import err, one_line
 
 SILENCE = 30.0
-"""Seconds after which a stage that reports nothing is named again, and between two lines of one stage."""
+"""Seconds between two lines of one stage, also if the stage reports nothing."""
 
 
 class Stages(AbstractContextManager["Stages"]):
-    """Called with (stage, done, total) for each step of the work; `total` 0 where it is not known.
+    """A callable that prints progress: call it with (stage, done, total) for each step; `total` 0 means unknown.
 
-    On a terminal the line of a spinner changes. Elsewhere a line is printed when another stage begins, at most every
-    `SILENCE` seconds within a stage, and by a timer where the work reports nothing for so long. What stands before the
-    first colon of `stage` names it.
+    On a terminal it updates the line of a spinner. Elsewhere it prints a line when a new stage begins and at most every
+    `SILENCE` seconds within a stage; a timer prints one if the work reports nothing for so long. The text of `stage` up
+    to its first colon is its name.
 
     Args:
-        title: of the command.
+        title: name of the command.
         console: where to print.
-        clock: seconds, for the lines.
+        clock: the current time in seconds.
     """
 
     def __init__(self, title: str, console: Console = err, clock: Callable[[], float] = time.monotonic) -> None:

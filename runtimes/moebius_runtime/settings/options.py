@@ -1,34 +1,39 @@
-"""Options of a run, checked, and the values that they give together with the mode's and the bundle's defaults."""
+"""Options of a run with their checks, and the values that they give with the mode's and the bundle's defaults."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count, repeat
 from numbers import Integral, Real
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from moebius_runtime.bundle.manifest import Defaults
+from moebius_runtime.bundle.manifest import Defaults, Geometry
 from moebius_runtime.errors import InputError
-from moebius_runtime.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
 from moebius_runtime.sampling.samplers import SAMPLERS
+from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, initial_noise
+from moebius_runtime.settings.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
+
+_LITTLE_NOISE = 0.25  # of 1: with less, the start decides the result
 
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """How to fill. `None` takes the mode's default, and the bundle's where the mode has none.
+    """How to fill a mask. `None` takes the mode's default, or the bundle's if the mode has none.
 
     Attributes:
         mode: `best`: nothing under the mask influences the result, and every masked pixel is replaced. `reference`:
-            the original's own procedure, for comparisons. See `moebius_runtime.modes`.
+            the original's own procedure, for comparisons. See `moebius_runtime.settings.modes`.
         steps: number of inference steps; `strength` drops the first (1 - strength) of them.
-        guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
+        guidance_scale: scale of the classifier-free guidance, 0 to 100; 1 runs the conditional branch alone.
         strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
             kept. In `reference` it is noise on the picture's own latents, and pure noise at 1.
         sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
         seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
-        noise: the whole starting noise, float32 [1, 4, S, S], in place of the seed's; taken as it is.
+        noise: the whole starting noise, float32 [1, 4, S, S], which replaces the seed's and is used unchanged.
         fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
         blend: `soft` feathers the seam outside of the mask (in `reference` across its border, by 3 network pixels),
             `hard` keeps every unmasked pixel bit-exact.
@@ -83,7 +88,7 @@ class InpaintOptions:
 
 
 def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
-    """The values of a run from its options and its bundle's defaults."""
+    """Returns the values of a run from its options and its bundle's defaults."""
     mode = MODES[options.mode]
 
     def first(*values: Any) -> Any:
@@ -102,8 +107,40 @@ def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
     )
 
 
+def option_notes(settings: Settings, timesteps: npt.NDArray[np.int64], schedule: NoiseSchedule) -> list[str]:
+    """Notes on settings with side effects that their user may not expect, one sentence each."""
+    first = int(timesteps[0])
+    noise = 1 - float(schedule.alphas_cumprod[first]) ** 0.5
+    if settings.mode.original and settings.strength < 1:
+        return [
+            f"mode reference at strength {settings.strength:g} starts from the picture with what is to be removed "
+            f"in it (at timestep {first}), which may show through; mode best does not"
+        ]
+    if not settings.mode.original and noise < _LITTLE_NOISE:
+        return [
+            f"the {len(timesteps)} steps start at timestep {first}, where little noise is left: the "
+            "masked region stays close to a smooth gradient; more steps or strength 1 give it detail"
+        ]
+    return []
+
+
+def starting_noises(options: InpaintOptions, geometry: Geometry, defaults: Defaults) -> Iterator[Latents]:
+    """The starting noise of each square, float32 [1, C, s, s]: the given one, or that of seed + i for square i.
+
+    Raises:
+        InputError: the given noise or the seed has a wrong type, shape or value. Raised by the call itself.
+    """
+    shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
+    if options.noise is not None:
+        check_noise(options.noise, shape)
+        return repeat(options.noise)
+    first = initial_noise(options.seed, shape, defaults.noise_offset)
+    seeds = (int(options.seed + index) % (1 << 32) for index in count(1))
+    return chain([first], (initial_noise(seed, shape, defaults.noise_offset) for seed in seeds))
+
+
 def make_options(**options: Any) -> InpaintOptions:
-    """`InpaintOptions` from keywords; `InputError` names an unknown one."""
+    """Returns `InpaintOptions` from keywords; raises `InputError` for an unknown one."""
     known = InpaintOptions.__dataclass_fields__
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"unknown option {', '.join(unknown)}; expected some of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Modes: the sets of defaults that `--mode` names. An option that is given overrides its mode's default."""
+"""The modes of `--mode`: named sets of defaults. An explicit option overrides its mode's default."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Start = Literal["pixels", "cells"]
 
 @dataclass(frozen=True)
 class Mode:
-    """What a mode sets.
+    """Defaults of a mode.
 
     Attributes:
-        strength: of the start; None takes the bundle's.
+        strength: share of the steps that are run; None takes the bundle's.
         fit: `crop` or `whole`.
         blend: `soft` or `hard`.
         mask_reduce: `nearest` or `max`.
         mask_dilate: pixels, or `auto`.
-        start: what the noise is laid on: `pixels`, the picture with smooth values under the mask, encoded; `cells`,
-            the masked picture's latents with smooth values in the masked cells, which saves an encode; None, the
-            picture itself.
-        original: the original's procedure. It starts from the picture with the object in it, shows masked and
-            invisible pixels to the resampling, and feathers across the mask's border. Without it, nothing that
-            lies under the mask can influence the result.
+        start: what the noise is added to. `pixels`: the picture with smooth values under the mask, encoded. `cells`:
+            the masked picture's latents with smooth values in the masked cells, which saves an encode. None: the
+            picture itself, encoded.
+        original: follow the original's procedure: start from the picture with the object in it, resample masked and
+            invisible pixels with the rest, and feather across the mask's border. If False, no masked pixel can
+            influence the result.
     """
 
     strength: float | None
@@ -51,7 +51,7 @@ MODES: dict[ModeName, Mode] = {
 
 
 class Settings(NamedTuple):
-    """The values that a run uses: each option as given, else the mode's, else the bundle's."""
+    """The values of a run: each is the explicit option, else the mode's default, else the bundle's."""
 
     mode: Mode
     steps: int

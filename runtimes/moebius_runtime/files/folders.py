@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all. No PyTorch here: what is built on a device is placed in the same way.
+"""Writing folders whole or not at all, such as bundles and engines.
 
-A folder is made under a temporary name beside its place (`.NAME.XXXX.part`) and renamed when it is complete. What a
-killed process left behind is removed by the next one; a folder that a process still works in is locked, and stays.
+A folder is built under a temporary name beside its final one (`.NAME.XXXX.part`) and renamed once it is complete. The
+next process removes what a killed one left behind; a folder that another process still builds in is locked, and stays.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moebius_runtime.errors import MoebiusError, OutputError
+from moebius_runtime.errors import MoebiusError
+from moebius_runtime.files.writing import NOTHING_LEFT, cannot_write
 
 try:
     import fcntl
-except ImportError:  # Windows: without locks, what is left behind stays
+except ImportError:  # Windows has no such locks: what a killed process leaves behind stays
     fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
 def placed_whole(out: Path) -> Iterator[Path]:
-    """A folder to build in, moved to `out` when the block ends well and removed when it does not.
+    """A temporary folder to build in. It is moved to `out` after the block, or removed if the block raises.
 
-    What was at `out` before stays until then, whatever ends the block, and is replaced only by the complete folder.
+    A folder that was at `out` stays there until the complete new one replaces it.
 
     Raises:
-        OutputError: the folder cannot be written, or the disk is full.
+        OutputError: the folder cannot be written, there is a file or a link at `out`, or the disk is full.
     """
     try:
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            raise cannot_write(out, "a file or a link has that name", "Choose the name of a folder.")
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear(out)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}. Choose a writable folder.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise cannot_write(out, error) from error
     lock = _locked(temporary)
     try:
         yield temporary
@@ -44,7 +47,7 @@ def placed_whole(out: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, MoebiusError):
             raise
-        raise OutputError(f"cannot write {out}: {error.strerror or error}. Nothing was changed there.") from error
+        raise cannot_write(out, error, NOTHING_LEFT) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
@@ -52,7 +55,7 @@ def placed_whole(out: Path) -> Iterator[Path]:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Puts a file, or a symbolic link as it is, at `target` too: by a hard link, or a copy where there are none."""
+    """Puts a file or a symbolic link at `target` too, by a hard link, or by a copy where hard links are unsupported."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target, follow_symlinks=False)
@@ -61,7 +64,7 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def _exchange(new: Path, out: Path) -> None:
-    """Renames `new` to `out`; what was there before goes only once that has worked."""
+    """Renames `new` to `out`; the old folder is deleted only after that has succeeded."""
     if not out.exists():
         os.replace(new, out)
         return
@@ -76,7 +79,7 @@ def _exchange(new: Path, out: Path) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Removes what a killed process left behind, after putting back what it had just moved out of the way."""
+    """Removes what a killed process left behind. An old folder that it had already moved away is restored first."""
     for path in sorted(out.parent.glob(f".{_escaped(out.name)}.*")):
         if path.suffix not in (".part", ".old") or path.is_symlink() or not path.is_dir():
             continue
@@ -93,12 +96,12 @@ def _clear(out: Path) -> None:
 
 
 def _escaped(name: str) -> str:
-    """The name as a pattern of `glob` that matches only itself."""
+    """The name as a `glob` pattern that matches only itself."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _locked(folder: Path) -> int | None:
-    """A handle that locks the folder until it is closed, or None where another process has it or there are no locks."""
+    """A handle that locks the folder until it is closed; None if another process holds it or locks are unsupported."""
     if fcntl is None:
         return None
     handle = None

@@ -1,4 +1,4 @@
-"""Which pictures to fill with which masks: one of each, or folders paired by stem."""
+"""Pairs pictures with masks: a picture with its mask, or the files of two folders by their stems."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from moebius_runtime.images.comparison import comparison_path
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 HEIF_SUFFIXES = (".heic", ".heif")
-"""Read where the package pillow-heif is installed."""
+"""Read where the package pillow-heif (extra `heif`) is installed."""
 
 STREAM = Path("-")
 """Stands for standard input or output."""
 
-# What is left out of a folder: one of it, and several.
-_HEIF_HINT = "(`pip install pillow-heif` to read HEIC)"
+# What is skipped in a folder: (singular, plural) of each kind.
+_HEIF_HINT = '(`pip install "moebius-edge[heif]"` to read HEIC)'
 _KINDS = {
     "folder": ("sub-folder (--recursive enters it)", "sub-folders (--recursive enters them)"),
     "link": ("linked or hidden sub-folder", "linked or hidden sub-folders"),
@@ -35,7 +35,7 @@ _WRITTEN_AS_PNG = (".bmp", ".gif", *HEIF_SUFFIXES)
 
 @dataclass(frozen=True)
 class Job:
-    """One picture, its mask, and where the result and the strip that compares them go."""
+    """One picture, its mask, and the paths of the result and of the comparison strip."""
 
     image: Path
     mask: Path
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs, and a note on what the folders hold beside them, or None."""
+    """The jobs, and a note on files of the folders that were skipped, or None."""
 
     jobs: list[Job]
     note: str | None = None
@@ -62,17 +62,17 @@ def plan_jobs(image: Path, mask: Path, out: Path, *, strips: bool = False) -> li
 
 
 def plan(image: Path, mask: Path, out: Path, *, strips: bool = False, recursive: bool = False) -> Plan:
-    """The work that IMAGE, `--mask` and `--out` mean.
+    """Returns the jobs that IMAGE, `--mask` and `--out` stand for.
 
-    A folder of pictures goes with one mask for all, or with a folder of masks whose stems are the pictures'. Results
-    of a folder go to the folder `out` under the pictures' names, with a suffix that can be written; with `strips`,
-    so do before | mask | after, as `NAME-comparison.png`. With `recursive` sub-folders are entered, but for links, and
-    appear in `out` too; masks then lie in the same sub-folders.
+    A folder of pictures takes one mask for all, or a folder of masks with the pictures' stems. Its results go to the
+    folder `out` under the pictures' names, with a suffix that can be written. `strips` adds before | mask | after, as
+    `NAME-comparison.png`. `recursive` enters sub-folders, except links, and mirrors them in `out`; masks are then
+    expected in the same sub-folders.
 
     Raises:
-        InputError: a path that is not there, a folder without pictures, two pictures or masks of one stem where they
-            are paired, pictures without a mask, a result outside of `out`, or one that would overwrite another, or a
-            picture or a mask that is read.
+        InputError: a path does not exist, a folder holds no pictures, two pictures or masks that are paired share a
+            stem, a picture has no mask, or a result would be outside of `out` or overwrite another result, a picture
+            or a mask.
     """
     try:
         planned = _plan(image, mask, out, recursive)
@@ -93,7 +93,7 @@ def plan(image: Path, mask: Path, out: Path, *, strips: bool = False, recursive:
             taken.add(path.resolve())
         if image.is_dir():
             _check_inside(jobs, out)
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in a name; links in a circle, before Python 3.13
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in a name; a loop of links, before Python 3.13
         reason = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or f"{image}, --mask {mask} or --out {out}"
         raise InputError(f"cannot read {where}: {reason}; name readable files or folders") from error
@@ -101,7 +101,7 @@ def plan(image: Path, mask: Path, out: Path, *, strips: bool = False, recursive:
 
 
 def _check_inside(jobs: list[Job], out: Path) -> None:
-    """Refuses a result that a link in the output folder would lead elsewhere."""
+    """Refuses results that a link in the output folder would write elsewhere."""
     root = out.resolve()
     for folder in {path.parent for job in jobs for path in job.written}:
         if not folder.resolve().is_relative_to(root):
@@ -129,7 +129,7 @@ def _plan(image: Path, mask: Path, out: Path, recursive: bool) -> Plan:
         what = "one stream" if out == STREAM else "a file"
         raise InputError(f"--out {out} is {what} and {image} a folder; name a folder for the results")
     skipped: Counter[str] = Counter()
-    own = {path.resolve() for path in (out, mask) if path != STREAM}  # may lie in the folder of pictures
+    own = {path.resolve() for path in (out, mask) if path != STREAM}  # they may be inside the folder of pictures
     pictures = _files(image, "picture", recursive, skipped, own - {image.resolve()})
     if mask == STREAM or not mask.is_dir():
         pictures = [path for path in pictures if path.resolve() != mask.resolve()] if mask != STREAM else pictures
@@ -148,9 +148,9 @@ def _plan(image: Path, mask: Path, out: Path, recursive: bool) -> Plan:
 
 
 def _files(folder: Path, what: str, recursive: bool, skipped: Counter[str], apart: set[Path]) -> list[Path]:
-    """The pictures of a folder; everything else is counted in `skipped`, by kind.
+    """Returns the pictures of a folder, and counts everything else in `skipped` by kind.
 
-    Links to folders are not entered: they could lead out of the folder, or in a circle.
+    Links to folders are not entered: they could lead out of the folder or form a loop.
     """
     known = SUFFIXES + (HEIF_SUFFIXES if find_spec("pillow_heif") else ())
     found = []
@@ -180,7 +180,7 @@ def _files(folder: Path, what: str, recursive: bool, skipped: Counter[str], apar
 
 
 def _unreadable(folder: Path, skipped: Counter[str]) -> Callable[[OSError], None]:
-    """What `os.walk` does with a folder that cannot be read: the one that was named is an error, inner ones count."""
+    """Handler of `os.walk` for unreadable folders: raises for the named folder, counts sub-folders."""
 
     def handle(error: OSError) -> None:
         if error.filename == str(folder):
@@ -202,7 +202,7 @@ def _by_stem(folder: Path, paths: list[Path], what: str) -> dict[Path, Path]:
 
 
 def _results(folder: Path, pictures: list[Path]) -> Mapping[Path, Path]:
-    """{picture: path of its result in the output folder}. Where two would be one, the old suffix stays in the name."""
+    """{picture: path of its result in the output folder}. Where two names would collide, the old suffix is kept."""
     plain = {path: path.relative_to(folder).with_name(_result_name(path)) for path in pictures}
     count = Counter(plain.values())
     return {
@@ -212,7 +212,7 @@ def _results(folder: Path, pictures: list[Path]) -> Mapping[Path, Path]:
 
 
 def _note(folder: Path, skipped: Counter[str]) -> str | None:
-    """One sentence on what was left out."""
+    """One sentence on what was skipped."""
     parts = [
         f"{skipped[kind]} {one if skipped[kind] == 1 else more}"
         for kind, (one, more) in _KINDS.items()

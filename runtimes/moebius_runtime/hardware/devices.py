@@ -1,8 +1,8 @@
-"""The GPU of this machine, asked of NVIDIA's driver itself: no Python package is needed to know what is there.
+"""The GPU of this machine, queried from NVIDIA's driver without any Python package.
 
 The driver brings `libcuda`, whose functions are called through ctypes: CUDA driver API, "Initialization", "Version",
 "Device Management" and "Memory Management". The driver's own version is not among them; it is read from where the
-kernel module writes it, or asked of `nvidia-smi`.
+kernel module writes it, or from `nvidia-smi`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from moebius_runtime.bundle.passport import Device
 from moebius_runtime.errors import RuntimeUnavailableError
 
-_NO_DEVICE = (34, 100)  # CUDA_ERROR_STUB_LIBRARY: the toolkit's stand-in for a driver; CUDA_ERROR_NO_DEVICE
+_NO_DEVICE = (34, 100)  # CUDA_ERROR_STUB_LIBRARY: the toolkit's stub of the driver; CUDA_ERROR_NO_DEVICE
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _KNOWN = {
     803: "the driver and its library are of different versions: restart the machine",
@@ -30,13 +30,13 @@ _KNOWN = {
 def current_device(root: str | Path = "/") -> Device | None:
     """The first GPU that CUDA shows, or None where there is no driver or no GPU.
 
-    Free memory is what the driver would give now. To ask for it, a CUDA context is opened and closed again.
+    Free memory is measured now, for which a CUDA context is opened and closed again.
 
     Args:
         root: of the file system in which the driver's version is looked up.
 
     Raises:
-        RuntimeUnavailableError: there is a driver, and it refuses to work.
+        RuntimeUnavailableError: the driver reports an error.
     """
     cuda = _library()
     if cuda is None:
@@ -68,7 +68,7 @@ def current_device(root: str | Path = "/") -> Device | None:
 
 
 def driver_version(root: str | Path = "/") -> str | None:
-    """Such as "550.54.14", or on a Jetson without such a number "L4T 36.4.0"; None where nothing says it."""
+    """The driver's version, such as "550.54.14", or on some Jetsons "L4T 36.4.0"; None if it is unknown."""
     for path, pattern in (
         ("proc/driver/nvidia/version", r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s"),
         ("sys/module/nvidia/version", r"^(\d+\.\d+(?:\.\d+)?)"),
@@ -79,10 +79,10 @@ def driver_version(root: str | Path = "/") -> str | None:
     if program is not None and str(root) == "/":
         command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+            output = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
         except (OSError, subprocess.SubprocessError):
-            said = ""
-        if found := re.match(r"\s*(\d+\.\d+(?:\.\d+)?)\s*$", said.partition("\n")[0]):
+            output = ""
+        if found := re.match(r"\s*(\d+\.\d+(?:\.\d+)?)\s*$", output.partition("\n")[0]):
             return found[1]
     # "# R36 (release), REVISION: 4.0, GCID: ...": the driver is part of the release
     if found := re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(Path(root) / "etc/nv_tegra_release")):
@@ -123,8 +123,8 @@ def _check(status: int, function: str) -> None:
     if status:
         words = _KNOWN.get(status, "see NVIDIA's list of CUresult")
         raise RuntimeUnavailableError(
-            f"the GPU's driver refuses {function} with CUDA error {status} ({words}); `nvidia-smi` says more, a "
-            "restart often mends it"
+            f"the GPU's driver refuses {function} with CUDA error {status} ({words}); run `nvidia-smi` for details, or "
+            "restart the machine"
         )
 
 

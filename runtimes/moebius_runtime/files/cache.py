@@ -1,4 +1,4 @@
-"""What is kept for the next start in the user's cache folder: whole files, owned by the user, within a size."""
+"""The cache folder of the user, and blobs in it with an upper bound on their total size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moebius_runtime.files import atomic_write, open_plain
 
 
 def cache_folder() -> Path:
-    """`MOEBIUS_CACHE`, else `moebius-edge` in the user's cache folder. It need not exist.
+    """Returns `MOEBIUS_CACHE`, else `moebius-edge` in the user's cache folder. It may not exist yet.
 
     Raises:
         InputError: the user has no home folder.
@@ -25,7 +25,7 @@ def cache_folder() -> Path:
             base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
         else:
             base = Path(os.environ.get("XDG_CACHE_HOME") or "")
-            if not base.is_absolute():  # the standard says to ignore a relative one
+            if not base.is_absolute():  # the XDG specification ignores a relative path
                 base = Path.home() / ".cache"
     except RuntimeError as error:
         raise InputError(f"no home folder to keep files in ({error}); set MOEBIUS_CACHE to a folder") from error
@@ -33,9 +33,9 @@ def cache_folder() -> Path:
 
 
 class Store:
-    """Blobs by name in one folder; the least recently used go when all together pass `limit` bytes.
+    """Blobs by name in one folder. When they exceed `limit` bytes together, the least recently used are deleted.
 
-    What compiled programs keep is code: a file of another user, or one that others may write, is not read.
+    The blobs are compiled code. Therefore a file that another user owns or may write is not read.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -43,7 +43,7 @@ class Store:
         self.limit = limit
 
     def read(self, name: str) -> bytes | None:
-        """A blob, or None where there is none that may be used."""
+        """Returns a blob, or None if there is none or it may not be used."""
         path = self.folder / name
         try:
             if not _own(self.folder) or not _own(path) or path.stat().st_size > self.limit:
@@ -56,7 +56,7 @@ class Store:
         return data if len(data) <= self.limit else None
 
     def write(self, name: str, data: bytes) -> str | None:
-        """Keeps a blob, whole or not at all. Returns why it was not kept, or None."""
+        """Writes a blob whole or not at all. Returns the reason if it was not written, else None."""
         if len(data) > self.limit:
             return f"{len(data) >> 20} MiB are over the limit of {self.limit >> 20} MiB"
         try:
@@ -72,7 +72,7 @@ class Store:
         return None
 
     def _trim(self, newest: str) -> None:
-        """Deletes the oldest blobs over the limit. What another process deletes meanwhile is passed over."""
+        """Deletes the oldest blobs over the limit. Blobs that another process deletes meanwhile are ignored."""
         found = []
         with suppress(OSError):
             for path in self.folder.iterdir():
@@ -87,13 +87,13 @@ class Store:
                     path.unlink()
 
 
-class Kept:
-    """One blob of a store, written only when it has changed."""
+class CachedBlob:
+    """One blob of a store, which is written only when it has changed."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._name = name
-        self._known: str | None = None  # SHA-256 of what is on the disk
+        self._known: str | None = None  # SHA-256 of the blob on the disk
 
     def read(self) -> bytes | None:
         """See `Store.read`."""
@@ -111,8 +111,11 @@ class Kept:
         return problem
 
 
+Kept = CachedBlob  # the name in version 0.1
+
+
 def _own(path: Path) -> bool:
-    """Whether nobody but this user could have written it. Windows guards the user's folder by itself."""
+    """Whether only this user can have written the file. On Windows the system protects the user's folder."""
     if os.name == "nt":
         return True
     status = path.stat()

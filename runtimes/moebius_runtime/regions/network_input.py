@@ -1,4 +1,4 @@
-"""What the network sees of a square: known pixels at the network's size, the mask of the unknown ones, the start."""
+"""The network's input for a square: known pixels at the network's size, the mask of the unknown ones, and the start."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moebius_runtime import regions
 from moebius_runtime.errors import InputError
 from moebius_runtime.images.masks import BoolArray, dilated, grown_mask
 from moebius_runtime.images.pictures import Picture
-from moebius_runtime.modes import Settings
+from moebius_runtime.regions.crop import Crop, window
 from moebius_runtime.regions.mask_notes import mask_notes
+from moebius_runtime.regions.resampling import mask_to_network, to_network
 from moebius_runtime.regions.smooth_fill import fill_cells, fill_pixels
 from moebius_runtime.sampling.schedule import Latents
+from moebius_runtime.settings.modes import Settings
 
 Window = tuple[slice, slice]
 
@@ -24,11 +25,11 @@ class Seen(NamedTuple):
 
     Attributes:
         image: float32 [1, 3, S, S] in [-1, 1].
-        hole: bool [S, S], True where the network fills.
+        masked: bool [S, S], True where the network fills.
     """
 
     image: Latents
-    hole: BoolArray
+    masked: BoolArray
 
 
 def fillable(picture: Picture, mask: BoolArray, settings: Settings) -> tuple[BoolArray, list[str]]:
@@ -77,11 +78,11 @@ def unknown_pixels(picture: Picture, mask: BoolArray, window: Window) -> BoolArr
     return mask[window] if hidden is None else mask[window] | hidden
 
 
-def seen_by_network(picture: Picture, unknown: BoolArray, crop: regions.Crop, size: int) -> Seen:
-    """The square of a crop, independent of what its unknown pixels hold.
+def seen_by_network(picture: Picture, unknown: BoolArray, crop: Crop, size: int) -> Seen:
+    """The network's input for a crop, independent of the values of its unknown pixels.
 
-    Resampling mixes adjacent pixels. So the unknown ones get smooth values of the known ones first, at the picture's
-    own resolution.
+    Resampling mixes adjacent pixels. Therefore the unknown ones get smooth values of the known ones first, at the
+    picture's own resolution.
 
     Args:
         picture: the whole picture.
@@ -89,42 +90,41 @@ def seen_by_network(picture: Picture, unknown: BoolArray, crop: regions.Crop, si
         crop: the square.
         size: S, the network's side in pixels.
     """
-    rgb = picture.part(regions.window(crop, picture.shape)).to_rgb()
+    rgb = picture.part(window(crop, picture.shape)).to_rgb()
     return _seen(fill_pixels(rgb, unknown), unknown, crop, picture.shape, size)
 
 
-def seen_in_full(picture: Picture, mask: BoolArray, crop: regions.Crop, size: int) -> Seen:
-    """As `seen_by_network`, but resampled with all of its pixels, masked and invisible ones too: the original's way.
+def seen_in_full(picture: Picture, mask: BoolArray, crop: Crop, size: int) -> Seen:
+    """As `seen_by_network`, but with masked and invisible pixels in the resampling: the original's procedure.
 
     `mask` bool [h, w] is the mask of the crop's window.
     """
-    return _seen(picture.part(regions.window(crop, picture.shape)).to_rgb(), mask, crop, picture.shape, size)
+    return _seen(picture.part(window(crop, picture.shape)).to_rgb(), mask, crop, picture.shape, size)
 
 
-def _seen(
-    rgb: npt.NDArray[np.uint8], unknown: BoolArray, crop: regions.Crop, shape: tuple[int, int], size: int
-) -> Seen:
-    square = regions.to_network(rgb, crop, shape, size)
-    hole = regions.mask_to_network(unknown, crop, shape, size)
+def _seen(rgb: npt.NDArray[np.uint8], unknown: BoolArray, crop: Crop, shape: tuple[int, int], size: int) -> Seen:
+    square = to_network(rgb, crop, shape, size)
+    masked = mask_to_network(unknown, crop, shape, size)
     image = np.ascontiguousarray((square.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])  # [1, 3, S, S]
-    return Seen(image, hole)
+    return Seen(image, masked)
 
 
-def smooth_cells(masked_latents: Latents, hole: BoolArray) -> Latents:
-    """Latents without an object: those of the masked picture, with smooth values in the cells at and beside the mask.
+def smooth_cells(masked_latents: Latents, masked: BoolArray) -> Latents:
+    """The masked picture's latents, with smooth values in the cells of the mask and those next to it.
 
-    The cells beside it saw the grey of the masked pixels. They stay as they are only where nothing else is known.
+    The encoder mixed the grey of the masked pixels into the cells next to the mask. These are kept only where no other
+    cell is known.
 
     Args:
         masked_latents: float32 [1, C, s, s].
-        hole: bool [S, S], S a multiple of s.
+        masked: bool [S, S], S a multiple of s.
 
     Returns:
         float32 [1, C, s, s].
     """
     cells = masked_latents.shape[2]
-    block = len(hole) // cells
-    blocks = hole.reshape(cells, block, cells, block)  # [S, S] -> [s, block, s, block]
+    block = len(masked) // cells
+    blocks = masked.reshape(cells, block, cells, block)  # [S, S] -> [s, block, s, block]
     touched: BoolArray = np.asarray(blocks.any(axis=(1, 3)))  # [s, s]
     near = dilated(touched, 1)
     return fill_cells(masked_latents, touched if near.all() else near)

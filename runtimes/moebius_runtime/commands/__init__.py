@@ -1,0 +1,1 @@
+"""What the command `moebius-inpaint` does beside parsing its options: pair files, fill, report."""

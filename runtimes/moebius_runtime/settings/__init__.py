@@ -1,0 +1,1 @@
+"""How to fill: options, the modes that give them defaults, and the values of a run."""
