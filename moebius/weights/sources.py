@@ -91,7 +91,7 @@ class ShippedSource:
     @property
     def path(self) -> Path:
         """Their folder."""
-        return Path(__file__).parent / SHIPPED[self.name]
+        return Path(__file__).parents[1] / SHIPPED[self.name]
 
 
 WeightsSource = HubSource | LocalSource | ShippedSource | StandInSource
