@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from moebius.data.encoded import EncodedStream, LatentBatch
-from moebius.distill.losses import NAMES, LossOptions
-from moebius.distill.samples import fill_latents
+from moebius.distill.loop.tasks import evaluating
+from moebius.distill.loop.trainer import Trainer
+from moebius.distill.objectives.losses import NAMES, LossOptions
+from moebius.distill.objectives.timesteps import add_noise, alphas_cumprod, velocity
+from moebius.distill.outputs.samples import fill_latents
 from moebius.distill.settings import Settings
-from moebius.distill.tasks import evaluating
-from moebius.distill.timesteps import add_noise, alphas_cumprod, velocity
-from moebius.distill.trainer import Trainer
 from moebius.errors import TrainingError
 from moebius.network.config import PredictionType
 from moebius.network.student import Moebius

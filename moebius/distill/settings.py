@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from moebius.data.masks import HOLES, MaskSettings
 from moebius.data.opening import names_no_file
 from moebius.data.pictures import CropSettings
-from moebius.distill.balance import BalanceOptions
-from moebius.distill.losses import LossOptions, Tap
+from moebius.distill.objectives.balance import BalanceOptions
+from moebius.distill.objectives.losses import LossOptions, Tap
 from moebius.distill.optimizers import OptimizerOptions, ScheduleOptions
 from moebius.errors import CheckpointError, TrainingError
 from moebius.network.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
@@ -156,7 +156,7 @@ class DataSettings(_Part):
 
 
 class TimestepSettings(_Part):
-    """How timesteps are drawn, see `moebius.distill.timesteps.sample_timesteps`; `noise_offset` of the noise."""
+    """Options of `moebius.distill.objectives.timesteps.sample_timesteps`, and `noise_offset` of `sample_noise`."""
 
     sampling: Literal["uniform", "lognorm"] = "lognorm"
     mean: float = 0.0
@@ -165,7 +165,7 @@ class TimestepSettings(_Part):
 
 
 class PerceptualSettings(_Part):
-    """E-LatentLPIPS: the file of its weights, see `moebius.distill.perceptual`."""
+    """E-LatentLPIPS: the file of its weights, see `moebius.distill.objectives.perceptual`."""
 
     weights: Path
     encoder: str = "sdxl"

@@ -7,7 +7,7 @@ import typer
 
 from moebius.data.encoded import EncodedStream
 from moebius.data.shards import read_index
-from moebius.distill.cli_encode import encode_command, weighted
+from moebius.distill.commands.encode import encode_command, weighted
 from moebius.errors import CheckpointError, DataError, TrainingError
 
 TINY = ["--vae", "stand-in", "--preset", "tiny", "--size", "32", "--threads", "0", "--device", "cpu"]

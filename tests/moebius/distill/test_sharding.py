@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from moebius import Moebius, preset
-from moebius.distill import sharding
+from moebius.distill.loop import sharding
+from moebius.distill.loop.sharding import before_prepare, check_distribution, gathered_by_forward
+from moebius.distill.loop.trainer import Trainer
 from moebius.distill.settings import parse_settings
-from moebius.distill.sharding import before_prepare, check_distribution, gathered_by_forward
-from moebius.distill.trainer import Trainer
 from moebius.errors import TrainingError
 
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moebius.distill.sharding import spread_as, whole
+from moebius.distill.loop.sharding import spread_as, whole
 from moebius.errors import TrainingError
 
 _NAME = re.compile(r"step-([0-9]{8})")

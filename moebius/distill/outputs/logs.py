@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from moebius.distill.samples import Picture
-from moebius.distill.trainer import Report
+from moebius.distill.loop.trainer import Report
+from moebius.distill.outputs.samples import Picture
 from moebius.errors import TrainingError
 
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moebius.distill.losses import OUTPUT_NAMES, LossName, LossOptions
+from moebius.distill.objectives.losses import OUTPUT_NAMES, LossName, LossOptions
 from moebius.errors import TrainingError
 from moebius.network.student import Level, Moebius, SeparableConv
 

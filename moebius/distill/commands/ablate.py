@@ -33,7 +33,7 @@ def ablate_command(
         check_writable(json_file)
     from moebius.data.encoded import EncodedStream
     from moebius.distill.ablation import COMBINATIONS, Row, ablate, evaluate
-    from moebius.distill.assembly import decoder
+    from moebius.distill.loop.assembly import decoder
 
     decode, predicted = decoder(settings), settings.network.build().prediction_type
 

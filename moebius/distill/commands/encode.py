@@ -101,7 +101,7 @@ def encode_command(
 def _stream(data: list[str], size: int, scene_size: int | None, holes: str, seed: int, threads: int) -> Any:
     from moebius.data.datasets import SampleStream
     from moebius.data.masks import HOLES
-    from moebius.distill.assembly import joined
+    from moebius.distill.loop.assembly import joined
     from moebius.distill.settings import DataSettings
 
     settings = DataSettings(pictures=tuple(weighted(text) for text in data), scene_size=scene_size, masks=HOLES[holes])

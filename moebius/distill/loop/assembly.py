@@ -11,10 +11,10 @@ from moebius.data.datasets import Batch, SampleStream, batches
 from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.data.opening import open_source
 from moebius.data.sources import IndexedSource, JoinedSource, Source
-from moebius.distill.losses import LossOptions
-from moebius.distill.perceptual import ELatentLpips
+from moebius.distill.loop.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
+from moebius.distill.objectives.losses import LossOptions
+from moebius.distill.objectives.perceptual import ELatentLpips
 from moebius.distill.settings import DataSettings, PerceptualSettings, Settings
-from moebius.distill.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
 from moebius.errors import TrainingError
 from moebius.network.config import Preset
 from moebius.network.student import Moebius

@@ -18,12 +18,19 @@ from torch import Tensor, nn
 
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
-from moebius.distill.balance import balance, coarse_parameter, fine_parameter
-from moebius.distill.context import TrainContext
-from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
+from moebius.distill.loop.context import TrainContext
+from moebius.distill.loop.sharding import gathered_by_forward
+from moebius.distill.objectives.balance import balance, coarse_parameter, fine_parameter
+from moebius.distill.objectives.losses import Distance, LossOptions, Prediction, distillation_losses
+from moebius.distill.objectives.timesteps import (
+    Noised,
+    add_noise,
+    alphas_cumprod,
+    sample_noise,
+    sample_timesteps,
+    velocity,
+)
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
-from moebius.distill.sharding import gathered_by_forward
-from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps, velocity
 from moebius.errors import TrainingError
 from moebius.network.config import VaeConfig
 from moebius.network.student import Moebius

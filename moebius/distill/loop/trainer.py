@@ -14,14 +14,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from moebius.distill import checkpoints
-from moebius.distill.assembly import Stream, build_stream, build_task
-from moebius.distill.checkpoints import RankState, RunState
-from moebius.distill.context import TrainContext
-from moebius.distill.finishing import write_weights
-from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule, restore_schedule
-from moebius.distill.settings import Settings, changed
-from moebius.distill.sharding import (
+from moebius.distill.loop import checkpoints
+from moebius.distill.loop.assembly import Stream, build_stream, build_task
+from moebius.distill.loop.checkpoints import RankState, RunState
+from moebius.distill.loop.context import TrainContext
+from moebius.distill.loop.finishing import write_weights
+from moebius.distill.loop.sharding import (
     before_prepare,
     check_distribution,
     check_environment,
@@ -31,7 +29,9 @@ from moebius.distill.sharding import (
     whole,
     whole_state,
 )
-from moebius.distill.tasks import Task, freeze_statistics, statistics
+from moebius.distill.loop.tasks import Task, freeze_statistics, statistics
+from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule, restore_schedule
+from moebius.distill.settings import Settings, changed
 from moebius.errors import TrainingError
 
 _Value = TypeVar("_Value")

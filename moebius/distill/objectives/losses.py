@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebius.distill.timesteps import Noised, predict_clean
+from moebius.distill.objectives.timesteps import Noised, predict_clean
 from moebius.errors import TrainingError
 
 LossName = Literal["coarse", "task", "fine", "perceptual"]
@@ -31,7 +31,7 @@ OUTPUT_NAMES: tuple[LossName, ...] = ("task", "fine", "perceptual")
 
 
 class Distance(Protocol):
-    """A perceptual distance on latents, such as `moebius.distill.perceptual.ELatentLpips`."""
+    """A perceptual distance on latents, such as `moebius.distill.objectives.perceptual.ELatentLpips`."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Distances of x and y, both [B, 4, h, w] scaled latents, in any shape: their mean is the loss."""
@@ -99,7 +99,7 @@ class LossOptions:
 
 
 RELEASED_LOSSES = LossOptions(coarse=0.01, task=0.5, fine=0.01, perceptual=0.5)
-"""The multipliers of the released command. Its balance differs too: `moebius.distill.balance.RELEASED_BALANCE`."""
+"""The multipliers of the released command. Its balance differs too: `balance.RELEASED_BALANCE`."""
 
 
 def distillation_losses(
@@ -120,7 +120,7 @@ def distillation_losses(
         options: which losses, and the taps of `coarse`.
         student: with its graph.
         batch: what the student saw: noisy latents, what is to be predicted from them, timesteps.
-        bars: `moebius.distill.timesteps.alphas_cumprod()`.
+        bars: `moebius.distill.objectives.timesteps.alphas_cumprod()`.
         teacher: its answer to the same input; no gradient goes into it.
         perceptual: the distance of the `perceptual` loss. Must let gradients through to its first argument.
         weight: of squared errors of the output in `task` and `fine`, [B, 1, S, S]; None counts all alike, as the paper.

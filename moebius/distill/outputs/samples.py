@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
-from moebius.distill.tasks import DiffusionTask, Task, VaeTask, evaluating
+from moebius.distill.loop.tasks import DiffusionTask, Task, VaeTask, evaluating
 from moebius.network.config import PredictionType
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
