@@ -8,11 +8,8 @@ read only that.
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +26,9 @@ from moebius.weights.locate import locate
 from moebius.weights.pickles import file_kind, read_pickle, unwrap
 from moebius.weights.sources import HubSource, LocatedFile, Progress, StandInSource, listed, parse_source
 from moebius.weights.stand_in import TensorSpec, stand_in_state_dict
+from moebius_runtime.cache import cache_folder as cache_folder
+from moebius_runtime.errors import OutputError
+from moebius_runtime.files import atomic_write, sha256_file
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorSpec", "load_checkpoint", "load_config"]
 
@@ -141,22 +141,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def cache_folder() -> Path:
-    """Where conversions are kept: `MOEBIUS_CACHE`, else `moebius-edge` in the user's cache folder."""
-    if chosen := os.environ.get("MOEBIUS_CACHE"):
-        return Path(chosen)
-    try:
-        if os.name == "nt":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or "")
-            if not base.is_absolute():  # the standard says to ignore a relative one
-                base = Path.home() / ".cache"
-    except RuntimeError as error:
-        raise CheckpointError(f"no home folder to keep weights in ({error}); set MOEBIUS_CACHE to a folder") from error
-    return base / "moebius-edge"
-
-
 def _weights_folder(cache_dir: str | Path | None) -> Path:
     return (Path(cache_dir) if cache_dir is not None else cache_folder()) / _FORMAT
 
@@ -172,7 +156,7 @@ def _read(
     """
     path = located.path
     say(f"hashing {path.name}")
-    digest = _hash_file(path)
+    digest = sha256_file(path)
     sidecar = _sidecar(path)
     published = located.sha256 or (_read_sidecar(sidecar) if sidecar.is_file() else digest)
     if published != digest:
@@ -289,32 +273,22 @@ def _keep(tensors: Mapping[str, torch.Tensor], target: Path, notes: str) -> str:
         shared = (pointer := tensor.untyped_storage().data_ptr()) in seen
         seen.add(pointer)
         apart[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # One entry only: safetensors writes several in random order, and equal weights need equal hashes.
-        save_file(apart, part, metadata={"notes": notes})
-        digest = _hash_file(part)
-        _move(part, target)
-        part.write_text(f"{digest}  {target.name}\n", encoding="ascii")
-        _move(part, _sidecar(target))
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        with atomic_write(target) as stream:
+            # One entry only: safetensors writes several in random order, and equal weights need equal hashes.
+            save_file(apart, stream.name, metadata={"notes": notes})
+        digest = sha256_file(target)
+        with atomic_write(_sidecar(target)) as stream:
+            stream.write(f"{digest}  {target.name}\n".encode("ascii"))
+    except (OSError, OutputError, SafetensorError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        reason = getattr(cause, "strerror", None) or error
         raise CheckpointError(
             f"cannot keep the converted weights in {target.parent}: {reason}; free some space, or set "
             "MOEBIUS_CACHE to a folder that can be written"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     return digest
-
-
-def _move(part: Path, target: Path) -> None:
-    """Put a finished file in its place, its bytes on the disk before its name."""
-    with open(part, "rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(part, target)
 
 
 def _verified(kept: Path, say: Progress) -> str | None:
@@ -322,7 +296,7 @@ def _verified(kept: Path, say: Progress) -> str | None:
     sidecar = _sidecar(kept)
     if not (kept.is_file() and sidecar.is_file()):
         return None
-    digest = _hash_file(kept)
+    digest = sha256_file(kept)
     if digest == _read_sidecar(sidecar):
         return digest
     say(f"the kept conversion {kept} is damaged (its SHA-256 is not the one beside it); making it anew")
@@ -338,14 +312,6 @@ def _read_sidecar(path: Path) -> str | None:
     with open(path, "rb") as stream:
         match = re.match(rb"([0-9a-fA-F]{64})(?:\s|$)", stream.read(80))
     return match[1].decode().lower() if match else None
-
-
-def _hash_file(path: Path) -> str:
-    digest = sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

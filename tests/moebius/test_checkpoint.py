@@ -193,7 +193,7 @@ def test_everything_that_does_not_fit_is_named(tmp_path: Path, cache: Path) -> N
     message = refusal(save(tmp_path, state))
     for words in (
         "2 missing (bn.weight, bn.num_batches_tracked)",
-        "2 unexpected (extra?[31m , y)",
+        "2 unexpected (extra\\x1b[31m , y)",
         "1 of wrong shape (conv.weight [4, 4], expected [4, 3])",
         "1 of wrong dtype (out.bias int32, expected float32)",
         "1 not dense tensors on the CPU (bn.running_mean)",

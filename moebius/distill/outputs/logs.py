@@ -12,6 +12,8 @@ from PIL import Image
 from moebius.distill.loop.trainer import Report
 from moebius.distill.outputs.samples import Picture
 from moebius.errors import TrainingError
+from moebius_runtime.errors import OutputError
+from moebius_runtime.files import atomic_write
 
 
 class Log:
@@ -31,8 +33,9 @@ class Log:
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._drop_after(start)
-        except OSError as error:
-            raise TrainingError(f"cannot write in {out}: {error.strerror or error}; choose another `out`") from error
+        except (OSError, OutputError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(f"cannot write in {out}: {reason}; choose another `out`") from error
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -79,9 +82,8 @@ class Log:
             return
         lines = self._path.read_text("utf-8").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        part = self._path.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        part.replace(self._path)
+        with atomic_write(self._path) as stream:
+            stream.write("".join(f"{line}\n" for line in kept).encode())
 
 
 def _step_of(line: str) -> float:
