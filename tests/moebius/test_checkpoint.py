@@ -218,7 +218,7 @@ def test_half_precision_is_raised_and_said(tmp_path: Path, dtype: torch.dtype) -
         for _ in range(2):
             loaded = load_checkpoint(source, EXPECTED)
             assert same(loaded, want)
-            assert "4 half-precision tensors raised to float32" in loaded.origin
+            assert "4 half-precision tensors converted to float32" in loaded.origin
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.bool])

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 def train_command(
     config: Annotated[Path, typer.Argument(help="A YAML file, see docs/distill.md.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, if there is one.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch, on a CPU.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch on a CPU.")] = None,
 ) -> None:
-    """Trains as the file says: the student (with or without a teacher), the teacher, or the VAE."""
+    """Trains the student (with or without a teacher), the teacher or the VAE, as the file describes."""
     from moebius.distill.settings import load_settings
 
     settings = load_settings(config)
@@ -48,9 +48,9 @@ def train_command(
 def _train(settings: Settings, resume: bool, make: type[Trainer]) -> None:
     from moebius.distill.outputs.logs import Log
 
-    say: Callable[[str], None] = console.err.print
+    progress: Callable[[str], None] = console.err.print
     shower = _Samples(settings)
-    trainer = make(settings, say=say, on_skip=lambda name, reason: console.warn(f"left out {name}: {reason}"))
+    trainer = make(settings, progress=progress, on_skip=lambda name, reason: console.warn(f"skipped {name}: {reason}"))
     start = trainer.resume() if resume else 0
     log = Log(settings.out, settings.log_every, start, settings.tensorboard) if trainer.is_main else None
     columns = (
@@ -80,13 +80,13 @@ def _train(settings: Settings, resume: bool, make: type[Trainer]) -> None:
             if log is not None:
                 log.close()
     if done is None:
-        raise TrainingError(f"stopped at step {trainer.step}, a checkpoint is in {settings.out}; go on with --resume")
+        raise TrainingError(f"stopped at step {trainer.step}, a checkpoint is in {settings.out}; resume with --resume")
     if trainer.is_main:
         console.out.print(f"weights: {settings.out}")
 
 
 class _Samples:
-    """Sample pictures, of samples that are drawn once, with another seed than those that train."""
+    """Draws sample pictures of the same few samples each time, from another seed than the training samples."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -113,15 +113,15 @@ def _check_free(settings: Settings, resume: bool) -> None:
 
     if not resume and (found := latest(settings.out)):
         raise TrainingError(
-            f"{settings.out} holds a run ({found.name}); add --resume to go on with it, or choose another `out`"
+            f"{settings.out} holds a run ({found.name}); add --resume to continue it, or choose another `out`"
         )
 
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the run after the step, with a checkpoint, however often they come.
+    """Lets Ctrl-C and SIGTERM end the run after the current step, with a checkpoint, however often they arrive.
 
-    One Ctrl-C under torchrun comes twice: from the terminal and from torchrun. Ctrl-\\ ends the process at once.
+    Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun. Ctrl-\\ ends the process at once.
     """
     asked: list[int] = []
 

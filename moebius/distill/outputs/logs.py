@@ -1,4 +1,4 @@
-"""Where a run's numbers go: lines of JSON, and TensorBoard."""
+"""Writes the metrics and sample pictures of a run as JSON lines and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from moebius_runtime.files import atomic_write
 class Log:
     """Writes means over `every` steps to `OUT/metrics.jsonl` and to `OUT/tensorboard`.
 
-    A run that goes on takes away the lines after the step that it goes on from, so that no step is there twice.
+    A resumed run first removes the lines after the step it resumes from, so that no step appears twice.
 
     Raises:
-        TrainingError: TensorBoard is asked for and not installed, or the folder is not writable.
+        TrainingError: TensorBoard is enabled and not installed, or the folder is not writable.
     """
 
     def __init__(self, out: Path, every: int, start: int, tensorboard: bool) -> None:
@@ -46,7 +46,7 @@ class Log:
             self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
 
     def step(self, report: Report) -> dict[str, float] | None:
-        """Takes a step's values; returns the means when it writes them. Leaves out values that are not finite."""
+        """Adds a step's values. Returns the means when it writes them. Values that are not finite are ignored."""
         for name, value in report.values.items():
             if math.isfinite(value):
                 self._sums[name] = self._sums.get(name, 0.0) + value
@@ -64,7 +64,7 @@ class Log:
         return means
 
     def picture(self, step: int, picture: Picture) -> Path:
-        """Keeps a sheet of samples; returns its file."""
+        """Saves a sheet of samples; returns its file."""
         self._samples.mkdir(parents=True, exist_ok=True)
         path = self._samples / f"step-{step:08d}.png"
         Image.fromarray(picture).save(path)
@@ -73,7 +73,7 @@ class Log:
         return path
 
     def close(self) -> None:
-        """Writes what is held."""
+        """Flushes and closes TensorBoard."""
         if self._writer:
             self._writer.close()
 

@@ -159,7 +159,7 @@ def test_resuming_after_kill_9_gives_the_same_bits(tmp_path, command):
     assert plain.wait() == [0], plain.output
     resumed = command("--resume", out=str(tmp_path / "killed"), steps=6)
     assert resumed.wait() == [0], resumed.output
-    assert "going on from step" in resumed.output
+    assert "resuming from step" in resumed.output
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert [line["step"] for line in lines(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
 
