@@ -186,7 +186,7 @@ def test_without_an_accelerator_it_is_refused(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="FSDP version 1 flattens parameters"):  # accelerate's default
         Trainer(settings)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(TrainingError, match="no accelerator to spread parameters over"):
+    with pytest.raises(TrainingError, match="no accelerator to shard parameters over"):
         Trainer(settings)
 
 
