@@ -1,4 +1,4 @@
-"""Training data: procedural scenes, free photographs, folders, JSON lines and tars; masks; resumable streams.
+"""Training data: sources of pictures, random masks, resumable streams of samples, and encoded latents.
 
-The modules import no more than they need: `masks` and `scenes` run without PyTorch.
+`masks` and `scenes` run without PyTorch.
 """

@@ -1,12 +1,12 @@
-"""The stream of training samples: pictures cropped, masked and flipped from seeds, endless, and resumable to the item.
+"""Endless, resumable stream of training samples: pictures that are cropped, masked and flipped at random.
 
     >>> source = JoinedSource([(SceneSource(10_000, 512), 1), (PhotographSource(), 50)])
     >>> with SampleStream(source, size=512, seed=0, threads=4) as stream:
     ...     for batch in batches(stream, 8):
     ...         ...  # batch.image, batch.mask, batch.categories; stream.state_dict() is the position after it
 
-Everything random in a sample comes from a generator of its own, keyed by (seed, epoch, number of the entry in that
-epoch). So a sample depends neither on threads and processes nor on what was drawn before it.
+Each sample has its own random generator, keyed by (seed, epoch, number of the entry in that epoch). A sample therefore
+depends neither on threads and processes nor on what was drawn before it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Sample:
 
     Attributes:
         image: uint8 RGB [S, S, 3].
-        mask: bool [S, S], True in the hole.
-        task: what fills the hole.
+        mask: bool [S, S], True in the masked region.
+        task: what the masked region is to be filled with.
         name: of the entry, for messages.
         epoch: from 0.
         number: of the entry in its epoch, from 0, counted over all processes.
-        own_mask: whether the picture came with its mask; else it was drawn.
+        own_mask: True if the picture came with its mask, False if the mask was drawn.
     """
 
     image: npt.NDArray[np.uint8]
@@ -61,13 +61,13 @@ class _Skipped:
 
 
 class SampleStream:
-    """An iterator over training samples, one process's share of them, with a position that can be saved.
+    """Iterator over one process's share of the training samples, with a position that can be saved.
 
-    `state_dict()` is the position after the sample that was given last, whatever the threads have read ahead.
+    `state_dict()` is the position after the last sample returned, however far the threads have read ahead.
 
     Attributes:
-        skipped: pictures left out since the start of training, by this process.
-        reasons: how often each reason was met since this object was made.
+        skipped: pictures skipped by this process since the start of training.
+        reasons: how often each reason for skipping occurred since this object was created.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class SampleStream:
             seed: 0 or more; same seed, same samples.
             rank: this process among `world`; it gets the entries whose number leaves the remainder `rank`.
             world: number of processes.
-            epochs: the stream ends after so many; None goes on for ever.
-            broken: whether a picture that cannot be used is counted and left out, or raises `DataError`.
-            threads: that read and draw ahead; 0 works when a sample is asked for.
-            on_skip: called with name and reason for each picture left out.
+            epochs: number of epochs; None is endless.
+            broken: whether an unusable picture is counted and skipped, or raises `DataError`.
+            threads: number of threads that prepare samples ahead; 0 prepares each sample on demand.
+            on_skip: called with name and reason of each skipped picture.
 
         Raises:
             DataError: an argument is out of its range.
@@ -141,13 +141,13 @@ class SampleStream:
         self.close()
 
     def close(self) -> None:
-        """Ends the threads. The position stays, and iterating goes on from it."""
+        """Stops the threads. The position is kept; iterating again continues from it."""
         if self._running is not None:
             self._running.close()  # type: ignore[attr-defined]  # a generator
             self._running = None
 
     def state_dict(self) -> dict[str, int | str]:
-        """The position: plain numbers and text, for JSON."""
+        """The position as numbers and text, for JSON."""
         return {
             "epoch": self._epoch,
             "number": self._number,
@@ -158,10 +158,10 @@ class SampleStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position: the samples that would have come next come next.
+        """Continues from a saved position, with exactly the samples that would have come next.
 
         Raises:
-            DataError: the state is of another source, seed or number of processes, or no state.
+            DataError: the state belongs to another source, seed or number of processes, or is malformed.
         """
         values = checked_position(state, self.state_dict(), ("epoch", "number", "skipped"))
         self.close()
@@ -183,7 +183,7 @@ class SampleStream:
             epoch, start = epoch + 1, 0
 
     def _make(self, ticket: tuple[Entry, int, int]) -> Sample | _Skipped:
-        """The sample of an entry; depends on nothing but the ticket and the settings."""
+        """Makes the sample of an entry. Depends only on the ticket and the settings."""
         entry, epoch, number = ticket
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch, 3, number]))
         try:
@@ -216,8 +216,8 @@ class SampleStream:
                     future.cancel()
 
     def _samples(self, results: Iterator[Sample | _Skipped]) -> Iterator[Sample]:
-        """Gives the samples, counts what is left out, and keeps the position."""
-        fruitful, last = self._epoch, None  # the epoch of the last sample; a picture left out since
+        """Yields the samples, counts the skipped pictures, and updates the position."""
+        fruitful, last = self._epoch, None  # epoch of the last sample; last picture skipped since
         from_start = (self._epoch, self._number) == (0, 0)
         for result in results:
             if isinstance(result, _Skipped):
@@ -234,7 +234,7 @@ class SampleStream:
 
     def _skip(self, picture: _Skipped) -> None:
         if self._refuse:
-            raise DataError(f"{picture.name}: {picture.reason}; mend or remove it, or let broken pictures be skipped")
+            raise DataError(f"{picture.name}: {picture.reason}; repair or remove it, or set broken: skip")
         self._epoch, self._number = picture.epoch, picture.number + 1
         self.skipped += 1
         self.reasons[picture.reason] += 1
@@ -243,10 +243,10 @@ class SampleStream:
 
 
 def checked_position(state: dict[str, Any], ours: dict[str, Any], counts: tuple[str, ...]) -> list[int]:
-    """The numbers named `counts` of a saved position, if it belongs to the stream whose own one is `ours`.
+    """Checks that a saved position belongs to the stream at position `ours`; returns its numbers named `counts`.
 
     Raises:
-        DataError: it is of another source, seed or number of processes, or no position.
+        DataError: it belongs to another source, seed or number of processes, or is malformed.
     """
     if state.keys() != ours.keys():
         raise DataError(f"a data position of {', '.join(sorted(map(str, state)))}: expected {', '.join(sorted(ours))}")
@@ -269,7 +269,7 @@ class Batch:
 
     Attributes:
         image: float32 [B, 3, S, S] in [-1, 1].
-        mask: float32 [B, 1, S, S], 1 in the hole.
+        mask: float32 [B, 1, S, S], 1 in the masked region.
         categories: int64 [B, m], the ids of the branch that each sample trains.
     """
 
@@ -279,13 +279,13 @@ class Batch:
 
 
 def category_ids(task: Task, num_categories: int = 20) -> list[int]:
-    """The latent categories of a task: the first half of the ids for `background`, the second for `foreground`."""
+    """Latent category ids of a task: the first half for `background`, the second half for `foreground`."""
     half = num_categories // 2
     return list(range(half)) if task == "background" else list(range(half, 2 * half))
 
 
 def collate(samples: list[Sample], num_categories: int = 20) -> Batch:
-    """Stacks samples of one size."""
+    """Stacks samples of one size into a `Batch`."""
     pixels = torch.from_numpy(np.stack([sample.image for sample in samples]))  # [B, S, S, 3]
     image = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
     mask = torch.from_numpy(np.stack([sample.mask for sample in samples]))[:, None].float()
@@ -294,9 +294,9 @@ def collate(samples: list[Sample], num_categories: int = 20) -> Batch:
 
 
 def batches(stream: SampleStream, size: int, num_categories: int = 20) -> Iterator[Batch]:
-    """Batches of `size` samples, drawn from the stream only when asked for; a last, smaller one if the stream ends.
+    """Yields batches of `size` samples, drawn from the stream on demand. If the stream ends, the last may be smaller.
 
-    After each, `stream.state_dict()` is the position behind it.
+    After each batch, `stream.state_dict()` is the position after it.
     """
     held: list[Sample] = []
     for sample in stream:

@@ -1,4 +1,4 @@
-"""The stream of encoded samples: what `moebius.data.encoding` wrote, shuffled, endless, resumable to the sample.
+"""Endless, resumable stream over the encoded samples that `moebius.data.encoding` wrote, in random order.
 
 >>> with EncodedStream("latents", batch=32, seed=0) as stream:
 ...     for batch in stream:
@@ -27,10 +27,10 @@ _OPEN_SHARDS = 64
 
 
 class LatentBatch(NamedTuple):
-    """Samples as the networks see them, on the CPU.
+    """Encoded samples, on the CPU.
 
-    `latents` and `masked` float32 [B, 4, S, S], scaled, of the picture and of the picture with its hole emptied;
-    `mask` float32 [B, 1, S, S], 1 in the hole; `categories` int64 [B, m].
+    `latents` and `masked`: float32 [B, 4, S, S], scaled, of the picture and of the picture with the masked region set
+    to 0. `mask`: float32 [B, 1, S, S], 1 in the masked region. `categories`: int64 [B, m].
     """
 
     latents: Tensor
@@ -40,16 +40,16 @@ class LatentBatch(NamedTuple):
 
 
 class EncodedStream:
-    """Batches of one process, without end. Each epoch is a permutation of all samples: every hole of every picture.
+    """Endless batches of one process. Each epoch is a permutation of all samples: every mask of every picture.
 
     Samples are numbered over all processes and epochs; process r of w gets number n of the global batch if n % w = r.
     So the processes together get what one process with a batch w times as large would get.
 
-    `state_dict()` is the position after the batch that was given last. A shard's content is compared with its SHA-256
-    and its values are looked at once, when a sample of it is first asked for; samples are then read one by one.
+    `state_dict()` is the position after the last batch returned. A shard's SHA-256 and values are checked once, when
+    the first of its samples is read; samples are then read one by one.
 
     Attributes:
-        index: what the folder holds and how it was made.
+        index: the content of `index.json`.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class EncodedStream:
             seed: of the order, 0 or more.
             rank: this process among `world`.
             world: number of processes.
-            check_all: compares every shard with its SHA-256 now. Else only their sizes are.
+            check_all: checks every shard now; otherwise only their sizes.
 
         Raises:
-            DataError: an argument is out of its range, or the folder is not a whole encoding.
+            DataError: an argument is out of its range, or the encoding is not complete.
         """
         if batch < 1 or seed < 0 or not 0 <= rank < world:
             raise DataError(
@@ -90,7 +90,7 @@ class EncodedStream:
         for number in range(len(self.index.shards)):
             shards.check_shard(self.folder, self.index, number, content=False)
             if check_all:
-                self._look_at(number)
+                self._check(number)
 
     def __len__(self) -> int:
         """Samples of an epoch."""
@@ -113,11 +113,11 @@ class EncodedStream:
         self.close()
 
     def close(self) -> None:
-        """Closes the files. The position stays, and iterating goes on from it."""
+        """Closes the files. The position is kept; iterating again continues from it."""
         self._open.clear()
 
     def state_dict(self) -> dict[str, int | str]:
-        """The position: plain numbers and text, for JSON."""
+        """The position as numbers and text, for JSON."""
         return {
             "position": self._position,
             "seed": self._seed,
@@ -126,41 +126,41 @@ class EncodedStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position: the samples that would have come next come next.
+        """Continues from a saved position, with exactly the samples that would have come next.
 
         Raises:
-            DataError: the state is of other latents, another seed or number of processes, or no state.
+            DataError: the state belongs to other latents, another seed or number of processes, or is malformed.
         """
         (self._position,) = checked_position(state, self.state_dict(), ("position",))
 
     def _sample(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sample `number` of the endless sequence, as stored."""
+        """Sample `number` of the endless sequence, in the stored dtypes."""
         epoch, place = divmod(number, len(self))
         if self._order is None or self._order[0] != epoch:
             rng = np.random.Generator(np.random.PCG64([self._seed, epoch, 5]))
             self._order = epoch, rng.permutation(len(self))
-        picture, hole = divmod(int(self._order[1][place]), self.index.encoding.masks_per_picture)
+        picture, mask = divmod(int(self._order[1][place]), self.index.encoding.masks_per_picture)
         shard, row = divmod(picture, self.index.encoding.shard_size)
         file = self._file(shard)
         return (
             file.get_slice("latents")[row],
-            file.get_slice("masked_latents")[row, hole],
-            file.get_slice("mask")[row, hole],
+            file.get_slice("masked_latents")[row, mask],
+            file.get_slice("mask")[row, mask],
             file.get_slice("categories")[row],
         )
 
     def _file(self, number: int) -> Any:
-        """A shard, mapped to memory; few are kept open."""
+        """A memory-mapped shard. At most `_OPEN_SHARDS` stay open."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        self._look_at(number)
+        self._check(number)
         if len(self._open) >= _OPEN_SHARDS:
             self._open.popitem(last=False)
         self._open[number] = safe_open(self.folder / shard_name(number), framework="pt", device="cpu")
         return self._open[number]
 
-    def _look_at(self, number: int) -> None:
+    def _check(self, number: int) -> None:
         if number not in self._known:
             shards.load_shard(self.folder, self.index, number)
             self._known.add(number)

@@ -1,6 +1,6 @@
-"""Pictures to latents, once: what a VAE makes of a stream of samples, in files that training reads in its place.
+"""Encodes a stream of samples to latents on disk, so that training does not run the VAE.
 
-Killed at any moment, the same call goes on from the last whole shard and gives the bytes that it would have given.
+After an interruption the same call continues from the last complete shard and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class EncodeOptions:
 
     Attributes:
         count: pictures to take from the stream.
-        masks_per_picture: holes of each. The first is the sample's; the others are drawn as the stream's. A picture
-            that came with its mask keeps that one in all places.
-        shard_size: pictures of a file.
+        masks_per_picture: masks of each picture. The first is the sample's; the others are drawn as the stream's. A
+            picture that came with its mask repeats it.
+        shard_size: pictures per file.
         batch: pictures in one pass of the encoder.
-        dtype: of the latents as stored.
+        dtype: dtype of the stored latents.
         bf16: the encoder computes in bfloat16 (autocast).
-        num_categories: of the network that will be trained.
+        num_categories: categories of the network to be trained.
     """
 
     count: int
@@ -80,17 +80,16 @@ def encode_samples(
     options: EncodeOptions,
     on_progress: Callable[[int], None] = lambda pictures: None,
 ) -> Index:
-    """Encodes the first samples of a stream to a folder, see `moebius.data.shards`; goes on if it was begun there.
+    """Encodes the first samples of a stream to a folder (`moebius.data.shards`), or continues an unfinished encoding.
 
     Args:
-        stream: at its start, of one process. It is left after the last sample that was encoded.
-        vae: on the device that is to compute.
-        out: a folder: new, empty, or one in which the same encoding was begun or done.
-        options: see there.
-        on_progress: told how many pictures are encoded, from those of an earlier run on.
+        stream: at its start, of one process. Afterwards it stands after the last encoded sample.
+        vae: on the device that computes.
+        out: a folder that is new, empty, or holds the same encoding, finished or not.
+        on_progress: called with the number of encoded pictures, including those of an earlier run.
 
     Raises:
-        DataError: the folder holds something else or another encoding, a file cannot be written, the stream is not at
+        DataError: the folder holds other files or another encoding, a file cannot be written, the stream is not at
             its start or ends early, sizes do not fit, or latents are not finite.
     """
     folder = Path(out)
@@ -116,7 +115,7 @@ def encode_samples(
 
 
 def _encoding(stream: SampleStream, vae: Autoencoder, options: EncodeOptions) -> Encoding:
-    """What is asked for, as it is written into the index."""
+    """The requested encoding, as `index.json` records it."""
     position = stream.state_dict()
     if position["world"] != 1 or (position["epoch"], position["number"]) != (0, 0):
         raise DataError(f"a stream at {position}: expected one at its start, of one process")
@@ -124,18 +123,12 @@ def _encoding(stream: SampleStream, vae: Autoencoder, options: EncodeOptions) ->
     if stream.size % step:
         raise DataError(f"pictures of {stream.size} pixels: expected a multiple of {step}, as the VAE halves")
     return Encoding(
-        count=options.count,
-        masks_per_picture=options.masks_per_picture,
-        shard_size=options.shard_size,
-        batch=options.batch,
+        **asdict(options),
         picture_size=stream.size,
         latent_size=stream.size // step,
         latent_channels=vae.config.latent_channels,
         downscale=step,
         scaling_factor=vae.encoder.scaling_factor,
-        dtype=options.dtype,
-        bf16=options.bf16,
-        num_categories=options.num_categories,
         vae_sha256=vae.sha256,
         vae_stand_in=vae.stand_in,
         source=stream.source.fingerprint(),
@@ -145,7 +138,7 @@ def _encoding(stream: SampleStream, vae: Autoencoder, options: EncodeOptions) ->
 
 
 def _begin(folder: Path, wanted: Encoding, stream: SampleStream) -> Index:
-    """What of `wanted` the folder holds already, checked; a new folder gets a progress file of nothing."""
+    """Reads and checks what is already encoded; a new folder gets an empty progress file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in folder.iterdir()}
@@ -172,7 +165,7 @@ def _begin(folder: Path, wanted: Encoding, stream: SampleStream) -> Index:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether a killed run left it: the temporary file of one of ours."""
+    """Whether a file is a temporary file that a killed run left."""
     return name.endswith(".part") and name.startswith((".shard-", f".{INDEX}.", f".{PROGRESS}."))
 
 
@@ -188,7 +181,7 @@ def _shard(
     number: int,
     on_progress: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    """The tensors of one shard. Passes never span shards: so each holds the same pictures wherever a run began."""
+    """Encodes one shard. No pass spans two shards, so a shard is the same wherever a run started."""
     shapes, pictures = wanted.shapes(number), wanted.pictures(number)
     parts: dict[str, list[Tensor]] = {name: [] for name in shapes}
     for first in range(0, pictures, options.batch):
@@ -202,23 +195,23 @@ def _shard(
         for name, part in _encode(samples, stream, vae, options).items():
             parts[name].append(part.to(shapes[name][1]))
         on_progress(number * wanted.shard_size + first + len(samples))
-    return {name: torch.cat(held).contiguous() for name, held in parts.items()}  # it may come as channels-last
+    return {name: torch.cat(held).contiguous() for name, held in parts.items()}  # may be channels-last
 
 
 @torch.no_grad()
 def _encode(samples: list[Sample], stream: SampleStream, vae: Autoencoder, options: EncodeOptions) -> dict[str, Tensor]:
-    """One pass for the pictures and one for each of their holes; on the CPU, latents in float32."""
+    """Encodes samples in one pass for the pictures and one per mask. Results on the CPU, latents in float32."""
     batch = collate(samples, options.num_categories)
     device = next(vae.encoder.parameters()).device
     computing: AbstractContextManager[object] = nullcontext()
     if options.bf16:
         computing = torch.autocast(device.type, torch.bfloat16)
     image = batch.image.to(device)  # [B, 3, H, H]
-    holes = np.stack([_holes(sample, stream, options.masks_per_picture) for sample in samples])
-    mask = torch.from_numpy(holes)[:, :, None].to(device)  # bool [B, K, 1, H, H]
+    masks = np.stack([_masks(sample, stream, options.masks_per_picture) for sample in samples])
+    mask = torch.from_numpy(masks)[:, :, None].to(device)  # bool [B, K, 1, H, H]
     with computing:
         latents = vae.encoder(image)
-        masked = [vae.encoder(image * ~mask[:, hole]) for hole in range(options.masks_per_picture)]
+        masked = [vae.encoder(image * ~mask[:, index]) for index in range(options.masks_per_picture)]
     step = vae.config.downscale
     return {
         "latents": latents.float().cpu(),
@@ -228,8 +221,8 @@ def _encode(samples: list[Sample], stream: SampleStream, vae: Autoencoder, optio
     }
 
 
-def _holes(sample: Sample, stream: SampleStream, count: int) -> list[Mask]:
-    """The sample's hole and, for a picture that came without one, more of the same kind."""
+def _masks(sample: Sample, stream: SampleStream, count: int) -> list[Mask]:
+    """The sample's mask, and `count` - 1 more: drawn ones, or repetitions if the picture came with its mask."""
     if sample.own_mask:
         return [sample.mask] * count
     rng = np.random.Generator(np.random.PCG64([stream.seed, sample.epoch, 4, sample.number]))

@@ -1,9 +1,8 @@
-"""Training masks: random brush strokes and boxes. White, True, is the hole. Needs NumPy and Pillow only.
+"""Random training masks of brush strokes and boxes; True (white) is the masked region. Needs NumPy and Pillow only.
 
-The kind is that of LaMa: Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (WACV
-2022): polylines or boxes, at most half of the picture. The test sets of `moebius_bench.paper.mask_sets` are drawn
-with the
-same function. Settings are for 512 pixels; lengths scale with the picture.
+The masks follow LaMa: Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (WACV 2022):
+polylines or boxes over at most half of the picture. `moebius_bench.paper.mask_sets` draws its test sets with the same
+function. Settings are for 512 pixels; lengths scale with the picture.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class StrokeSettings:
 
 
 def stroke_mask(rng: Rng, size: int, settings: StrokeSettings) -> Mask:
-    """One mask, bool [size, size]: polylines, or, three times in thirteen where the settings have them, boxes."""
+    """Draws one mask, bool [size, size]: polylines, or boxes with probability 3/13 if the settings have boxes."""
     scale = size / REFERENCE_SIDE
     picture = Image.new("1", (size, size))
     draw = ImageDraw.Draw(picture)
@@ -80,7 +79,7 @@ def brush(draw: ImageDraw.ImageDraw, points: list[Point], width: int) -> None:
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What training masks look like. The defaults are the recipe's; smaller holes suit a small network.
+    """Bounds of training masks. The defaults are the recipe's; a small network needs smaller masked regions.
 
     Attributes:
         strokes: most polylines in a mask, 1 or more.
@@ -88,7 +87,7 @@ class MaskSettings:
         length: most pixels of a segment, at 512 pixels, 11 or more.
         boxes: most boxes in a mask; 0 for none.
         box_side: least and most pixels of a box's side, at 512 pixels.
-        most: greatest share of the picture that the hole may have, in (0, 1].
+        most: greatest share of the picture that may be masked, in (0, 1].
     """
 
     strokes: int = 5
@@ -117,11 +116,11 @@ HOLES = MappingProxyType(
         "small": MaskSettings(strokes=2, width=80, length=160, boxes=2, box_side=(32, 128), most=0.15),
     }
 )
-"""Settings that have a name. `small`: what a small network can learn to fill."""
+"""Named settings. `small`: masked regions that a small network can learn to fill."""
 
 
 def training_mask(rng: Rng, size: int, settings: MaskSettings | None = None) -> Mask:
-    """One mask for training, bool [size, size], neither empty nor larger than the settings allow.
+    """Draws one mask, bool [size, size], neither empty nor larger than the settings allow.
 
     Raises:
         DataError: a thousand draws were all too large (`most` is too small for strokes and boxes of that size).
@@ -140,5 +139,5 @@ def training_mask(rng: Rng, size: int, settings: MaskSettings | None = None) -> 
         if 0 < mask.mean() <= settings.most:
             return mask
     raise DataError(
-        f"no mask of {size} pixels has a hole of at most {settings.most}; allow more or draw thinner strokes"
+        f"no mask of {size} pixels covers at most {settings.most} of the picture; allow more, or thinner strokes"
     )

@@ -1,7 +1,7 @@
 """Building blocks of the procedural scenes: coordinates, waves, lattice noise, colours.
 
-Arrays are worked on with additions, products, quotients, square roots, floors and comparisons alone. IEEE 754 rounds
-each of these in one way, so a scene has the same bytes on every processor; sines and powers would not give that.
+Only additions, multiplications, divisions, square roots, floors and comparisons are used. IEEE 754 defines their
+rounding, so a scene has the same bytes on every processor; with sines and powers it would not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a text in a configuration or on a command line means as data."""
+"""Opens the data source that a text in a configuration or on the command line names."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _FORMS = "scenes:COUNT[:SEED], photographs, a folder of pictures or of tars, a .
 
 
 def names_no_file(text: str) -> bool:
-    """Whether a data text means generated scenes or scikit-image's photographs rather than a path."""
+    """Whether a text names generated scenes or scikit-image's photographs, not a path."""
     return text == "photographs" or _SCENES.fullmatch(text) is not None
 
 
 def open_source(text: str, size: int, held_out: bool = False) -> Source:
-    """The source that a text names.
+    """Opens the source that a text names.
 
     Args:
         text: `scenes:COUNT` or `scenes:COUNT:SEED`; `photographs`, scikit-image's; or a path to a folder of pictures,
             to a folder of tars (any `*.tar` in it makes it one), to JSON lines (`.jsonl`) or to a tar (`.tar`).
-        size: pixels of the side of a scene.
-        held_out: the evaluation's part of scenes or photographs. Files have no such part: split them yourself.
+        size: side of a scene in pixels.
+        held_out: use the evaluation split of scenes or photographs. Files have none.
 
     Raises:
         DataError: none of these, files with `held_out`, or as the sources.

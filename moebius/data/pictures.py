@@ -1,4 +1,4 @@
-"""Pictures of strangers, decoded for training: RGB and upright, or refused with a reason. Crops and flips."""
+"""Decodes untrusted pictures for training (upright RGB, or refused with a reason), and crops and flips them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _CROPS = 20
 
 
 class BrokenPicture(Exception):  # noqa: N818
-    """A picture that cannot serve: it is skipped or reported. The message says why, in one line."""
+    """A picture that cannot be used. The message gives the reason in one line."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(one_line(reason))
 
 
 def read_file(path: Path, root: Path) -> bytes:
-    """The bytes of a plain file that lies in `root`, links followed.
+    """Reads a plain file that lies in `root` after links are resolved.
 
     Raises:
         BrokenPicture: no such file, not a plain one, outside `root`, over 256 MiB, or not readable.
@@ -53,7 +53,7 @@ def read_file(path: Path, root: Path) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """A picture as an upright RGB image of 8 bits; alpha is dropped, 16-bit grey is scaled.
+    """Decodes a picture to upright 8-bit RGB. Alpha is dropped, 16-bit grey is scaled.
 
     Raises:
         BrokenPicture: not a whole JPEG, PNG, WebP, TIFF or BMP, a side under 32 pixels, or over 100 megapixels.
@@ -62,7 +62,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
-    """A mask as an upright image of mode L and `size` (width, height), 255 in the hole: where the file is 128 or more.
+    """Decodes a mask to an upright image, mode L, of `size` (width, height): 255 where it is 128 or more, else 0.
 
     Raises:
         BrokenPicture: as `decode`, or the mask has another size.
@@ -98,7 +98,7 @@ def _decode(data: bytes, mode: str) -> Image.Image:
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How a square is cut from a picture.
+    """How a square is cropped from a picture.
 
     Attributes:
         least: smallest side of the square, as a share of the picture's shorter side, in (0, 1].
@@ -123,25 +123,25 @@ PLAIN_CROP = CropSettings(1.0, 1.0, shift=False, flip=False)  # for evaluation
 def crop(
     rng: Rng, image: Image.Image, mask: Image.Image | None, size: int, settings: CropSettings
 ) -> tuple[Image.Image, Mask | None]:
-    """A random square of `size` pixels of a picture and of its mask.
+    """Crops a random square from a picture and its mask, and scales it to `size` pixels.
 
-    A hole that the picture came with stays in sight: up to twenty squares are tried until one holds some of the hole
-    and some of the rest. A pixel of the result belongs to the hole if any pixel that it was made from does.
+    Up to twenty squares are tried until one shows both masked and known pixels. A pixel of the scaled mask is set if
+    any of its source pixels is.
 
     Raises:
-        BrokenPicture: no square holds both.
+        BrokenPicture: no square shows both.
     """
     for _ in range(_CROPS):
         box = _square(rng, image.size, settings)
         flip = settings.flip and rng.random() < 0.5
-        hole = None
+        masked = None
         if mask is not None:
             small = mask.resize((size, size), Image.Resampling.BOX, box)
-            hole = np.asarray(ImageOps.mirror(small) if flip else small) > 0
-            if not hole.any() or hole.all():
+            masked = np.asarray(ImageOps.mirror(small) if flip else small) > 0
+            if not masked.any() or masked.all():
                 continue
         picture = image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
-        return (ImageOps.mirror(picture) if flip else picture), hole
+        return (ImageOps.mirror(picture) if flip else picture), masked
     raise BrokenPicture(f"its mask is empty or full in each of {_CROPS} crops")
 
 

@@ -1,12 +1,12 @@
-"""The folder of encoded samples: its files, and all that is checked of them.
+"""The folder of encoded samples: its files and their checks.
 
     LATENTS/
       shard-00000.safetensors ...  latents [P, 4, S, S], masked_latents [P, K, 4, S, S], mask [P, K, 1, S, S],
-                                   categories [P, m]: P pictures, each with K holes
-      index.json                   what was encoded and how, and each shard's size and SHA-256; written last
-      progress.json                the same of an encoding that is not done, and where it stands in the data
+                                   categories [P, m]: P pictures, each with K masks
+      index.json                   the `Encoding`, and each shard's size and SHA-256; written last
+      progress.json                the same for an unfinished encoding, and its position in the data
 
-Latents are float16 or float32 and scaled, masks uint8 of 0 and 1 (1 in the hole), categories int64.
+Latents are float16 or float32 and scaled, masks uint8 of 0 and 1 (1 in the masked region), categories int64.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class Encoding(StrictModel):
-    """What a folder of latents holds and how it was made: all that its bytes depend on, but for machine and libraries.
+    """Content and settings of a folder of latents: all that its bytes depend on, except machine and libraries.
 
     Attributes:
-        count: pictures, each with `masks_per_picture` holes.
+        count: pictures, each with `masks_per_picture` masks.
         shard_size: pictures of a shard; the last one may have fewer.
         batch: pictures of one pass of the encoder, whose last digits may depend on it.
         picture_size, latent_size: pixels of a side.
@@ -72,26 +72,21 @@ class Encoding(StrictModel):
 
     @property
     def shards(self) -> int:
-        """How many there are when all is encoded."""
+        """Number of shards of the finished encoding."""
         return -(-self.count // self.shard_size)
 
     def pictures(self, shard: int) -> int:
-        """How many pictures a shard holds."""
+        """Number of pictures in a shard."""
         return min(self.shard_size, self.count - shard * self.shard_size)
 
     def shapes(self, shard: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of the tensors of a shard."""
-        pictures, holes, side, kind = (
-            self.pictures(shard),
-            self.masks_per_picture,
-            self.latent_size,
-            _DTYPES[self.dtype],
-        )
-        channels = self.latent_channels
+        pictures, masks, channels = self.pictures(shard), self.masks_per_picture, self.latent_channels
+        side, kind = self.latent_size, _DTYPES[self.dtype]
         return {
             "latents": ((pictures, channels, side, side), kind),
-            "masked_latents": ((pictures, holes, channels, side, side), kind),
-            "mask": ((pictures, holes, 1, side, side), torch.uint8),
+            "masked_latents": ((pictures, masks, channels, side, side), kind),
+            "mask": ((pictures, masks, 1, side, side), torch.uint8),
             "categories": ((pictures, self.num_categories // 2), torch.int64),
         }
 
@@ -123,7 +118,7 @@ class Index(StrictModel):
     position: Position
 
     def fingerprint(self) -> str:
-        """Of what is encoded; the same for a copy of the folder."""
+        """Identifies the content; the same for a copy of the folder."""
         return digest(["latents", self.encoding.model_dump_json(), *(shard.sha256 for shard in self.shards)])
 
 
@@ -133,10 +128,10 @@ def shard_name(number: int) -> str:
 
 
 def read_index(folder: Path, name: str = INDEX) -> Index:
-    """The checked content of `index.json` or `progress.json`.
+    """Reads and checks `index.json` or `progress.json`.
 
     Raises:
-        DataError: there is none, it is not whole, or of another version.
+        DataError: the file is missing, damaged, incomplete, or of another version.
     """
     path = folder / name
     try:
@@ -145,7 +140,7 @@ def read_index(folder: Path, name: str = INDEX) -> Index:
     except OSError as error:
         advice = "expected a folder that `moebius-distill encode` wrote"
         if name == INDEX and (folder / PROGRESS).exists():
-            advice = "it is not encoded to the end; run the same `moebius-distill encode` again"
+            advice = "the encoding is not finished; run the same `moebius-distill encode` again"
         raise DataError(f"{path}: {error.strerror}; {advice}") from error
     if len(data) > _MAX_INDEX_BYTES:
         raise DataError(f"{path}: over {_MAX_INDEX_BYTES >> 20} MiB, so it is none of ours; encode again")
@@ -169,12 +164,12 @@ def read_index(folder: Path, name: str = INDEX) -> Index:
 
 
 def write_index(index: Index, folder: Path, name: str = INDEX) -> None:
-    """Writes it whole or not at all; `DataError` where it cannot be."""
+    """Writes `index.json` or `progress.json` atomically. Raises `DataError` if that fails."""
     write_whole(folder / name, (index.model_dump_json(indent=1) + "\n").encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A file that appears whole or not at all; `DataError` where it cannot be written."""
+    """Writes a file atomically. Raises `DataError` if that fails."""
     try:
         with atomic_write(path) as stream:
             stream.write(data)
@@ -183,10 +178,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def check_shard(folder: Path, index: Index, number: int, *, content: bool = True) -> Path:
-    """The path of a shard that has the size, and if `content` the SHA-256, that the index says.
+    """Checks a shard's size, and with `content` its SHA-256, against the index; returns its path.
 
     Raises:
-        DataError: it is missing, lies outside the folder, or is another file.
+        DataError: it is missing, lies outside the folder, or differs from the index.
     """
     path, expected = folder / shard_name(number), index.shards[number]
     try:
@@ -194,7 +189,7 @@ def check_shard(folder: Path, index: Index, number: int, *, content: bool = True
             raise DataError(f"{path} is a link that leaves the folder; put the file itself there")
         size = path.stat().st_size
         if size != expected.size:
-            raise DataError(f"{path}: {size} bytes, the index says {expected.size}; encode or copy it again")
+            raise DataError(f"{path}: {size} bytes, expected {expected.size} by the index; encode or copy it again")
         found = sha256_file(path) if content else expected.sha256
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         reason = getattr(error, "strerror", None) or error
@@ -205,10 +200,10 @@ def check_shard(folder: Path, index: Index, number: int, *, content: bool = True
 
 
 def load_shard(folder: Path, index: Index, number: int) -> dict[str, Tensor]:
-    """The tensors of a shard as stored, after their file, names, shapes, dtypes and values were checked.
+    """Loads a shard in the stored dtypes and checks file, names, shapes, dtypes and values.
 
     Raises:
-        DataError: as `check_shard`, or the shard does not hold what the index says.
+        DataError: as `check_shard`, or the tensors differ from the index.
     """
     path = check_shard(folder, index, number)
     try:
@@ -220,8 +215,8 @@ def load_shard(folder: Path, index: Index, number: int) -> dict[str, Tensor]:
     if found != expected:
         differing = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
         raise DataError(
-            f"{path}: {', '.join(f'{name[:40]} {_said(found.get(name))}' for name in differing[:4])}; expected "
-            f"{', '.join(f'{name[:40]} {_said(expected.get(name))}' for name in differing[:4])}"
+            f"{path}: {', '.join(f'{name[:40]} {_described(found.get(name))}' for name in differing[:4])}; expected "
+            f"{', '.join(f'{name[:40]} {_described(expected.get(name))}' for name in differing[:4])}"
         )
     if fault := value_fault(tensors, index.encoding.num_categories):
         raise DataError(f"{path}: {fault}; encode again")
@@ -229,7 +224,7 @@ def load_shard(folder: Path, index: Index, number: int) -> dict[str, Tensor]:
 
 
 def value_fault(tensors: dict[str, Tensor], num_categories: int) -> str | None:
-    """What of the values of a shard cannot be; None where all can."""
+    """Describes invalid values in a shard; None if all are valid."""
     for name in ("latents", "masked_latents"):
         if not bool(torch.isfinite(tensors[name]).all()):
             return f"{name} holds NaN or infinite numbers"
@@ -241,7 +236,7 @@ def value_fault(tensors: dict[str, Tensor], num_categories: int) -> str | None:
     return None
 
 
-def _said(what: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+def _described(what: tuple[tuple[int, ...], torch.dtype] | None) -> str:
     return "is not there" if what is None else f"{list(what[0])} {str(what[1]).removeprefix('torch.')}"
 
 
@@ -249,6 +244,6 @@ _Model = TypeVar("_Model", bound=StrictModel)
 
 
 def differences(ours: _Model, theirs: _Model) -> list[str]:
-    """`NAME = THEIRS (now OURS)` of each field in which two models of one kind differ."""
+    """Lists the fields in which two models differ, as `NAME = THEIRS (now OURS)`."""
     now: dict[str, Any] = ours.model_dump()
     return [f"{name} = {value} (now {now[name]})" for name, value in theirs.model_dump().items() if value != now[name]]

@@ -1,7 +1,7 @@
-"""Where samples come from: folders, JSON lines, procedural scenes, or several of these in turn.
+"""Sources of training pictures: folders, JSON lines, procedural scenes, and combinations of them.
 
-A source gives, for each epoch, its entries in an order drawn from a seed. An entry is cheap; the picture is read when
-`load` is called, which may happen in another thread and depends on nothing but the entry.
+A source lists the entries of each epoch in an order drawn from a seed. An entry is cheap: `load` reads the picture,
+may run in another thread, and depends only on the entry.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEYS = {"image", "mask", "task"}
 
 @dataclass(frozen=True)
 class Item:
-    """A decoded picture, mode RGB; its mask, mode L with 255 in the hole, where it came with one; and its task."""
+    """A decoded picture (mode RGB), its mask if it has one (mode L, 255 in the masked region), and its task."""
 
     image: Image.Image
     mask: Image.Image | None = None
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture that can be loaded. `load` raises `BrokenPicture` where it cannot be used."""
+    """A picture to load. `load` raises `BrokenPicture` if it cannot be used."""
 
     name: str
     load: Callable[[], Item]
@@ -51,15 +51,15 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self, epoch: int, seed: int, start: int = 0) -> Iterator[Entry]:
-        """The entries of one epoch from number `start` on; the same for the same arguments."""
+        """Yields the entries of one epoch from number `start` on; deterministic in its arguments."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the source would give other entries: a saved position is good for the same one only."""
+        """Identifies the source's content. A saved position is valid only for the same fingerprint."""
 
 
 class IndexedSource(Source):
-    """A source with a known number of entries, any of which can be had: each epoch is a permutation of them."""
+    """A source of known length with random access. Each epoch is a permutation of its entries."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -75,7 +75,7 @@ class IndexedSource(Source):
 
 
 def digest(texts: Iterable[str]) -> str:
-    """Sixteen hex digits of SHA-256 over texts and their borders."""
+    """First 16 hex digits of the SHA-256 over the texts, each prefixed by its length."""
     result = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
@@ -84,7 +84,7 @@ def digest(texts: Iterable[str]) -> str:
 
 
 class FolderSource(IndexedSource):
-    """Every picture of a folder and of those in it, by suffix; all `background`, without masks."""
+    """All pictures in a folder and its subfolders, by suffix; all `background`, without masks."""
 
     def __init__(self, folder: str | Path) -> None:
         """Lists the folder; links to folders are not followed.
@@ -113,7 +113,7 @@ class FolderSource(IndexedSource):
         return Entry(name, lambda: Item(decode(read_file(self.folder / name, self.folder))))
 
     def fingerprint(self) -> str:
-        """Of the names; the pictures' contents are not read."""
+        """Covers the names only, not the contents."""
         return digest(["folder", *self.names])
 
 
@@ -123,7 +123,7 @@ def _not_listed(error: OSError) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of an annotation file: paths below the file's folder, as written there."""
+    """A line of an annotation file. Paths are relative to the file's folder."""
 
     image: str
     mask: str | None
@@ -131,16 +131,17 @@ class Row:
 
 
 class JsonLinesSource(IndexedSource):
-    """An annotation file: a JSON object a line, `{"image": PATH, "mask": PATH, "task": "background" | "foreground"}`.
+    """An annotation file with one JSON object per line: `{"image": PATH, "mask": PATH, "task": TASK}`.
 
-    `mask` and `task` may be left out; the task is then `background`. A `foreground` needs its mask: the object.
+    `mask` and `task` (`background` or `foreground`) are optional; the default is `background`. A `foreground` needs the
+    mask of its object.
     """
 
     def __init__(self, path: str | Path) -> None:
         """Reads and checks all lines; pictures are read later.
 
         Raises:
-            DataError: the file cannot be read, holds no row, or a line is not as above; a path leads out of the folder.
+            DataError: the file cannot be read or is empty, a line is malformed, or a path leaves the folder.
         """
         self.path = Path(path)
         self.rows: list[Row] = []
@@ -184,7 +185,7 @@ def _row(line: bytes, where: str) -> Row:
         raise DataError(f"{where}: not JSON in UTF-8 ({error}); expected one object") from error
     if not isinstance(value, dict) or not value.keys() <= _KEYS:
         got = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise DataError(f"{where}: {got[:200]}; expected an object with image and, if wanted, mask and task")
+        raise DataError(f"{where}: {got[:200]}; expected an object with image and optionally mask and task")
     image, mask, task = value.get("image"), value.get("mask"), parse_task(value.get("task", "background"), where)
     if task == "foreground" and mask is None:
         raise DataError(f"{where}: task foreground without a mask; name the object's mask, or use background")
@@ -200,7 +201,7 @@ def parse_task(value: object, where: str) -> Task:
 
 
 def _below(value: object, where: str) -> str:
-    """A path that, as written, stays in the folder; where links lead is looked at when it is read."""
+    """Checks that a path as text stays in the folder. Links are resolved when the file is read."""
     if not isinstance(value, str) or not value or "\0" in value or "\\" in value:
         raise DataError(f"{where} {str(value)[:80]}: expected a path with / below the annotation file's folder")
     if value.startswith("/") or ":" in value.split("/")[0] or ".." in value.split("/"):
@@ -238,10 +239,10 @@ class SceneSource(IndexedSource):
 
 
 class JoinedSource(IndexedSource):
-    """Several sources as one, each repeated within an epoch as often as said: so few pictures can weigh more."""
+    """Several sources as one. Each is repeated a number of times per epoch, to give few pictures more weight."""
 
     def __init__(self, parts: list[tuple[IndexedSource, int]]) -> None:
-        """Pairs of a source and the times that it is repeated.
+        """Combines pairs of a source and its number of repetitions.
 
         Raises:
             DataError: no part, or one repeated less than once.

@@ -1,8 +1,8 @@
-"""WebDataset tars, streamed: consecutive members whose names agree up to the first dot of the last part are a sample.
+"""Streams WebDataset tars: consecutive members whose names agree up to the first dot of the last part form a sample.
 
-`KEY.jpg` (or another picture's suffix) is the picture; `KEY.mask.png` its mask and `KEY.json`, an object with `task`,
-may be there; other members are passed over. Nothing is extracted: names are compared and shown, never opened. Plain
-tars only, because a compressed one can grow without bound while it is read.
+`KEY.jpg` (or another picture suffix) is the picture. `KEY.mask.png`, its mask, and `KEY.json`, an object with `task`,
+are optional; other members are ignored. Nothing is extracted: names are never opened. Compressed tars are
+refused, because one can grow without bound while it is read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Group:
 
 
 class TarSource(Source):
-    """Tar files in an order drawn for each epoch; samples go through a buffer from which one at random leaves.
+    """Tar files in an order drawn for each epoch, with a shuffle buffer of samples.
 
     Resuming reads an epoch's tars again up to the saved position, without decoding the pictures.
     """
@@ -71,7 +71,7 @@ class TarSource(Source):
 
 
 def _shuffled(groups: Iterator[_Group], size: int, rng: Rng) -> Iterator[_Group]:
-    """Fills a buffer, then gives a random one of it for each that comes; at the end the rest in random order."""
+    """Shuffles a stream through a buffer of `size` samples."""
     held: list[_Group] = []
     for group in groups:
         if len(held) < size:
@@ -84,7 +84,7 @@ def _shuffled(groups: Iterator[_Group], size: int, rng: Rng) -> Iterator[_Group]
 
 
 def _groups(path: Path) -> Iterator[_Group]:
-    """The samples of a tar, as they lie in it; where it breaks off, a last one that says so."""
+    """Yields the samples of a tar in order; if the tar is damaged, a last one that reports it."""
     group: _Group | None = None
     end = -1
     try:
@@ -164,7 +164,7 @@ def _load(group: _Group) -> Item:
 
 
 def _task(data: bytes | None) -> Task:
-    """The task that a sample's JSON names; captions and the like beside it are passed over."""
+    """The task in a sample's JSON; other keys, such as captions, are ignored."""
     if data is None:
         return "background"
     try:

@@ -1,4 +1,4 @@
-"""Which losses help: the same student trained with one set of them after another (paper, table 5)."""
+"""Ablation of the losses (paper, table 5): trains the same student with each combination and compares."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from moebius.data.encoded import EncodedStream, LatentBatch
-from moebius.distill.losses import NAMES, LossOptions
-from moebius.distill.samples import fill_latents
+from moebius.distill.loop.tasks import evaluating
+from moebius.distill.loop.trainer import Trainer
+from moebius.distill.objectives.losses import NAMES, LossOptions
+from moebius.distill.objectives.timesteps import add_noise, alphas_cumprod, velocity
+from moebius.distill.outputs.samples import fill_latents
 from moebius.distill.settings import Settings
-from moebius.distill.tasks import evaluating
-from moebius.distill.timesteps import add_noise, alphas_cumprod, velocity
-from moebius.distill.trainer import Trainer
 from moebius.errors import TrainingError
 from moebius.network.config import PredictionType
 from moebius.network.student import Moebius
@@ -32,19 +32,18 @@ COMBINATIONS: tuple[Combination, ...] = (
     ("task + fine + coarse", ("task", "fine", "coarse"), True),
     ("task + fine + coarse, not balanced", ("task", "fine", "coarse"), False),
 )
-"""The paper's rows without the perceptual loss, whose weights are not free; rows with it where it can be had."""
+"""The paper's rows without the perceptual loss, whose weights are not freely licensed."""
 _TIMESTEPS = (100, 300, 500, 700, 900)
 
 
 class Row(NamedTuple):
-    """What one combination reached on samples that it was not trained on.
+    """Result of one combination on held-out samples.
 
     Attributes:
         name: of the combination.
-        error: mean squared error of what is predicted, over five timesteps.
-        psnr: in dB, of the filled pictures inside of their holes, against the true picture through the VAE; pixels of
-            all samples together.
-        seconds: of the training.
+        error: mean squared error of the prediction, over five timesteps.
+        psnr: in dB, inside the masked region, against the true picture through the VAE, over all samples' pixels.
+        seconds: training time.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Row(NamedTuple):
 
 
 def settings_of(base: Settings, combination: Combination, steps: int) -> Settings:
-    """A run's settings with one combination of losses; what is on has the multiplier of `base`, or 1.
+    """Settings of a run with one combination of losses. Enabled losses keep the multiplier of `base`, or get 1.
 
     Raises:
         TrainingError: a combination needs a teacher, or the perceptual loss' weights, and `base` has none.
@@ -83,7 +82,7 @@ def evaluate(
 ) -> tuple[float, float]:
     """`Row.error` and `Row.psnr` on the first `count` samples of a stream that is at its start.
 
-    Noise is drawn from `seed`, so every network sees the same.
+    Noise is drawn from `seed`, so every network sees the same noise.
     """
     with evaluating(student):
         return _evaluate(student, held_out, decoder, count, steps, prediction_type, seed)
@@ -108,9 +107,9 @@ def _evaluate(
         )
         with torch.no_grad():
             truth, new = (decoder(value).clamp(-1, 1) for value in (batch.latents, filled))
-        hole = torch.nn.functional.interpolate(batch.mask, size=truth.shape[2:], mode="nearest")
-        inside += float(((truth - new).square() * hole).sum())
-        places += float(hole.sum()) * truth.shape[1]
+        mask = torch.nn.functional.interpolate(batch.mask, size=truth.shape[2:], mode="nearest")
+        inside += float(((truth - new).square() * mask).sum())
+        places += float(mask.sum()) * truth.shape[1]
         done += batch.latents.shape[0]
         if done >= count:
             break
@@ -143,15 +142,15 @@ def ablate(
     on_step: Callable[[str, int], None] = lambda name, step: None,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Trains each combination for `steps` from the same weights on the same batches, and measures it.
+    """Trains each combination for `steps` from the same weights on the same batches, then measures it.
 
     Args:
         base: a student's run; its losses and steps are replaced.
-        steps: of each.
-        measure: gives error and PSNR of the trained (averaged) network, see `evaluate`.
-        combinations: which.
-        on_step: told name and step.
-        on_row: given each row when it is known.
+        steps: number of steps of each combination.
+        measure: returns error and PSNR of the trained (averaged) network, see `evaluate`.
+        combinations: the combinations to train.
+        on_step: called with name and step.
+        on_row: called with each finished row.
     """
     import time
 

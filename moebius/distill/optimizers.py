@@ -1,4 +1,4 @@
-"""Muon for matrices and kernels with AdamW for the rest, the learning rate over a run, and averaged weights.
+"""Optimizer (Muon for matrices and kernels, AdamW for the rest), learning rate schedule, and averaged weights.
 
 Muon (Jordan et al. 2024) replaces a matrix' momentum by the nearest orthogonal matrix, by five Newton-Schulz steps.
 With the update scaled by 0.2 sqrt(max(rows, columns)) its entries have AdamW's size, so that both share one learning
@@ -24,10 +24,10 @@ from moebius.errors import TrainingError
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """The recipe's optimizer. `weight_decay` is the paper's 0.1; `adamw_weight_decay` is for vectors: gains, biases.
+    """Options of `MuonAdamW`. `weight_decay` is the paper's 0.1; `adamw_weight_decay` applies to gains and biases.
 
-    The paper gives one figure for weight decay and does not say whether gains and biases have it, too. Decay pulls the
-    gain of a norm to 0, not to where it does nothing; 0 is our choice.
+    The paper gives one weight decay and does not mention gains and biases. Decay would pull the gain of a norm to 0
+    rather than to 1, so we choose 0.
 
     Raises:
         TrainingError: a number out of range.
@@ -42,7 +42,6 @@ class OptimizerOptions:
     adamw_eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Refuse what the optimizers would refuse later, and NaN, which they would not."""
         for name in ("learning_rate", "weight_decay", "adamw_weight_decay", "adamw_eps"):
             if not (math.isfinite(value := getattr(self, name)) and value >= 0):
                 raise TrainingError(f"{name} is {value}; expected 0 or a number above it")
@@ -54,7 +53,7 @@ class OptimizerOptions:
 
 
 def split_parameters(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(rank 2 and more: for Muon, the rest: for AdamW) of those that need a gradient, in their order."""
+    """Splits trainable parameters by rank: 2 and more for Muon, the rest for AdamW."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
 
@@ -62,13 +61,12 @@ def split_parameters(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parame
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer of two: `torch.optim.Muon` on tensors of rank 2 and more, `torch.optim.AdamW` on the rest.
 
-    Muon takes matrices only, so a kernel [out, in, ...] is handed to it as the matrix [out, in * ...]: a view of the
-    same memory, made anew at each step, with the gradient in the same form. Groups, state, hooks, `zero_grad`,
-    schedulers and gradient scalers see the network's own parameters. Of the two groups the first is Muon's. Where FSDP
-    has put DTensors into the groups since, the matrices are DTensors, too: momenta stay spread, and the products of
-    Newton-Schulz are those of the whole matrix.
+    Muon takes matrices only, so a kernel [out, in, ...] is passed to it as the matrix [out, in * ...], a view of the
+    same memory that is remade at each step. Groups, state, hooks, `zero_grad`, schedulers and gradient scalers see the
+    network's own parameters. The first of the two groups is Muon's. If FSDP has replaced parameters by DTensors, the
+    matrices are DTensors as well: momenta stay sharded, and Newton-Schulz multiplies whole matrices.
 
-    A momentum is kept as its matrix, which is how it stands in `state_dict`.
+    `state_dict` holds momenta in matrix shape.
 
     Args:
         parameters: a network's, contiguous. Those that need no gradient are left out.
@@ -106,12 +104,12 @@ class MuonAdamW(torch.optim.Optimizer):
         self._frozen_groups = True
         self._views = [nn.Parameter(_matrix(parameter.detach())) for parameter in matrices]
         self._spread = False
-        # An optimizer cannot be made of nothing; a network without matrices or vectors is a test's, but a legal one.
+        # torch's optimizers refuse an empty list of parameters.
         self._muon = torch.optim.Muon(self._views, adjust_lr_fn="match_rms_adamw", **muon) if matrices else None
         self._adamw = torch.optim.AdamW(vectors, **adamw) if vectors else None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only for the base class: the two groups are made once.
+        """Used by the base class only; the two groups are fixed.
 
         Raises:
             TrainingError: called afterwards.
@@ -180,7 +178,6 @@ class ScheduleOptions:
     decay: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse what is no schedule."""
         if self.warm_up < 0:
             raise TrainingError(f"the warm-up is {self.warm_up} steps; expected 0 or more")
         steps = [0, *self.milestones]
@@ -190,18 +187,18 @@ class ScheduleOptions:
             raise TrainingError(f"the decay is {self.decay}; expected a number above 0 (the paper's is 0.1)")
 
     def factor(self, step: int) -> float:
-        """What multiplies the learning rate at `step`, counted from 0. Warm-up over n steps begins with 1 / n."""
+        """Factor of the learning rate at `step`, counted from 0. Warm-up over n steps begins with 1 / n."""
         rising = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
         return rising * self.decay ** sum(step >= milestone for milestone in self.milestones)
 
 
 def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: ScheduleOptions) -> LambdaLR:
-    """The scheduler of all groups; call its `step` once after each of the optimizer's. Its state dict is the step."""
+    """A scheduler for all groups. Call its `step` after each step of the optimizer."""
     return LambdaLR(optimizer, lambda step: options.factor(step))
 
 
 def restore_schedule(schedule: LambdaLR, state: dict[str, Any], options: ScheduleOptions, learning_rate: float) -> None:
-    """Takes the number of steps from a scheduler's saved state, and all else from the settings of now.
+    """Restores a scheduler's number of steps; everything else comes from the current settings.
 
     The optimizer's groups get the learning rate of the next step. (`LambdaLR.load_state_dict` leaves them at the saved
     rate until the scheduler's next step.)
@@ -222,12 +219,11 @@ def restore_schedule(schedule: LambdaLR, state: dict[str, Any], options: Schedul
 
 
 def averaged(network: nn.Module, decay: float = 0.9999, *, device: torch.device | None = None) -> AveragedModel:
-    """A copy of the network whose weights follow it: average = decay * average + (1 - decay) * weights (EMA).
+    """Creates an exponential moving average (EMA): average = decay * average + (1 - decay) * weights.
 
-    Call `update_parameters(network)` after each step. While the n-th update's (1 + n) / (10 + n) is below `decay`, that
-    takes its place, so that a young average is not the initial weights (as the released code has it). Buffers, such as
-    batch norms' statistics, are averages already and are copied. `.module` is the averaged network; `state_dict` holds
-    the count, too.
+    Call `update_parameters(network)` after each step. The n-th update uses min(decay, (1 + n) / (10 + n)), as the
+    released code, so that the initial weights are soon forgotten. Buffers such as batch norm statistics are copied.
+    `.module` is the averaged network; `state_dict` includes the count.
 
     Raises:
         TrainingError: a decay outside 0 to 1.

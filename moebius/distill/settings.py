@@ -1,4 +1,4 @@
-"""What a training run is: the file that `moebius-distill CONFIG.yaml` reads, checked before anything is built."""
+"""Settings of a training run: reads and checks the file of `moebius-distill CONFIG.yaml`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from moebius.data.masks import HOLES, MaskSettings
 from moebius.data.opening import names_no_file
 from moebius.data.pictures import CropSettings
-from moebius.distill.balance import BalanceOptions
-from moebius.distill.losses import LossOptions, Tap
+from moebius.distill.objectives.balance import BalanceOptions
+from moebius.distill.objectives.losses import LossOptions, Tap
 from moebius.distill.optimizers import OptimizerOptions, ScheduleOptions
 from moebius.errors import CheckpointError, TrainingError
 from moebius.network.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
@@ -29,7 +29,7 @@ _FREE: Any = {
     "optimizer": {"learning_rate"},
     "data": {"threads", "broken"},
 }
-"""What a resumed run may change; see `Settings.identity`."""
+"""Settings that a resumed run may change; see `Settings.identity`."""
 _Config = TypeVar("_Config", StudentConfig, TeacherConfig, VaeConfig)
 
 
@@ -38,7 +38,7 @@ class _Part(BaseModel):
 
 
 def _taps(value: Any) -> Any:
-    """A tap may be written `2:5` or `2:5:0.5`: student's feature, teacher's, weight."""
+    """Parses taps such as `2:5` or `2:5:0.5`: student feature, teacher feature, weight."""
     if not isinstance(value, list | tuple):
         return value
     return tuple(_tap(item) for item in value)
@@ -57,13 +57,13 @@ def _tap(item: Any) -> Any:
 
 
 def _known(kind: type[Any]) -> BeforeValidator:
-    """Refuses names that a dataclass of the library does not have: pydantic would pass over them."""
+    """Rejects unknown names for a dataclass, which pydantic would ignore."""
     names = [field.name for field in fields(kind)]
 
     def check(value: Any) -> Any:
         if kind is MaskSettings and isinstance(value, str):
             if value not in HOLES:
-                raise ValueError(f"no holes are called {value}; expected {' or '.join(HOLES)}, or numbers")
+                raise ValueError(f"unknown masks {value}; expected {' or '.join(HOLES)}, or numbers")
             return HOLES[value]
         if isinstance(value, dict) and (unknown := [str(name) for name in value if name not in names]):
             raise ValueError(f"no {', '.join(unknown)} here; expected some of {', '.join(names)}")
@@ -83,7 +83,7 @@ _Crops = Annotated[CropSettings, _known(CropSettings)]
 
 
 class NetworkSettings(_Part):
-    """A preset, and what of its networks differs from it: sizes, and what they predict."""
+    """A preset with changed sizes, layers or prediction type."""
 
     preset: str = "full"
     prediction_type: PredictionType | None = None
@@ -92,10 +92,10 @@ class NetworkSettings(_Part):
     vae: dict[str, Any] = {}
 
     def build(self) -> Preset:
-        """The sizes of the three networks.
+        """Builds the configurations of the three networks.
 
         Raises:
-            TrainingError: a name that they do not have, or a value that they refuse.
+            TrainingError: an unknown name, or an invalid value.
         """
         base = preset(self.preset)
         return replace(
@@ -117,7 +117,7 @@ def _changed(config: _Config, values: dict[str, Any]) -> _Config:
 
 
 class Pictures(_Part):
-    """Pictures from a text as `moebius.data.opening.open_source` reads it, so many times within an epoch."""
+    """A picture source in the syntax of `moebius.data.opening.open_source`, repeated `times` per epoch."""
 
     source: str
     times: int = Field(default=1, ge=1)
@@ -127,15 +127,15 @@ class DataSettings(_Part):
     """Where samples come from: pictures, or latents that `moebius-distill encode` wrote.
 
     Attributes:
-        pictures: sources; they need a VAE unless it is the VAE that is trained.
+        pictures: sources; they need a VAE, except to train the VAE.
         latents: a folder of encoded samples.
-        size: pixels of the side of a sample; default: what the student's latents ask for.
-        scene_size: pixels at which scenes are drawn, before the crop; default: `size`.
-        masks, crops: of pictures; encoded samples have theirs. Masks may be the name `small` or `training`.
-        latent_crop: side of a square that is cut from the latents around some place of the hole; None takes them
-            whole. For the teacher, which takes any size: smaller is faster.
-        threads: that draw and decode ahead.
-        broken: whether a picture that cannot be used is left out or ends the run.
+        size: side of a sample in pixels; default: the student's size.
+        scene_size: side in pixels at which scenes are drawn before cropping; default: `size`.
+        masks, crops: for pictures only; encoded samples have their own. `masks` may be `small` or `training`.
+        latent_crop: side of a square that is cropped from the latents at the masked region; None does not crop. For
+            the teacher, which takes any size: smaller is faster.
+        threads: threads that draw and decode ahead.
+        broken: whether an unusable picture is skipped or ends the run.
     """
 
     pictures: tuple[Pictures, ...] = ()
@@ -156,7 +156,7 @@ class DataSettings(_Part):
 
 
 class TimestepSettings(_Part):
-    """How timesteps are drawn, see `moebius.distill.timesteps.sample_timesteps`; `noise_offset` of the noise."""
+    """Options of `moebius.distill.objectives.timesteps.sample_timesteps`, and `noise_offset` of `sample_noise`."""
 
     sampling: Literal["uniform", "lognorm"] = "lognorm"
     mean: float = 0.0
@@ -165,7 +165,7 @@ class TimestepSettings(_Part):
 
 
 class PerceptualSettings(_Part):
-    """E-LatentLPIPS: the file of its weights, see `moebius.distill.perceptual`."""
+    """E-LatentLPIPS: the file of its weights, see `moebius.distill.objectives.perceptual`."""
 
     weights: Path
     encoder: str = "sdxl"
@@ -178,10 +178,10 @@ class VaeLosses(_Part):
 
     Attributes:
         pixels: mean absolute difference.
-        edges: the same of differences between neighbouring pixels, at full, half and quarter size.
-        colours: mean absolute difference of means over 8x8 pixels. The others hardly miss a colour that is off.
+        edges: mean absolute error of differences between adjacent pixels, at full, half and quarter size.
+        colours: mean absolute error of means over 8x8 pixels. The other losses hardly notice a colour shift.
         kl: Kullback-Leibler divergence from N(0, 1), per latent number.
-        masked: share of the batch that is seen with its hole emptied: the encoder meets such pictures, too.
+        masked: share of the batch whose masked region is 0, because the encoder is used on such pictures, too.
     """
 
     pixels: float = Field(default=1.0, ge=0)
@@ -198,7 +198,7 @@ class EmaSettings(_Part):
 
 
 class SampleSettings(_Part):
-    """Pictures of the network in training, for TensorBoard and as files: every so many steps, so many samples."""
+    """Sample pictures during training, for TensorBoard and as files: `count` samples every `every` steps."""
 
     every: int = Field(ge=1)
     count: int = Field(default=4, ge=1, le=64)
@@ -212,21 +212,21 @@ class Settings(_Part):
     Attributes:
         train: the network that is trained.
         out: the folder of checkpoints, logs and the finished weights.
-        steps: of the optimizer.
-        batch: samples of a process in one pass; `accumulate` passes are one step.
+        steps: optimizer steps.
+        batch: samples per process and pass; a step has `accumulate` passes.
         init: a weights source to start from (fine-tuning); None draws fresh weights.
         teacher: a weights source; None trains the student on the true noise alone.
-        vae: a weights source, where samples are pictures and for sample pictures.
-        hole_weight: how often squared errors of the noise count inside of the hole; the paper's 1 leaves small holes
-            little say. Weights are scaled to a mean of 1.
+        vae: a weights source; needed to train on pictures, and for sample pictures.
+        hole_weight: weight of squared errors in the masked region. With the paper's 1 a small masked region hardly
+            counts. Weights are scaled to a mean of 1.
         batch_norm: `train`; `frozen` keeps the statistics (fine-tuning in small batches); `sync` shares them between
             processes (CUDA).
         lambda_form: how λ layers compute, see `moebius.network.lambda_layers.set_lambda_form`.
-        clip: greatest norm of the gradient; None leaves it.
-        weights_dtype: of the finished weights; half as large as float16.
-        average_statistics: batches by which the batch norms of the averaged network are measured when the run ends.
-            With 0 they have those of the network in training, as in the released code: of other weights, which shows
-            where the learning rate is high.
+        clip: greatest norm of the gradient; None does not clip.
+        weights_dtype: dtype of the final weights.
+        average_statistics: number of batches on which the averaged network's batch norm statistics are measured at
+            the end. With 0 they are copied from the network in training, as in the released code, and do not match
+            the averaged weights if the learning rate is high.
     """
 
     train: Literal["student", "teacher", "vae"]
@@ -295,16 +295,15 @@ class Settings(_Part):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run may not change: all but where, how long and how fast it learns, its precision, how data is
-        read ahead, and what is kept and shown."""
+        """The settings that a resumed run must keep: all except `_FREE`."""
         return json.loads(self.model_dump_json(exclude=_FREE))
 
 
 def load_settings(path: Path) -> Settings:
-    """The settings in a YAML file. Paths in it are as written: relative to the working directory.
+    """Loads settings from a YAML file. Relative paths refer to the working directory.
 
     Raises:
-        TrainingError: no such file, not YAML, or settings that make no run; every fault is named.
+        TrainingError: no such file, not YAML, or invalid settings; the message names every fault.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -318,10 +317,10 @@ def load_settings(path: Path) -> Settings:
 
 
 def parse_settings(content: Any, name: str) -> Settings:
-    """The settings of a parsed file.
+    """Checks the settings of a parsed file.
 
     Raises:
-        TrainingError: they make no run; every fault is named.
+        TrainingError: invalid settings; the message names every fault.
     """
     if not isinstance(content, dict):
         raise TrainingError(f"{name} holds a {type(content).__name__}; expected names and values, see docs/distill.md")
@@ -334,10 +333,9 @@ def parse_settings(content: Any, name: str) -> Settings:
 
 
 def changed(found: dict[str, Any], now: Settings) -> list[str]:
-    """Names of an earlier run's `Settings.identity` that have another value now.
+    """Names of settings that differ from an earlier run's `Settings.identity`.
 
-    Options that did not exist then are taken as their defaults, which do nothing. Two ways to write one path (`a`,
-    `./a`, `/here/a`) are the same.
+    Options that did not exist then have their defaults. Different spellings of one path (`a`, `./a`) are equal.
     """
     try:
         then = Settings.model_validate(found | {"out": now.out, "steps": now.steps})
@@ -355,7 +353,7 @@ def _is_local(source: str) -> bool:
 
 
 def _resolved(settings: Settings) -> Settings:
-    """Settings in which every path is absolute and without links; names that are no paths stay."""
+    """Settings with absolute paths, links resolved."""
     data = settings.data
     pictures = tuple(
         part if names_no_file(part.source) else part.model_copy(update={"source": os.path.realpath(part.source)})

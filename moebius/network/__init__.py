@@ -1,1 +1,1 @@
-"""The networks: student, teacher, autoencoder, and their layers as written and in fast form."""
+"""The networks: student, teacher, VAE, and their layers as unfused references and fused operators."""

@@ -1,4 +1,4 @@
-"""Sizes of the networks: the released ones, and small ones for tests and for the demonstration."""
+"""Configurations of student, teacher and VAE, and their presets: released, small for the demo, tiny for tests."""
 
 from __future__ import annotations
 
@@ -17,15 +17,30 @@ PredictionType = Literal["epsilon", "v_prediction"]
 """A network predicts the noise, or the velocity sqrt(a) * noise - sqrt(1 - a) * latents (Salimans and Ho 2022)."""
 
 
+class _Categories:
+    """Checks and splits `num_categories` into the conditional and the unconditional half."""
+
+    num_categories: int
+
+    def _check_categories(self) -> None:
+        if self.num_categories % 2:
+            raise ValueError(f"{self.num_categories} latent categories cannot be split into two branches")
+
+    @property
+    def tokens(self) -> int:
+        """Latent-category tokens per branch (10 in the released network)."""
+        return self.num_categories // 2
+
+
 @dataclass(frozen=True)
-class StudentConfig:
-    """Everything that fixes the student's state dict. The defaults are the released network.
+class StudentConfig(_Categories):
+    """Sizes and layer kinds of the student. The defaults are the released network.
 
     `sample_size` is the side of the square latent in latent pixels; the Interactive-λ embeddings tie the network to it.
-    `num_categories` latent categories are split in two halves: conditional ids first, unconditional ids second.
+    `num_categories` latent categories are split into two halves: conditional ids first, unconditional ids second.
 
-    The last four choose the layers; other values than the defaults give the networks of the paper's table 2, which can
-    be trained but not exported. `window` and `ff_mult` are of Local-λ and Mix-FFN alone.
+    The last four fields choose the layers. Values other than the defaults give the networks of the paper's table 2,
+    which can be trained but not exported. `window` applies to Local-λ only, `ff_mult` to Mix-FFN only.
     """
 
     sample_size: int = 64
@@ -63,20 +78,14 @@ class StudentConfig:
                 )
         if self.window % 2 == 0:
             raise ValueError(f"window {self.window} is even; the position convolution needs a centre")
-        if self.num_categories % 2:
-            raise ValueError(f"{self.num_categories} latent categories cannot be split into two branches")
+        self._check_categories()
         levels = len(self.block_out_channels) - 1
         if self.sample_size % (1 << levels):
             raise ValueError(f"sample_size {self.sample_size} cannot be halved {levels} times")
 
     @property
-    def tokens(self) -> int:
-        """Latent-category tokens per branch (10 in the released network)."""
-        return self.num_categories // 2
-
-    @property
     def changed_layers(self) -> dict[str, str]:
-        """The layers that are not the released network's, by field: empty, or such as `{"feed_forward": "geglu"}`."""
+        """The layer fields that differ from the released network, such as `{"feed_forward": "geglu"}`."""
         chosen = {name: str(getattr(self, name)) for name in VARIANT_CHOICES}
         return {name: value for name, value in chosen.items() if value != VARIANT_CHOICES[name][0]}
 
@@ -89,14 +98,14 @@ VARIANT_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "convolution": get_args(Convolution),
     }
 )
-"""Field of `StudentConfig` that chooses a kind of layer -> its values, the released network's first."""
+"""Layer fields of `StudentConfig` -> allowed values, the released network's first."""
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
-    """Everything that fixes the teacher's state dict. The defaults are the released network, PixelHacker.
+class TeacherConfig(_Categories):
+    """Sizes of the teacher. The defaults are the released network, PixelHacker.
 
-    Every level but the last has transformers, the middle of the network too. Categories are as the student's.
+    Every level except the last has transformers, and so has the middle block. Categories are split as in the student.
     """
 
     in_channels: int = 9
@@ -121,13 +130,7 @@ class TeacherConfig:
             raise ValueError(
                 f"{len(self.block_out_channels)} levels; the last has no transformers, expected two or more"
             )
-        if self.num_categories % 2:
-            raise ValueError(f"{self.num_categories} latent categories cannot be split into two branches")
-
-    @property
-    def tokens(self) -> int:
-        """Latent-category tokens per branch (10 in the released network)."""
-        return self.num_categories // 2
+        self._check_categories()
 
     def to_diffusers(self) -> dict[str, Any]:
         """The constructor arguments of `diffusers.UNet2DConditionModel`."""
@@ -150,7 +153,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The sizes of diffusers' `AutoencoderKL` that matter here. The defaults are the released autoencoder."""
+    """Sizes of diffusers' `AutoencoderKL`. The defaults are the released autoencoder."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -186,8 +189,8 @@ class VaeConfig:
 class Preset:
     """A student, the autoencoder that it works with and the teacher that it is distilled from.
 
-    `guidance_scale` is what its pictures are made with unless asked otherwise (paper, table 6: 2.5 for scenes);
-    `prediction_type` is what student and teacher predict.
+    `guidance_scale` is the default at inference (paper, table 6: 2.5 for scenes). `prediction_type` applies to
+    student and teacher.
     """
 
     student: StudentConfig
@@ -209,8 +212,8 @@ PRESETS = MappingProxyType(
             TeacherConfig(
                 block_out_channels=(32, 64, 128, 128), norm_num_groups=8, embedding_dim=64, cross_attention_dim=64
             ),
-            guidance_scale=1.0,  # its training data has no foreground task, so its second branch says nothing
-            prediction_type="v_prediction",  # an error of the noise would grow 14-fold in the picture (docs/small.md)
+            guidance_scale=1.0,  # trained without the foreground task, so the unconditional branch carries nothing
+            prediction_type="v_prediction",  # an error in the noise would grow 14-fold in the picture (docs/small.md)
         ),
         # Odd enough to catch a mixed-up axis, small enough for a test: 16x16 latents, 128x128 pictures.
         "tiny": Preset(
@@ -243,7 +246,11 @@ PRESETS = MappingProxyType(
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name; raises `CheckpointError` naming the choices."""
+    """The preset called `name`.
+
+    Raises:
+        CheckpointError: there is none; the message lists the choices.
+    """
     try:
         return PRESETS[name]
     except KeyError:

@@ -1,13 +1,13 @@
-"""Gated Linear Attention: the recurrence as the paper has it, a chunked form for any device, and the layer.
+"""Gated Linear Attention: the recurrence of the paper, a chunked algorithm for any device, and the layer.
 
 Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training" (ICML 2024), section 4. A head keeps
-a state S [d, e], zero before the first token. Token t fades it by its gates and adds its key and value; its query
-reads it:
+a state S [d, e], zero before the first token. Token t decays the state by its gates, adds its key and value, and reads
+the state with its query:
 
     S_t = diag(exp(log_gate_t)) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t / sqrt(d)
 
-`gla_recurrence` does just that, a token at a time. It is the reference for the other two forms: `gla_chunked`, matrix
-products over chunks, and `gla_fla`, the kernels of the package flash-linear-attention, for CUDA.
+`gla_recurrence` computes just that, token by token. It is the reference for the other two: `gla_chunked`, matrix
+products over chunks, and `gla_fla`, the CUDA kernels of the package flash-linear-attention.
 
 Letters in shapes: B batch, T tokens, h heads, d key width and e value width of a head, N chunks of c tokens each.
 """
@@ -26,13 +26,13 @@ from torch import Tensor, nn
 GlaForm = Literal["auto", "recurrence", "chunked", "fla"]
 FORMS: tuple[GlaForm, ...] = get_args(GlaForm)
 
-CHUNK = 64  # tokens; longer chunks cost more products, shorter ones more steps of the Python loop
+CHUNK = 64  # tokens; longer chunks cost more MACs, shorter ones more steps of the Python loop
 GATE_DIVISOR = 16.0  # log-gates are divided by it, so that a state fades over many tokens
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 def gla_recurrence(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
-    """The attention token by token: slow, obvious, with gradients. Sums and state are float32 at least.
+    """Computes the attention token by token: the slow reference, differentiable. Sums and state are float32 at least.
 
     Args:
         q: [B, T, h, d] queries, not yet divided by sqrt(d).
@@ -44,7 +44,7 @@ def gla_recurrence(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
         [B, T, h, e] in the dtype of `v`.
 
     Raises:
-        ValueError: shapes that do not belong together, or no tokens.
+        ValueError: the shapes do not fit each other, or there are no tokens.
     """
     _check(q, k, v, log_gate)
     dtype = _sum_dtype(q, k, v, log_gate)
@@ -59,16 +59,13 @@ def gla_recurrence(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
 
 
 def gla_chunked(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, chunk: int = CHUNK) -> Tensor:
-    """The same as `gla_recurrence`, by matrix products: inside chunks all at once, from chunk to chunk by states.
+    """Computes the same as `gla_recurrence` by matrix products within chunks, and states between chunks.
 
-    Safe for any gates: only sums of log-gates are exponentiated, never differences, so no exponent is above 0 and
-    nothing cancels. Autocast does not reach in here.
+    It is stable for any gates: only sums of log-gates are exponentiated, never differences, so no exponent is above 0
+    and nothing cancels. Autocast is disabled inside.
 
     Args:
-        q: as in `gla_recurrence`, like `k`, `v`, `log_gate`.
-        k: see there.
-        v: see there.
-        log_gate: see there.
+        q, k, v, log_gate: as in `gla_recurrence`.
         chunk: tokens per chunk, a power of two. The sequence may have any length.
 
     Raises:
@@ -83,20 +80,20 @@ def gla_chunked(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, chunk: int = 
         q, k, v, log_gate = (_in_chunks(x.to(dtype), chunk) for x in (q, k, v, log_gate))  # [B, h, N, c, d or e]
         q = q * q.shape[-1] ** -0.5
         read, until, after = _within_chunks(q, k, v, log_gate)
-        updates = (k * after.exp()).mT @ v  # [B, h, N, d, e]: what a chunk adds to the state
-        fades = until[..., -1, :].exp()[..., None]  # [B, h, N, d, 1]: what it leaves of the one before
-        read = read + (q * until.exp()) @ _entering_states(fades, updates)
+        updates = (k * after.exp()).mT @ v  # [B, h, N, d, e], added to the state by a chunk
+        fades = until[..., -1, :].exp()[..., None]  # [B, h, N, d, 1], decay of the previous state
+        read = read + (q * until.exp()) @ _states_before(fades, updates)
     return read.flatten(2, 3)[:, :, :tokens].transpose(1, 2).to(result)
 
 
 def gla_fla(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
-    """The same by the kernels of flash-linear-attention (`fla.ops.gla.chunk_gla`), on CUDA.
+    """Computes the same by the CUDA kernels of flash-linear-attention (`fla.ops.gla.chunk_gla`).
 
     Triton multiplies float32 as TF32, so float32 inputs agree with the other forms to about three digits only.
 
     Raises:
         ValueError: as `gla_recurrence`.
-        RuntimeError: the package or CUDA is not there.
+        RuntimeError: the package or CUDA is not available.
     """
     _check(q, k, v, log_gate)
     if problem := fla_unavailable(q.device):
@@ -108,7 +105,7 @@ def gla_fla(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
 
 
 def fla_unavailable(device: torch.device) -> str | None:
-    """Why flash-linear-attention cannot run on tensors of a device, and what to do; None where it can."""
+    """Why flash-linear-attention cannot run on a device, and what to do; None if it can."""
     if device.type != "cuda":
         return f"the GLA form 'fla' runs on CUDA, the tensors are on {device}; choose the form 'chunked' there"
     try:
@@ -127,10 +124,9 @@ def _fla_installed() -> bool:
 
 
 def resolve_form(form: GlaForm, device: torch.device, dtype: torch.dtype) -> GlaForm:
-    """What "auto" means for values of a device and dtype; any other form stays.
+    """Resolves "auto" for a device and dtype: "fla" for 16-bit CUDA tensors if it is installed, else "chunked".
 
-    flash-linear-attention for 16-bit values on CUDA where it is installed, else the chunked form, so that
-    float32 stays float32.
+    float32 is left to the chunked form because Triton multiplies it as TF32. Other forms are returned unchanged.
     """
     if form != "auto":
         return form
@@ -138,7 +134,7 @@ def resolve_form(form: GlaForm, device: torch.device, dtype: torch.dtype) -> Gla
 
 
 def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, form: GlaForm = "auto") -> Tensor:
-    """The attention by the chosen form. Arguments, result and errors as `gla_recurrence` and `gla_fla`.
+    """Computes the attention by the chosen form. Arguments, result and errors as `gla_recurrence` and `gla_fla`.
 
     Example:
         >>> import torch
@@ -151,7 +147,7 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, fo
 
 
 def set_gla_form(network: nn.Module, form: GlaForm) -> None:
-    """Chooses how every GLA layer of a network computes. Weights and results stay, up to float rounding.
+    """Chooses how all GLA layers of a network compute. Results agree up to rounding.
 
     Raises:
         ValueError: an unknown form.
@@ -187,7 +183,7 @@ class GatedLinearAttention(nn.Module):
         """Tokens [B, T, C] in raster order -> [B, T, C].
 
         Raises:
-            ValueError: other tokens or a mask are given; this layer attends to its own tokens, those before each.
+            ValueError: a context or a mask is given; this layer is causal self-attention.
         """
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError("a GLA layer was given a context or a mask; it attends to its own tokens only, drop them")
@@ -201,9 +197,9 @@ class GatedLinearAttention(nn.Module):
 
 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What each token reads of its own chunk, and the log-gates around it, summed.
+    """What each token reads from its own chunk, and cumulative sums of the log-gates.
 
-    Neighbouring blocks of 1, 2, 4, ... tokens are joined until one block is left: in each pair the later block's
+    Adjacent blocks of 1, 2, 4, ... tokens are joined until one block is left: in each pair the later block's
     queries read the earlier block's keys. Between key j and query i lie the log-gates after j in its block and those
     until i in the other, so a weight is the product of two exponentials of sums.
 
@@ -217,7 +213,7 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> tuple[T
         read [..., c, e]; until [..., c, d], the sum over the chunk's tokens up to and with this one; after
         [..., c, d], the sum over those behind it.
     """
-    read = (q * k).sum(-1, keepdim=True) * v  # of itself
+    read = (q * k).sum(-1, keepdim=True) * v  # its own contribution
     until, after = log_gate, torch.zeros_like(log_gate)
     size = 1
     while size < log_gate.shape[-2]:
@@ -244,7 +240,7 @@ def _joined(early: Tensor, late: Tensor) -> Tensor:
     return torch.stack((early, late), -3).flatten(-4, -2)
 
 
-def _entering_states(fades: Tensor, updates: Tensor) -> Tensor:
+def _states_before(fades: Tensor, updates: Tensor) -> Tensor:
     """The state before each chunk [B, h, N, d, e], of each chunk's fade [B, h, N, d, 1] and update [B, h, N, d, e]."""
     states = [torch.zeros_like(updates[:, :, 0])]
     for fade, update in zip(fades.unbind(2)[:-1], updates.unbind(2)[:-1], strict=True):
@@ -253,13 +249,13 @@ def _entering_states(fades: Tensor, updates: Tensor) -> Tensor:
 
 
 def _in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """[B, T, h, d] -> [B, h, N, c, d], with zeros behind the last token: they neither fade a state nor add to it."""
+    """[B, T, h, d] -> [B, h, N, c, d], padded with zeros after the last token; they do not change the state."""
     x = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % chunk))
     return x.unflatten(2, (-1, chunk))
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Products inside keep their dtypes. The meta device, where networks are counted, has no autocast to turn off."""
+    """Disables autocast inside the block, on devices that have it (the meta device has not)."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

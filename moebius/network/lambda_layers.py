@@ -1,10 +1,8 @@
-"""The two λ layers as the paper writes them: einsum and Conv3d, no algebra applied. And a fast form beside each.
+"""The two λ layers, Local-λ and Interactive-λ: the unfused reference of the paper, and a fused form of each.
 
-Moebius (ECCV 2026), section 3.2; lambda layers are from Bello, "LambdaNetworks" (ICLR 2021). The form as written is the
-reference that every faster form is tested against, what the export traces, and the default. With `form = "fast"` a
-layer computes the same by the operators of `moebius.network.lambda_ops`, in training and in inference; its norms,
-projections
-and state dict are the same modules.
+Moebius (ECCV 2026), section 3.2; lambda layers are from Bello, "LambdaNetworks" (ICLR 2021). The reference (einsum and
+Conv3d) is the default, and what the export traces; every fused form is tested against it. With `form = "fast"` a layer
+computes the same by the operators of `moebius.network.lambda_ops`, in training and in inference, with the same modules.
 
 Letters in shapes: B batch, n positions (H*W), m context tokens, h heads, k query/key depth, v value depth;
 C = h*k = h*v.
@@ -25,9 +23,9 @@ FORMS: tuple[LambdaForm, ...] = get_args(LambdaForm)
 
 
 def set_lambda_form(network: nn.Module, form: LambdaForm) -> None:
-    """Chooses how every λ layer of a network computes. Weights and results stay, up to float rounding.
+    """Chooses how all λ layers of a network compute. Results agree up to rounding.
 
-    "triton" is the fast form with Local-λ's product in one kernel on CUDA (see `moebius.network.triton_lambda`).
+    "triton" is the fast form with Local-λ in one CUDA kernel (see `moebius.network.triton_lambda`).
 
     Raises:
         ValueError: an unknown form.
@@ -40,7 +38,7 @@ def set_lambda_form(network: nn.Module, form: LambdaForm) -> None:
 
 
 class LocalLambda(nn.Module):
-    """Local-λ: λ of the whole picture's content, plus a λ per position from a `window` x `window` neighbourhood.
+    """Local-λ: a content λ of the whole picture, plus a λ per position from a `window` x `window` neighbourhood.
 
     Parameters are named as in the released checkpoints: `to_q`, `to_k`, `to_v`, `norm_q`, `norm_v`, `pos_conv`.
     """
@@ -73,7 +71,7 @@ class LocalLambda(nn.Module):
         return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
 
     def _fast(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """The same, with the window summed over last (`moebius.network.lambda_ops.local_lambda`)."""
+        """The fused form, which sums over the window last (`moebius.network.lambda_ops.local_lambda`)."""
         image = x.transpose(1, 2).unflatten(2, size)  # [B, C, H, W]
         query = _tokens(self.norm_q, self.to_q(image))  # [B, n, h*k]
         values = _tokens(self.norm_v, self.to_v(image))  # [B, n, v]
@@ -120,7 +118,7 @@ class InteractiveLambda(nn.Module):
         return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
 
     def _fast(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
-        """The same as (Q E') V, with each sample a branch of its own: contexts may differ from row to row."""
+        """The fused form (Q E') V. Each sample is its own branch, because contexts may differ between samples."""
         query = _tokens(self.norm_q, self.to_q(x.transpose(1, 2).unflatten(2, size)))  # [B, n, h*k]
         weights = self.to_k(context).softmax(dim=1)  # [B, m, k]
         values = self.norm_v(self.to_v(context).transpose(1, 2)).transpose(1, 2)  # [B, m, v]
@@ -130,7 +128,7 @@ class InteractiveLambda(nn.Module):
 
 
 def _for_products(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """In autocast's type, where autocast is on: it casts what torch's products take, but not what our operators do."""
+    """Casts to autocast's dtype if autocast is on, which does not know our operators."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -138,9 +136,9 @@ def _for_products(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _tokens(norm: nn.Module, image: Tensor) -> Tensor:
-    """A norm on [B, C, H, W] -> [B, H*W, C], contiguous.
+    """Applies a norm to [B, C, H, W] -> [B, H*W, C], contiguous.
 
-    The convolutions answer channels first for a batch of one, else channels last. The norm must see channels last, as
-    its gradient comes: PyTorch 2.13's batch norm on a CPU gives wrong gradients where the two differ at batch 1.
+    The norm must see channels last, the layout of its gradient: PyTorch 2.13's batch norm on a CPU gives wrong
+    gradients at batch 1 if the two layouts differ, and convolutions return channels first for a batch of one.
     """
     return norm(image.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2).contiguous()

@@ -1,8 +1,7 @@
 """The fused λ operators: `torch.ops.moebius.lambda_summary`, `local_lambda` and `interactive_lambda`.
 
 Each is one node of an exported graph (domain `moebius`, see `moebius_export.graph.functions`), and in training the
-cheaper
-form of a λ layer, with gradients. The slow reference of each stands beside it, named `*_reference`.
+fused form of a λ layer, with gradients. The slow reference of each stands beside it, named `*_reference`.
 
 Letters in shapes: B batch, n positions (H*W), m context tokens, h heads, k query/key depth, v value depth;
 C = h*k = h*v. r is the window, p a place inside a tile of Ty x Tx positions, j one inside its neighbourhood of
@@ -21,14 +20,14 @@ from torch import Tensor
 
 
 def default_tile(height: int, width: int) -> tuple[int, int]:
-    """The tile (Ty, Tx) that serves most CPUs: a row of a small picture, 2 x 8 of a large one that they divide."""
+    """The default tile (Ty, Tx) for CPUs: one row of a small picture, 2 x 8 of a larger one if they divide it."""
     if width <= 16 or width % 8:
         return (1, width)
     return (1 if height % 2 else 2, 8)
 
 
 def eager_tile(height: int, width: int) -> tuple[int, int]:
-    """The tile of eager PyTorch and of training: 4 x 4, or the largest divisors below it."""
+    """The tile for eager PyTorch and training: 4 x 4, or the largest divisors below."""
     tall, wide = (max(side for side in (1, 2, 3, 4) if whole % side == 0) for whole in (height, width))
     return (tall, wide)
 
@@ -37,13 +36,13 @@ def eager_tile(height: int, width: int) -> tuple[int, int]:
 
 
 def lambda_summary_reference(keys: Tensor, values: Tensor) -> Tensor:
-    """λc[k, v] = sum_n softmax_n(keys)[k, n] values[n, v], as the paper writes it."""
+    """Reference of `lambda_summary`: λc[k, v] = sum_n softmax_n(keys)[k, n] values[n, v]."""
     return torch.einsum("bkn,bnv->bkv", keys.softmax(dim=-1), values)
 
 
 @torch.library.custom_op("moebius::lambda_summary", mutates_args=())
 def lambda_summary(keys: Tensor, values: Tensor) -> Tensor:
-    """Summary of the whole picture. Keys [B, k, n] before their softmax, values [B, n, v] -> [B, k, v]."""
+    """Content λ of the whole picture: keys [B, k, n] before their softmax, values [B, n, v] -> [B, k, v]."""
     return torch.matmul(keys.softmax(dim=-1), values)
 
 
@@ -73,7 +72,7 @@ lambda_summary.register_autograd(_summary_gradient, setup_context=_keep_summary)
 def local_lambda_reference(
     query: Tensor, values: Tensor, summary: Tensor, window: Tensor, size: Sequence[int]
 ) -> Tensor:
-    """Position λs by convolution, λp[k, v, n], then their product with the query: 225 k v products per position."""
+    """Reference of `local_lambda`: position λs [k, v, n] by convolution, then their product with the query."""
     batch, positions, depth = values.shape
     image = values.transpose(1, 2).reshape(batch, 1, depth, *size)  # [B, 1, v, H, W]
     reach = window.shape[-1] // 2
@@ -83,11 +82,11 @@ def local_lambda_reference(
     return y.flatten(2)  # [B, n, h*v]
 
 
-_BANDS_BYTES = 1 << 23  # of the bands held at a time: they stay in the cache, and 4096 positions never need 90 MB
+_BANDS_BYTES = 1 << 23  # bytes of bands held at a time, to stay in the cache; all bands of 4096 positions take 90 MB
 
 
 class _Tiles:
-    """The moves between tokens and tiles, and back; the products over tiles, some tiles at a time."""
+    """Rearranges tokens into tiles and back, and multiplies some tiles at a time."""
 
     def __init__(self, query: Tensor, window: Tensor, size: Sequence[int], tile: Sequence[int]) -> None:
         (self.height, self.width), (self.tall, self.wide) = size, tile
@@ -107,7 +106,7 @@ class _Tiles:
         self._buffers = [query.new_empty(self.at_once * band) for _ in range(2)]
 
     def runs(self) -> list[slice]:
-        """The tiles 0 ... B*t, in runs of which each has its bands in the buffers."""
+        """Slices of the tiles 0 ... B*t, each small enough for the buffers."""
         return [slice(start, min(start + self.at_once, self.tiles)) for start in range(0, self.tiles, self.at_once)]
 
     def queries(self, query: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ class _Tiles:
         return tiled.reshape(self.batch, self.positions, -1)  # [B, n, C]
 
     def kernels(self, window: Tensor) -> Tensor:
-        """[k, r, r] -> [p, k, j], the window shifted to where each place sees it."""
+        """[k, r, r] -> [p, k, j], the window shifted to each place's position in the neighbourhood."""
         taps = F.pad(window.flatten(1), (0, 1))  # [k, r*r + 1], the last one zero
         chosen = taps.index_select(1, self.taps)
         return chosen.reshape(self.depth, self.places, -1).transpose(0, 1)  # [k, p*j] -> [k, p, j] -> [p, k, j]
@@ -186,20 +185,20 @@ class _Tiles:
 
 @lru_cache(maxsize=64)
 def _on(device: torch.device, table: Callable[..., Tensor], *sizes: int) -> Tensor:
-    """A table on a device, moved once: a CUDA graph may not hold a copy from the host."""
+    """Caches a table on a device: a CUDA graph may not contain a copy from the host."""
     return table(*sizes).to(device)
 
 
 @lru_cache(maxsize=32)
 def neighbourhoods(height: int, width: int, tall: int, wide: int, reach: int) -> Tensor:
-    """int64 [t*j]: which position of the padded picture each place of each tile's neighbourhood is."""
+    """int64 [t*j]: position in the padded picture of each place of each tile's neighbourhood."""
     index = torch.arange((height + reach - 1) * (width + reach - 1)).reshape(height + reach - 1, width + reach - 1)
     return index.unfold(0, tall + reach - 1, tall).unfold(1, wide + reach - 1, wide).flatten()
 
 
 @lru_cache(maxsize=32)
 def window_places(tall: int, wide: int, reach: int) -> Tensor:
-    """int64 [p*j]: the tap of the window that each place of a tile has at each of the neighbourhood; r*r where none."""
+    """int64 [p*j]: window tap of each place of a tile at each place of the neighbourhood; r*r if there is none."""
     places = torch.full((tall, wide, tall + reach - 1, wide + reach - 1), reach * reach)
     for y in range(tall):
         for x in range(wide):
@@ -211,9 +210,9 @@ def window_places(tall: int, wide: int, reach: int) -> Tensor:
 def local_lambda(
     query: Tensor, values: Tensor, summary: Tensor, window: Tensor, size: Sequence[int], tile: Sequence[int]
 ) -> Tensor:
-    """Local-λ of a picture: λ of its content plus a λ per position from an r x r neighbourhood, applied to the query.
+    """Applies Local-λ to the query: a content λ plus a λ per position from an r x r neighbourhood.
 
-    Reassociated, so that the window is summed over last instead of first:
+    The sums are reordered, so that the window is summed over last:
 
         Yp[h, v, n] = sum_k Q[h, k, n] sum_d w[k, d] V[v, n + d] = sum_d (sum_k Q[h, k, n] w[k, d]) V[v, n + d]
 
@@ -226,13 +225,13 @@ def local_lambda(
         summary: [B, k, v], from `lambda_summary`; the bias of the position convolution is added to it.
         window: [k, r, r], the position convolution's weight; r is odd.
         size: (H, W), n = H*W in raster order.
-        tile: (Ty, Tx) of the fast form; they divide H and W. The result does not depend on it.
+        tile: (Ty, Tx), which divide H and W. Affects speed only.
 
     Returns:
         [B, n, h*v].
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not fit each other.
     """
     _check_local(query, values, summary, window, size, tile)
     plan = _Tiles(query, window, size, tile)
@@ -288,7 +287,7 @@ def local_lambda_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `local_lambda` by query, values, summary and window, given that by its output [B, n, h*v].
 
-    The chain rule over its products. The bands are computed again, so that nothing of their size is kept meanwhile.
+    The bands are recomputed rather than stored, to save memory.
     """
     plan = _Tiles(query, window, size, tile)
     queries, kernels, padded = plan.queries(query), plan.kernels(window), plan.margins(values)
@@ -341,7 +340,7 @@ local_lambda.register_autograd(_local_gradient, setup_context=_keep_local)
 
 
 def interactive_lambda_reference(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """λ[n, k, v] = sum_m keys[n, k, m] values[m, v], then its product with the query."""
+    """Reference of `interactive_lambda`: λ[n, k, v] = sum_m keys[n, k, m] values[m, v], times the query."""
     heads = query.unflatten(3, (-1, keys.shape[2]))  # [branch, B, n, h, k]
     position = torch.einsum("ankm,amv->ankv", keys, values)
     return torch.einsum("abnhk,ankv->abnhv", heads, position).flatten(3)
@@ -349,7 +348,7 @@ def interactive_lambda_reference(query: Tensor, keys: Tensor, values: Tensor) ->
 
 @torch.library.custom_op("moebius::interactive_lambda", mutates_args=())
 def interactive_lambda(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Interactive-λ with the products joined from the left: Y = (Q E') V.
+    """Applies Interactive-λ to the query, multiplied from the left: Y = (Q E') V.
 
     Args:
         query: [branch, B, n, h*k], after its norm.

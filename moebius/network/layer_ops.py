@@ -1,9 +1,7 @@
-"""Whole layers as operators: `torch.ops.moebius.feed_forward` and the like.
+"""Whole layers as custom operators, such as `torch.ops.moebius.feed_forward`. For inference: no gradients.
 
-Each is one node of an exported graph (domain `moebius`, see `moebius_export.graph.layers`), so that a runtime may
-take it
-whole. What they compute is written in PyTorch's own operations, weights as the checkpoint has them; they are for
-inference and have no gradients.
+Each is one node of an exported graph (domain `moebius`, see `moebius_export.graph.layers`), which a runtime may fuse.
+The implementations here use PyTorch's own operations, with the weights as they are in the checkpoint.
 
 Letters in shapes: B batch, n positions (H*W), C channels.
 """

@@ -1,8 +1,7 @@
 """The student network: a U-Net of depthwise-separable residual blocks and LλMI transformers (paper, section 3.2).
 
-Module names are those of the released checkpoints, so that their state dicts load with `strict=True`. The config may
-choose other layers (`moebius.network.variants`): then it is one of the networks that the paper compares the released
-one with.
+Module names are those of the released checkpoints, so that their state dicts load with `strict=True`. A config with
+other layers (`moebius.network.variants`) gives one of the networks that the paper compares the released one with.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from moebius.network.categories import CategoryNetwork
 from moebius.network.config import Convolution, StudentConfig
 from moebius.network.gla import GatedLinearAttention
 from moebius.network.lambda_layers import InteractiveLambda, LambdaForm, LocalLambda, set_lambda_form
@@ -48,14 +48,14 @@ class SeparableConv(nn.Module):
 
 
 def _convolution(kind: Convolution, in_channels: int, out_channels: int) -> nn.Module:
-    """The released network's 3x3 convolution, or the teacher's."""
+    """A 3x3 convolution: separable as in the released network, or full as in the teacher."""
     if kind == "full":
         return nn.Conv2d(in_channels, out_channels, 3, padding=1)
     return SeparableConv(in_channels, out_channels)
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the timestep through two layers, activated as every residual block takes it."""
+    """Timestep embedding: sinusoids, two linear layers, and the SiLU that every residual block applies to it."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, separable in the released network, with the timestep added between them."""
+    """Two 3x3 convolutions with the timestep embedding added between them. Separable in the released network."""
 
     def __init__(
         self, in_channels: int, out_channels: int, time_dim: int, groups: int, convolution: Convolution = "separable"
@@ -91,7 +91,7 @@ class ResidualBlock(nn.Module):
 
 
 class NamedConv(nn.Module):
-    """A convolution one name deeper, as the checkpoints have it in the feed-forward (`inverted_conv.conv`)."""
+    """Wraps a convolution as `conv`, to match the checkpoints' tensor names (`inverted_conv.conv`)."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class MixFeedForward(nn.Module):
 
 
 class LambdaBlock(nn.Module):
-    """Local-λ, Interactive-λ and Mix-FFN, or what the config has for them, each on the normalised tokens and added."""
+    """Pre-norm transformer block with residuals: Local-λ, Interactive-λ and Mix-FFN, or the config's replacements."""
 
     def __init__(self, dim: int, positions: int, config: StudentConfig) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class LambdaBlock(nn.Module):
 
 
 class LambdaTransformer(nn.Module):
-    """LλMI transformer: one `LambdaBlock` between two 1x1 convolutions, plus the input."""
+    """LλMI transformer: a `LambdaBlock` between two 1x1 convolutions, with a residual connection."""
 
     def __init__(self, dim: int, positions: int, config: StudentConfig) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class LambdaTransformer(nn.Module):
 
 
 class Resample(nn.Module):
-    """A 3x3 convolution that halves the picture (stride 2), or doubles it first (nearest)."""
+    """3x3 convolution with stride 2, or nearest-neighbour upsampling by 2 followed by a 3x3 convolution."""
 
     def __init__(self, channels: int, *, up: bool) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution of the U-Net: residual blocks, each followed by a transformer, then perhaps a resampler."""
+    """One resolution of the U-Net: residual blocks, each followed by a transformer, then an optional resampler."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class Level(nn.Module):
         self.resampler_name = None if resample is None else f"{resample}samplers.0"
 
     def resample(self, x: Tensor) -> Tensor | None:
-        """[B, C, H, W] at the next level's resolution; None where there is no next level."""
+        """[B, C, H, W] at the next level's resolution, or None if this is the last level."""
         return None if self.resampler_name is None else self.get_submodule(self.resampler_name)(x)
 
 
@@ -224,7 +224,7 @@ class DiffusionModel(nn.Module):
         self.time_embedding = TimeEmbedding(first, time_dim)
         self.encoder_hid_proj = nn.Linear(config.embedding_dim, config.cross_attention_dim)
 
-        skips = [first]  # channels of every skip, in the order in which they are pushed
+        skips = [first]  # channels of every skip connection, in push order
         self.down_blocks = nn.ModuleList()
         for level, width in enumerate(channels):
             inputs = [channels[max(level - 1, 0)]] + [width] * (config.layers_per_block - 1)
@@ -248,7 +248,7 @@ class DiffusionModel(nn.Module):
         self.conv_out = _convolution(config.convolution, first, config.out_channels)
 
     def forward(self, sample: Tensor, timesteps: Tensor, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Noise and features.
+        """The prediction and the feature maps of all levels.
 
         Args:
             sample: [B, 9, S, S]: noisy latents, mask, latents of the masked picture.
@@ -256,7 +256,7 @@ class DiffusionModel(nn.Module):
             embeddings: [B, m, embedding_dim], the latent categories.
 
         Returns:
-            noise [B, 4, S, S], and the output of each down level and each up level.
+            The prediction [B, 4, S, S], and the output of each down level and each up level.
         """
         temb = self.time_embedding(timesteps)
         context = self.encoder_hid_proj(embeddings)
@@ -292,7 +292,7 @@ class DiffusionModel(nn.Module):
 
 
 def _matching(skip: Tensor, x: Tensor) -> Tensor:
-    """A skip from before the guidance branches parted, once per branch; any other skip as it is."""
+    """Repeats a skip connection from before the guidance branches split, once per branch; others are unchanged."""
     return skip if skip.shape[0] == x.shape[0] else torch.cat([skip, skip])
 
 
@@ -301,11 +301,10 @@ def _levels(blocks: nn.ModuleList) -> list[Level]:
 
 
 class _StatisticsKept(AbstractContextManager[None]):
-    """Keeps batch norms from counting a batch a second time while a checkpointed block is recomputed.
+    """Stops batch norms from counting a batch twice while a checkpointed block is recomputed.
 
     The running statistics must still be passed to the kernel, or it would save other tensors than the first time; a
-    momentum of 0 leaves them as they are. Entered anew for every backward pass through the block: balancing takes
-    gradients several times.
+    momentum of 0 leaves them unchanged. Balancing takes gradients several times, so this is entered repeatedly.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -322,8 +321,8 @@ class _StatisticsKept(AbstractContextManager[None]):
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-class Moebius(nn.Module):
-    """The student: latent-category embedding and U-Net, as the released state dicts hold it.
+class Moebius(CategoryNetwork):
+    """The student: latent-category embedding and U-Net, with the tensor names of the released checkpoints.
 
     Example:
         >>> import torch
@@ -335,30 +334,16 @@ class Moebius(nn.Module):
         torch.Size([2, 4, 16, 16])
     """
 
+    config: StudentConfig
+
     def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding_layer = nn.Embedding(config.num_categories, config.embedding_dim)
+        super().__init__(config)
         self.diff_model = DiffusionModel(config)
 
-    @property
-    def conditional_ids(self) -> Tensor:
-        """Category ids [m] of the conditional branch: the first half."""
-        return torch.arange(self.config.tokens, device=self.embedding_layer.weight.device)
-
-    @property
-    def unconditional_ids(self) -> Tensor:
-        """Category ids [m] of the unconditional branch: the second half."""
-        return self.conditional_ids + self.config.tokens
-
     def set_lambda_form(self, form: LambdaForm) -> None:
-        """`"fast"`, `"triton"`: the λ layers by their operators, in training too; `"reference"`: as written."""
+        """Chooses how the λ layers compute: `"reference"` (unfused), `"fast"` or `"triton"` (fused operators)."""
         set_lambda_form(self, form)
 
-    def forward(self, sample: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
-        """Predicted noise [B, 4, S, S] for sample [B, 9, S, S], timesteps [B] and category ids [B, m]."""
-        return self.forward_features(sample, timesteps, input_ids)[0]
-
     def forward_features(self, sample: Tensor, timesteps: Tensor, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, with the six feature maps that distillation compares: down levels 0..2, up levels 3..5."""
+        """The prediction of `forward` and six feature maps [B, C, H, W]: down levels 0..2, up levels 3..5."""
         return self.diff_model(sample, timesteps, self.embedding_layer(input_ids))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
+from moebius.network.categories import CategoryNetwork
 from moebius.network.config import TeacherConfig
 from moebius.network.gla import GatedLinearAttention, GlaForm, set_gla_form
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def build_unet(config: TeacherConfig) -> UNet2DConditionModel:
-    """diffusers' `UNet2DConditionModel` with fresh weights and a GLA layer for every self-attention."""
-    from diffusers import UNet2DConditionModel  # seconds to import: only where a teacher is really built
+    """diffusers' `UNet2DConditionModel` with fresh weights, in which GLA layers replace the self-attentions."""
+    from diffusers import UNet2DConditionModel  # takes seconds to import, so only when a teacher is built
     from diffusers.models.attention import BasicTransformerBlock
 
     unet = UNet2DConditionModel(**config.to_diffusers())
@@ -29,10 +29,10 @@ def build_unet(config: TeacherConfig) -> UNet2DConditionModel:
     return unet
 
 
-class Teacher(nn.Module):
+class Teacher(CategoryNetwork):
     """The teacher: latent-category embedding and U-Net, called as the student is (`moebius.network.student.Moebius`).
 
-    Nothing ties it to one latent size. `diff_model.enable_gradient_checkpointing()` saves memory in training.
+    It takes any latent size. `diff_model.enable_gradient_checkpointing()` saves memory in training.
 
     Example:
         >>> import torch
@@ -44,36 +44,21 @@ class Teacher(nn.Module):
         (torch.Size([1, 4, 16, 16]), 7)
     """
 
+    config: TeacherConfig
+
     def __init__(self, config: TeacherConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding_layer = nn.Embedding(config.num_categories, config.embedding_dim)
+        super().__init__(config)
         self.diff_model = build_unet(config)
 
-    @property
-    def conditional_ids(self) -> Tensor:
-        """Category ids [m] of the conditional branch: the first half."""
-        return torch.arange(self.config.tokens, device=self.embedding_layer.weight.device)
-
-    @property
-    def unconditional_ids(self) -> Tensor:
-        """Category ids [m] of the unconditional branch: the second half."""
-        return self.conditional_ids + self.config.tokens
-
     def set_gla_form(self, form: GlaForm) -> None:
-        """How the GLA layers compute, see `moebius.network.gla`: `"auto"`, `"recurrence"`, `"chunked"` or `"fla"`."""
+        """Chooses how the GLA layers compute: one of `moebius.network.gla.FORMS`."""
         set_gla_form(self, form)
 
-    def forward(self, sample: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
-        """Predicted noise [B, 4, H, W] for sample [B, 9, H, W], timesteps [B] and category ids [B, m]."""
-        return self.forward_features(sample, timesteps, input_ids)[0]
-
     def forward_features(self, sample: Tensor, timesteps: Tensor, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, with the nine feature maps: down levels 0..3, the middle 4, up levels 5..8.
+        """The prediction of `forward` and nine feature maps: down levels 0..3, middle block 4, up levels 5..8.
 
-        This is `UNet2DConditionModel.forward` without its options, which has no outputs between. With n levels there
-        are 2n + 1 features; number n + 1, after the first up level, is as large as the student's after its last down
-        level.
+        It repeats `UNet2DConditionModel.forward`, which does not return intermediate features. With n levels there are
+        2n + 1 features. Number n + 1, after the first up level, is as large as the student's after its last down level.
         """
         unet = self.diff_model
         temb = unet.time_embedding(unet.time_proj(timesteps).to(sample.dtype))
@@ -91,7 +76,7 @@ class Teacher(nn.Module):
         for block in unet.up_blocks:
             count = len(block.resnets)
             taken, skips = tuple(skips[-count:]), skips[:-count]
-            size = skips[-1].shape[2:] if skips else None  # where halving rounded up, doubling has to give one less
+            size = skips[-1].shape[2:] if skips else None  # an odd size was rounded up when halved
             given = {"encoder_hidden_states": context} if _crosses(block) else {}
             x = block(x, taken, temb, upsample_size=size, **given)
             features.append(x)

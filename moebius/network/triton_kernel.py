@@ -1,5 +1,4 @@
-"""The Triton kernel of Local-λ. Imports triton: `moebius.network.triton_lambda` imports this module when it is first
-needed.
+"""The Triton kernel of Local-λ. This module imports triton, so `moebius.network.triton_lambda` imports it lazily.
 
 Letters in shapes: B batch, n positions (H*W), h heads, k query depth, v value depth (v = k), r the window's side.
 """
@@ -47,7 +46,7 @@ def local_lambda_kernel(
     """BLOCK_X positions of one row, BLOCK_H heads and BLOCK_V values; grid (tiles, heads * values, B).
 
     Per row of the window: scores of every tap (query x window), moved to the columns that the taps fall on, then a
-    product with that row of values. It is attention whose scores depend on the offset only, and have no softmax.
+    product with that row of values: attention without softmax, whose weights depend on the offset only.
     """
     tiles: tl.constexpr = (WIDTH + BLOCK_X - 1) // BLOCK_X  # of a row
     value_blocks: tl.constexpr = (DEPTH + BLOCK_V - 1) // BLOCK_V
@@ -125,16 +124,16 @@ class Blocks:
 
 
 def grid(size: tuple[int, int], heads: int, depth: int, chosen: Mapping[str, int]) -> tuple[int, int]:
-    """The same for constants that the tuner chose."""
+    """The launch grid for constants that the tuner chose."""
     height, width = size
     values = triton.cdiv(depth, chosen["BLOCK_V"])
     return height * triton.cdiv(width, chosen["BLOCK_X"]), triton.cdiv(heads, chosen["BLOCK_H"]) * values
 
 
 def block_choices(heads: int, depth: int, itemsize: int) -> list[Blocks]:
-    """What a tuner tries for this many heads, this depth and numbers of `itemsize` bytes, most promising first.
+    """Block sizes for the tuner to try, most promising first, for a dtype of `itemsize` bytes.
 
-    Sizes of 4 bytes get smaller blocks: they multiply outside the tensor cores and take twice the shared memory.
+    float32 gets smaller blocks: it is multiplied outside the tensor cores and takes twice the shared memory.
     """
     least = 16  # of every side of a tensor core's product
     all_heads, whole = triton.next_power_of_2(heads), max(least, triton.next_power_of_2(depth))

@@ -1,8 +1,7 @@
 """Local-λ by a Triton kernel: `torch.ops.moebius.local_lambda_triton`, the λ layers' form "triton".
 
-The fast form (`moebius.network.lambda_ops.local_lambda`) writes its bands to memory; here they stay in registers,
-and a λ of a
-position is never formed. Forward only: the gradients are those of the fast form. Triton is imported at the first use.
+The fast form (`moebius.network.lambda_ops.local_lambda`) writes its bands to memory; the kernel keeps them in
+registers. It computes the forward pass only; gradients are those of the fast form. Triton is imported at the first use.
 
 CUDA tensors, or CPU tensors where the environment variable TRITON_INTERPRET=1 was set before Triton was imported.
 """
@@ -24,7 +23,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernel cannot run on tensors of a device, and what to do; None where it can."""
+    """Why the kernel cannot run on a device, and what to do; None if it can."""
     try:
         import triton
     except ImportError as error:

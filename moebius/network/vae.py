@@ -1,4 +1,4 @@
-"""The latent autoencoder: diffusers' `AutoencoderKL`, with this project's scaling at its edges."""
+"""The latent autoencoder: diffusers' `AutoencoderKL` with the scaling factor applied inside."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 def build_vae(config: VaeConfig) -> AutoencoderKL:
     """An `AutoencoderKL` of the given sizes with fresh weights. Its state-dict names are the released ones."""
-    from diffusers import AutoencoderKL  # seconds to import: only where a VAE is really built
+    from diffusers import AutoencoderKL  # takes seconds to import, so only when a VAE is built
 
     return AutoencoderKL(**config.to_diffusers())
 
 
 class VaeEncoder(nn.Module):
-    """Picture to scaled latent, the mode of the posterior: no sampling, so that one picture has one latent."""
+    """Encodes a picture to the scaled mode of the posterior. Deterministic: nothing is sampled."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class VaeEncoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """Scaled latent to picture."""
+    """Decodes a scaled latent to a picture."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()

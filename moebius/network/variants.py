@@ -1,6 +1,6 @@
-"""The layers that the student leaves out: full attention and feed-forward, for the paper's ablation (table 2).
+"""Full attention and feed-forward layers, which replace lighter ones of the student in the paper's table 2.
 
-Each takes the place of a lighter layer of the LλMI block and is called as that one is. Parameters are named as
+Each is called like the layer of the LλMI block that it replaces. Parameters are named as
 diffusers and the teacher name theirs, so a teacher's layer loads into one of these. The fourth, the GLA layer, is the
 teacher's own: `moebius.network.gla.GatedLinearAttention`.
 """
@@ -24,11 +24,11 @@ _MARKS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "convolution": {"separable": ".conv1.conv_pw.", "full": ".conv1.weight"},
     }
 )
-"""Field of `StudentConfig` -> its values -> a piece of a tensor's name that only such a layer has."""
+"""Field of `StudentConfig` -> value -> a part of a tensor's name that only such a layer has."""
 
 
 def layers_named(names: Iterable[str]) -> dict[str, str]:
-    """The layers that some names of a state dict belong to, by field of `StudentConfig`."""
+    """Recognizes the layers of a state dict by its tensor names, by field of `StudentConfig`."""
     text = "\n".join(names)
     return {field: value for field, marks in _MARKS.items() for value, mark in marks.items() if mark in text}
 
@@ -55,7 +55,7 @@ class CrossAttention(nn.Module):
 
 
 class GatedProjection(nn.Module):
-    """A linear layer whose output is gated by GELU of a second one; both lie in `proj`, the gate behind."""
+    """A linear layer gated by GELU of a second one. Both are in `proj`, the gate in the second half."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()

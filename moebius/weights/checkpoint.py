@@ -1,24 +1,21 @@
-"""Checkpoints of the student, the teacher and the VAE: fetched, checked, and kept as safetensors.
+"""Loads checkpoints of student, teacher and VAE: downloads, checks, and caches them as safetensors.
 
-A pickle is opened once, without running what it may carry. When its tensors fit the network they are written
-to the cache as safetensors, under the pickle's SHA-256 and with their own SHA-256 beside them; later runs
-read only that.
+A pickle is opened once, without executing its code. If its tensors fit the network, they are written to the cache as
+safetensors, under the pickle's SHA-256 and with their own SHA-256 beside them. Later runs read only that file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from moebius_runtime.files.cache import cache_folder as cache_folder
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -29,6 +26,8 @@ from moebius.weights.locate import locate
 from moebius.weights.pickles import file_kind, read_pickle, unwrap
 from moebius.weights.sources import HubSource, LocatedFile, Progress, StandInSource, listed, parse_source
 from moebius.weights.stand_in import TensorSpec, stand_in_state_dict
+from moebius_runtime.errors import OutputError
+from moebius_runtime.files import atomic_write, sha256_file
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorSpec", "load_checkpoint", "load_config"]
 
@@ -42,8 +41,8 @@ _RAISED = (torch.float16, torch.bfloat16)  # to float32, which holds every value
 class Checkpoint:
     """A state dict that fits its network, and where it came from.
 
-    `sha256` is that of the safetensors file read; for stand-in weights, of their names, shapes, dtypes and
-    values.
+    `sha256` is the hash of the safetensors file. For random test weights (`stand_in`) it covers names, shapes, dtypes
+    and values.
     """
 
     state_dict: dict[str, torch.Tensor]
@@ -59,48 +58,47 @@ def load_checkpoint(
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """The weights that `source` names, in the order of `expected`, with exactly its names, shapes and dtypes.
+    """Loads the weights that `source` names, with exactly the names, shapes and dtypes of `expected`, in its order.
 
     `source` is the name of released weights (`moebius.weights.sources.RELEASED`),
     `hub:OWNER/REPO[/FOLDER][@REVISION]`, a
-    local file or folder, `shipped:NAME`, or `stand-in[:SEED]`. A hub's file that arrives or lies in the cache damaged
-    is downloaded again, once.
-    float16 and bfloat16 are raised to float32 where that is expected. Averaged (EMA) weights are taken where there
-    are any. Both are said in `origin`. `cache_dir` is where conversions are kept (default: see
-    `cache_folder`). `progress` is called with a line of text before each step that takes time.
+    local file or folder, `shipped:NAME`, or `stand-in[:SEED]` (random test weights). A damaged file of the hub is
+    downloaded again, once. float16 and bfloat16 are converted to float32 where that is expected, and averaged (EMA)
+    weights are preferred; `origin` reports both. `cache_dir` holds the conversions (default: `cache_folder`).
+    `progress` is called with a line of text before each slow step.
 
     Raises:
-        CheckpointError: not found, cannot be fetched, ambiguous, damaged, carries code, does not fit
-            `expected` (`MisfitError`; all that does not is named), holds values that are not finite, or the cache
-            cannot be written.
+        CheckpointError: the file is missing, ambiguous, damaged, contains code, holds values that are not finite, or
+            does not fit `expected` (`MisfitError`, which names every difference); or the cache cannot be written.
+        InputError: the user has no home folder and `MOEBIUS_CACHE` is not set.
     """
-    parsed, say = parse_source(source), progress or (lambda _: None)
+    parsed, progress = parse_source(source), progress or (lambda _: None)
     if isinstance(parsed, StandInSource):
-        say(f"drawing stand-in weights, seed {parsed.seed}")
+        progress(f"drawing random test weights, seed {parsed.seed}")
         drawn = stand_in_state_dict(expected, parsed.seed)
         return Checkpoint(drawn, _hash_tensors(drawn), f"stand-in:{parsed.seed}", stand_in=True)
     located = locate(source, progress)
     folder = _weights_folder(cache_dir)
     try:
         try:
-            tensors, digest, notes = _read(located, expected, folder, say)
+            tensors, digest, notes = _read(located, expected, folder, progress)
         except DamagedError:
             if not isinstance(parsed, HubSource):
                 raise
             located = replace(located, path=hub.fetch_again(parsed, located.path, progress))
-            tensors, digest, notes = _read_again(located, expected, folder, say)
+            tensors, digest, notes = _read_again(located, expected, folder, progress)
     except OSError as error:
         raise CheckpointError(f"cannot read {located.path}: {error.strerror or error}; check the file") from error
-    say(f"checking {len(tensors)} tensors")
+    progress(f"checking {len(tensors)} tensors")
     state_dict, raised = _fit(tensors, expected, located.path)
     return Checkpoint(state_dict, digest, "; ".join([located.origin, *notes, *raised]), stand_in=False)
 
 
 def load_config(source: str, name: str = "config.json", progress: Progress | None = None) -> dict[str, Any] | None:
-    """The JSON object in the file `name` beside the weights of `source`; None if there is no such file.
+    """Reads the JSON file `name` beside the weights of `source`; None if there is no such file.
 
     Raises:
-        CheckpointError: it cannot be fetched or read, is over 1 MiB, or is not a JSON object.
+        CheckpointError: it cannot be downloaded or read, is over 1 MiB, or is not a JSON object.
     """
     parsed = parse_source(source)
     if isinstance(parsed, StandInSource):
@@ -123,10 +121,10 @@ def load_config(source: str, name: str = "config.json", progress: Progress | Non
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a small file.
+    """Reads a JSON object of at most 1 MiB.
 
     Raises:
-        DamagedError: it is none.
+        DamagedError: the file is too large, or not JSON.
     """
     if not path.is_file() or path.stat().st_size > _MAX_CONFIG:
         raise DamagedError(f"{blob_of(path)} is not a file of at most 1 MiB; expected a small JSON object")
@@ -141,38 +139,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def cache_folder() -> Path:
-    """Where conversions are kept: `MOEBIUS_CACHE`, else `moebius-edge` in the user's cache folder."""
-    if chosen := os.environ.get("MOEBIUS_CACHE"):
-        return Path(chosen)
-    try:
-        if os.name == "nt":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or "")
-            if not base.is_absolute():  # the standard says to ignore a relative one
-                base = Path.home() / ".cache"
-    except RuntimeError as error:
-        raise CheckpointError(f"no home folder to keep weights in ({error}); set MOEBIUS_CACHE to a folder") from error
-    return base / "moebius-edge"
-
-
 def _weights_folder(cache_dir: str | Path | None) -> Path:
     return (Path(cache_dir) if cache_dir is not None else cache_folder()) / _FORMAT
 
 
 def _read(
-    located: LocatedFile, expected: Mapping[str, TensorSpec], folder: Path, say: Progress
+    located: LocatedFile, expected: Mapping[str, TensorSpec], folder: Path, progress: Progress
 ) -> tuple[dict[str, torch.Tensor], str, list[str]]:
-    """The tensors of a weights file, the SHA-256 of the safetensors that they come from, and notes.
+    """Reads a weights file: its tensors, the SHA-256 of their safetensors file, and notes.
 
     Raises:
-        DamagedError: its SHA-256 is not the published one, or none was published and it cannot be read.
+        DamagedError: its SHA-256 differs from the published one, or it is unreadable and none was published.
         CheckpointError: as `load_checkpoint`.
     """
     path = located.path
-    say(f"hashing {path.name}")
-    digest = _hash_file(path)
+    progress(f"hashing {path.name}")
+    digest = sha256_file(path)
     sidecar = _sidecar(path)
     published = located.sha256 or (_read_sidecar(sidecar) if sidecar.is_file() else digest)
     if published != digest:
@@ -181,46 +163,46 @@ def _read(
             "published with it; delete it and copy or download it again"
         )
     try:
-        return _opened(path, digest, expected, folder, say)
+        return _opened(path, digest, expected, folder, progress)
     except DamagedError as error:
         if located.sha256 is None:
             raise
-        raise CheckpointError(f"{error}; it was published so (the SHA-256 holds), name another revision") from error
+        raise CheckpointError(f"{error}; the SHA-256 matches, so it was published so; name another revision") from error
 
 
 def _read_again(
-    located: LocatedFile, expected: Mapping[str, TensorSpec], folder: Path, say: Progress
+    located: LocatedFile, expected: Mapping[str, TensorSpec], folder: Path, progress: Progress
 ) -> tuple[dict[str, torch.Tensor], str, list[str]]:
-    """`_read` of a file that was just downloaded a second time.
+    """Reads a file that was downloaded a second time.
 
     Raises:
-        CheckpointError: as `_read`, with what is left to do.
+        CheckpointError: as `_read`, with advice for a mirror that alters files.
     """
     try:
-        return _read(located, expected, folder, say)
+        return _read(located, expected, folder, progress)
     except DamagedError as error:
         what = str(error).rpartition("; ")[0]  # without what to do about a local file
         raise CheckpointError(
-            f"{what}; it came damaged in a second download too, {hub.endpoint()} or a proxy changes it. Set "
+            f"{what}; the second download is damaged too, so {hub.endpoint()} or a proxy alters it. Set "
             "HF_ENDPOINT to another mirror, or unset it, and run again, which downloads it again; or name a local copy"
         ) from error
 
 
 def _opened(
-    path: Path, digest: str, expected: Mapping[str, TensorSpec], folder: Path, say: Progress
+    path: Path, digest: str, expected: Mapping[str, TensorSpec], folder: Path, progress: Progress
 ) -> tuple[dict[str, torch.Tensor], str, list[str]]:
-    """As `_read`, of a file with a known SHA-256."""
+    """Reads a file with a known SHA-256, through the cache if it is a pickle."""
     kind = file_kind(path)
     if kind == "safetensors":
         tensors, notes = unwrap(_read_safetensors(path)[0], path)
         return tensors, digest, notes
     kept = folder / f"{digest}.safetensors"
-    kept_digest = _verified(kept, say)
+    kept_digest = _verified(kept, progress)
     if kept_digest is None:
-        say(f"opening {path.name}, for the first and only time")
+        progress(f"opening {path.name}, for the first and only time")
         tensors, notes = unwrap(read_pickle(path, kind), path)
         _fit(tensors, expected, path)  # what does not fit is not kept
-        say(f"keeping it as safetensors in {folder}")
+        progress(f"keeping it as safetensors in {folder}")
         kept_digest = _keep(tensors, kept, "; ".join(notes))
     tensors, metadata = _read_safetensors(kept)
     return tensors, kept_digest, [metadata["notes"]] if metadata.get("notes") else []
@@ -241,7 +223,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 def _fit(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, TensorSpec], path: Path
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """`tensors` in the order and dtypes of `expected`, and a note if some were raised to float32."""
+    """Brings `tensors` to the order and dtypes of `expected`; notes conversions to float32."""
     if faults := _faults(tensors, expected):
         lines = [f"{len(names)} {kind} ({listed(names, _LISTED)})" for kind, names in faults.items()]
         raise MisfitError(
@@ -257,11 +239,11 @@ def _fit(
             f"{path}: {len(endless)} tensors hold NaN or infinite values ({listed(endless, _LISTED)}); "
             "the file is damaged or its training diverged, use another"
         )
-    return fitted, [f"{raised} half-precision tensors raised to float32"] if raised else []
+    return fitted, [f"{raised} half-precision tensors converted to float32"] if raised else []
 
 
 def _faults(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
-    """Everything that keeps `tensors` from being a state dict of `expected`, by kind. Reads no values."""
+    """Lists all differences between `tensors` and `expected`, by kind. Reads no values."""
     faults: dict[str, list[str]] = {
         "missing": [name for name in expected if name not in tensors],
         "unexpected": [name for name in tensors if name not in expected],
@@ -282,50 +264,40 @@ def _faults(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, TensorSp
 
 
 def _keep(tensors: Mapping[str, torch.Tensor], target: Path, notes: str) -> str:
-    """Write a conversion and then its hash, which vouches for it; each whole or not at all."""
+    """Writes a conversion and then its hash file, each atomically. Without the hash file it is not used."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():  # safetensors has no shared storage
         shared = (pointer := tensor.untyped_storage().data_ptr()) in seen
         seen.add(pointer)
         apart[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # One entry only: safetensors writes several in random order, and equal weights need equal hashes.
-        save_file(apart, part, metadata={"notes": notes})
-        digest = _hash_file(part)
-        _move(part, target)
-        part.write_text(f"{digest}  {target.name}\n", encoding="ascii")
-        _move(part, _sidecar(target))
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        with atomic_write(target) as stream:
+            # One entry only: safetensors writes several in random order, and equal weights need equal hashes.
+            save_file(apart, stream.name, metadata={"notes": notes})
+        digest = sha256_file(target)
+        with atomic_write(_sidecar(target)) as stream:
+            stream.write(f"{digest}  {target.name}\n".encode("ascii"))
+    except (OSError, OutputError, SafetensorError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        reason = getattr(cause, "strerror", None) or error
         raise CheckpointError(
             f"cannot keep the converted weights in {target.parent}: {reason}; free some space, or set "
             "MOEBIUS_CACHE to a folder that can be written"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     return digest
 
 
-def _move(part: Path, target: Path) -> None:
-    """Put a finished file in its place, its bytes on the disk before its name."""
-    with open(part, "rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(part, target)
-
-
-def _verified(kept: Path, say: Progress) -> str | None:
-    """The SHA-256 of a kept conversion that is still what was written; None where it has to be made."""
+def _verified(kept: Path, progress: Progress) -> str | None:
+    """The SHA-256 of a cached conversion, or None if it is missing or damaged."""
     sidecar = _sidecar(kept)
     if not (kept.is_file() and sidecar.is_file()):
         return None
-    digest = _hash_file(kept)
+    digest = sha256_file(kept)
     if digest == _read_sidecar(sidecar):
         return digest
-    say(f"the kept conversion {kept} is damaged (its SHA-256 is not the one beside it); making it anew")
+    progress(f"the cached conversion {kept} is damaged (its SHA-256 differs from the one beside it); converting anew")
     return None
 
 
@@ -334,18 +306,10 @@ def _sidecar(path: Path) -> Path:
 
 
 def _read_sidecar(path: Path) -> str | None:
-    """The hash in a file as `sha256sum` writes it, or None if it holds none."""
+    """The hash in a file in the format of `sha256sum`, or None."""
     with open(path, "rb") as stream:
         match = re.match(rb"([0-9a-fA-F]{64})(?:\s|$)", stream.read(80))
     return match[1].decode().lower() if match else None
-
-
-def _hash_file(path: Path) -> str:
-    digest = sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

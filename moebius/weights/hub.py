@@ -1,7 +1,7 @@
-"""Weights from a Hugging Face repository, or from a mirror of it, through huggingface_hub and its cache.
+"""Downloads weights from a Hugging Face repository or a mirror, through huggingface_hub and its cache.
 
-The mirror (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE`) are read when a file is asked for, so a program
-may set them after it has imported huggingface_hub. Timeouts are the library's (`HF_HUB_ETAG_TIMEOUT`,
+The mirror (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE`) are read at each request, so a program may set
+them after importing huggingface_hub. Timeouts are the library's (`HF_HUB_ETAG_TIMEOUT`,
 `HF_HUB_DOWNLOAD_TIMEOUT`: seconds without a byte, 10 by default), its retries are bounded by
 `moebius.weights.hub_answers`.
 """
@@ -34,14 +34,14 @@ class _Listing:
 
 
 def fetch_weights(source: HubSource, progress: Progress | None = None) -> LocatedFile:
-    """The weights file of a repository's folder, downloaded unless the cache has it.
+    """Finds the weights file of a repository's folder, and downloads it unless it is cached.
 
-    When the hub cannot be reached or fails, what the cache holds of the same revision serves. Where no revision was
-    asked for and the cache's newest one is not complete, its only complete one serves. `origin` says both.
+    If the hub is unreachable or fails, the cached copy of the same revision is used. If no revision was requested and
+    the cache's newest one is incomplete, its only complete one is used. `origin` reports both.
 
     Raises:
-        CheckpointError: repository, revision or folder unknown, access refused, no network and not in the
-            cache, download cut short, or no room for it.
+        CheckpointError: repository, revision or folder are unknown, access is refused, the hub is unreachable and the
+            file not cached, or the download fails.
     """
     if offline():
         return _from_cache(source, _OFFLINE, progress)
@@ -64,7 +64,7 @@ def fetch_weights(source: HubSource, progress: Progress | None = None) -> Locate
 
 
 def fetch_again(source: HubSource, damaged: Path, progress: Progress | None = None) -> Path:
-    """Downloads a file of the cache again, over the one there, whose content is not what the hub published.
+    """Downloads a cached file again whose content differs from what the hub published.
 
     Raises:
         CheckpointError: no network, or as `fetch_weights`. The message names the file that holds the content.
@@ -91,13 +91,12 @@ def fetch_again(source: HubSource, damaged: Path, progress: Progress | None = No
 
 
 def fetch_file(source: HubSource, name: str, progress: Progress | None = None) -> Path | None:
-    """One small file beside the weights, such as a `config.json`; None where there is none.
+    """Fetches an optional small file beside the weights, such as `config.json`; None if there is none.
 
-    Without a network, or where the hub fails, that is what lies beside the weights in the cache: such a file is
-    optional, and none is asked for where the weights are there.
+    Without a network, or if the hub fails, the file beside the cached weights is used.
 
     Raises:
-        CheckpointError: as `fetch_weights`, also where the cache has no weights that the file could lie beside.
+        CheckpointError: as `fetch_weights`, also if the cache has no weights.
     """
     if offline():
         return _file_from_cache(source, name, _OFFLINE)
@@ -127,7 +126,7 @@ def endpoint() -> str:
     """The hub's address, or that of the mirror in `HF_ENDPOINT`.
 
     Raises:
-        CheckpointError: `HF_ENDPOINT` is no address.
+        CheckpointError: `HF_ENDPOINT` is not a valid address.
     """
     return check_endpoint((os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"))
 
@@ -194,10 +193,10 @@ def _trouble(source: HubSource, error: Exception) -> Trouble:
 
 
 def _refusal(source: HubSource, error: Exception) -> Trouble:
-    """Why a request failed, where the cache may serve instead.
+    """Explains a failed request after which the cache may be used.
 
     Raises:
-        CheckpointError: it may not.
+        CheckpointError: the failure must be reported instead.
     """
     trouble = _trouble(source, error)
     if not trouble.passing:
@@ -206,12 +205,12 @@ def _refusal(source: HubSource, error: Exception) -> Trouble:
 
 
 def _not_delivered(address: str, path: str, listing: _Listing) -> Trouble:
-    """What happened where the library took another revision from its cache, which it does not report."""
+    """The library silently used another revision from its cache: explains this."""
     return Trouble(f"{address} lists {path} at {listing.commit} and does not deliver it", "try again later", True)
 
 
 def _file_from_cache(source: HubSource, name: str, trouble: Trouble, error: Exception | None = None) -> Path | None:
-    """The file beside the weights that `_from_cache` takes; where it takes none, that of the asked revision.
+    """The file beside the weights that `_from_cache` chooses, else the requested revision's.
 
     Raises:
         CheckpointError: as `_cached`, where there is neither.
@@ -226,7 +225,7 @@ def _file_from_cache(source: HubSource, name: str, trouble: Trouble, error: Exce
 def _from_cache(
     source: HubSource, trouble: Trouble, progress: Progress | None, error: Exception | None = None
 ) -> LocatedFile:
-    """The weights that the cache holds, with what `origin` has to say about it.
+    """Takes the weights from the cache, and notes in `origin` why.
 
     Raises:
         CheckpointError: as `_cached`.
@@ -241,10 +240,10 @@ def _from_cache(
 
 
 def _cached(source: HubSource, trouble: Trouble, error: Exception | None = None) -> tuple[CachedWeights, list[str]]:
-    """The weights that the cache holds, and a note if they are another revision's than the asked one.
+    """The cached weights, and a note if they belong to another revision than the requested one.
 
     Raises:
-        CheckpointError: it holds none to take. The message names the complete revisions that it does hold.
+        CheckpointError: there are none. The message names the complete revisions in the cache.
     """
     cache = _cache_folder()
     found = find(cache, source)
@@ -260,7 +259,7 @@ def _cached(source: HubSource, trouble: Trouble, error: Exception | None = None)
 
 
 def _cache_folder() -> Path:
-    """Where huggingface_hub keeps its files; without it nothing was fetched, but a copied cache may lie there."""
+    """The cache folder of huggingface_hub."""
     _library()
     from huggingface_hub import constants
 

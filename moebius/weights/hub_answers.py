@@ -1,4 +1,4 @@
-"""What a hub's failed answers mean and what to do about them, and the library's retries as one line each."""
+"""Explains failed requests to a hub, and bounds and reports the retries of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATUS = re.compile(r"HTTP Error (\d{3})")
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a request failed and what to do. `passing`: the cache may serve instead, if it holds the weights."""
+    """Why a request failed and what to do. `passing`: the cache may be used instead."""
 
     what: str
     advice: str
@@ -39,7 +39,7 @@ class Trouble:
 
 
 class GaveUp(Exception):  # noqa: N818 (not an error of its own: it carries one)
-    """Ends a request of the library that would go on retrying."""
+    """Ends a request that the library would keep retrying."""
 
     def __init__(self, what: str, status: int = 0) -> None:
         super().__init__(what)
@@ -47,7 +47,7 @@ class GaveUp(Exception):  # noqa: N818 (not an error of its own: it carries one)
 
 
 def check_endpoint(address: str) -> str:
-    """The hub's address, checked to be one.
+    """Checks that the hub's address is valid, and returns it.
 
     Raises:
         CheckpointError: it has no `http://` or `https://`, or no host.
@@ -68,7 +68,7 @@ def check_endpoint(address: str) -> str:
 
 
 def explain(error: BaseException, source: HubSource, address: str, cache: str) -> Trouble:
-    """What an exception of huggingface_hub means, in words that say what to do."""
+    """Translates an exception of huggingface_hub into a reason and advice."""
     from huggingface_hub import errors
 
     while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -134,7 +134,7 @@ def _of_status(status: int, error: BaseException, source: HubSource, address: st
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether a hub says that it has no such file; a plain mirror does so by the status alone."""
+    """Whether the hub reports that the file does not exist; a plain mirror does so by status only."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError):
@@ -151,10 +151,10 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_retries(progress: Progress | None) -> Iterator[None]:
-    """Turns what huggingface_hub logs in this thread into one line of `progress` for each retry, and bounds those.
+    """Reports each retry of huggingface_hub in this thread as one line of `progress`, and bounds the retries.
 
     Raises:
-        GaveUp: inside the block, when a request was retried often enough, or the hub asks to wait for long.
+        GaveUp: inside the block, after too many retries, or if the hub asks for a long wait.
     """
     import huggingface_hub.utils.logging  # noqa: F401 (adds the library's handler, which is to be quiet)
 

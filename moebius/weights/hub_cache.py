@@ -1,4 +1,4 @@
-"""What the cache of huggingface_hub holds of a repository's folder, read without the network.
+"""Finds weights of a repository's folder in the cache of huggingface_hub, without the network.
 
 The layout is huggingface_hub's documented one: `models--OWNER--REPO/refs/REVISION` names a commit,
 `snapshots/COMMIT/...` holds links to `blobs/HASH`. Its own `scan_cache_dir` leaves out a whole repository when one
@@ -23,7 +23,7 @@ _BRANCH = "main"
 
 @dataclass(frozen=True)
 class CachedWeights:
-    """A weights file in the cache, with content behind its link, and the commit that it belongs to."""
+    """A weights file in the cache whose content exists, and its commit."""
 
     commit: str
     path: Path
@@ -31,11 +31,10 @@ class CachedWeights:
 
 @dataclass(frozen=True)
 class Found:
-    """What the cache holds of a source.
+    """The cached revisions of a source.
 
-    `asked` is the asked revision's commit, None where the cache does not know the revision, and `folder` the asked
-    folder of it. `weights` are that revision's, or None. `others` are those of the other revisions, newest in the
-    cache first.
+    `asked` is the commit of the requested revision, or None if the cache does not know it; `folder` is the requested
+    folder in it, and `weights` its weights, if any. `others` are the weights of other revisions, newest first.
     """
 
     asked: str | None
@@ -46,24 +45,24 @@ class Found:
     def best(self, source: HubSource) -> CachedWeights | None:
         """The weights to take without a network.
 
-        Those of the asked revision; where no revision was asked for and `main` is not complete, the only other ones
-        that there are. Among several others the choice is the user's.
+        These are the requested revision's. If no revision was requested and `main` is incomplete, they are those of
+        the only other revision; among several the user must choose.
         """
         if self.weights is None and source.revision in (None, _BRANCH) and len(self.others) == 1:
             return self.others[0]
         return self.weights
 
     def beside(self, name: str) -> Path | None:
-        """A file of the asked revision's folder, whether or not the weights lie there."""
+        """A file of the requested revision's folder, whether or not its weights are cached."""
         path = self.folder / name if self.folder else None
         return path if path is not None and path.is_file() else None
 
 
 def find(cache: Path, source: HubSource) -> Found:
-    """The weights that the cache holds of a source, by revision. Hidden, empty and dangling entries do not count.
+    """Finds the cached weights of a source by revision. Hidden, empty and dangling entries are ignored.
 
     Raises:
-        CheckpointError: the asked revision's folder holds several checkpoints, or only parts of one.
+        CheckpointError: the requested revision's folder holds several checkpoints, or only parts of one.
     """
     repository = cache / f"models--{source.repo.replace('/', '--')}"
     asked = _commit_of(repository, source.revision or _BRANCH)
@@ -87,7 +86,7 @@ def find(cache: Path, source: HubSource) -> Found:
 
 
 def published_hash(path: Path) -> str | None:
-    """The SHA-256 that the hub published for a cached file: the cache names a large file's content by it.
+    """The SHA-256 that the hub published for a cached file, from the name of its blob.
 
     Only the first link counts; a cache may link the content on to a store with names of another kind.
     """
@@ -111,7 +110,7 @@ def _commit_of(repository: Path, revision: str) -> str | None:
 
 
 def _snapshots(repository: Path, folder: str) -> Iterator[tuple[str, Path]]:
-    """(commit, the asked folder in it) of every snapshot that has it."""
+    """(commit, folder) of every snapshot that has the requested folder."""
     try:
         commits = sorted(entry.name for entry in (repository / "snapshots").iterdir() if _COMMIT.fullmatch(entry.name))
     except OSError:
@@ -123,7 +122,7 @@ def _snapshots(repository: Path, folder: str) -> Iterator[tuple[str, Path]]:
 
 
 def _weights_in(folder: Path, source: HubSource) -> str | None:
-    """The name of the weights file in a snapshot's folder; None where there is none with content."""
+    """The name of the weights file in a snapshot's folder, or None if there is none with content."""
     try:
         names = [entry.name for entry in folder.iterdir() if entry.is_file() and entry.stat().st_size]
     except OSError:

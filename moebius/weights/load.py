@@ -1,10 +1,10 @@
-"""Networks with weights in them, from a weights source string."""
+"""Loads student, teacher and VAE from a weights source string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,45 +22,47 @@ from moebius.weights.stand_in import TensorSpec
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+_Config = TypeVar("_Config")
+_Module = TypeVar("_Module", bound=nn.Module)
+
 DEFAULT_WEIGHTS = "hub:hustvl/Moebius/ft_places2"
 DEFAULT_TEACHER = "hub:hustvl/PixelHacker/ft_places2"
 DEFAULT_VAE = "hub:hustvl/PixelHacker/vae"
 
 
 def default_sources(preset: str) -> tuple[str, str]:
-    """Weights of student and VAE that belong to a preset: the released ones, or those that come with this package."""
+    """Default sources of student and VAE for a preset: the released ones, or the package's own for `small`."""
     return ("shipped:small", "shipped:small/vae") if preset == "small" else (DEFAULT_WEIGHTS, DEFAULT_VAE)
 
 
 def default_guidance(source: str, sizes: Preset) -> float:
-    """The guidance scale to use with the weights of `source` unless asked otherwise.
+    """The default guidance scale for the weights of `source`.
 
-    That of the paper's table 6 for the released weights (2.5 for scenes, 2.0 for portraits), else the preset's.
+    For released weights it is the paper's (table 6: 2.5 for scenes, 2.0 for portraits), otherwise the preset's.
 
     Raises:
-        CheckpointError: `source` is no source string.
+        CheckpointError: `source` is not a valid source string.
     """
     released = released_guidance(source)
     return sizes.guidance_scale if released is None else released
 
 
 def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
-    """Name -> (shape, dtype) of a module's state dict; works on the meta device, where it costs nothing."""
+    """Name -> (shape, dtype) of a module's state dict. Works on the meta device, which allocates nothing."""
     return {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in module.state_dict().items()}
 
 
 def load_student(
     source: str, config: StudentConfig, progress: Callable[[str], None] | None = None
 ) -> tuple[Moebius, Checkpoint]:
-    """The student with the weights of `source` (see `moebius.weights.checkpoint`), in eval mode.
+    """Loads the student with the weights of `source` (see `moebius.weights.checkpoint`), in eval mode.
 
     Raises:
-        CheckpointError: the source cannot be had, or does not hold exactly this network.
+        CheckpointError: the source cannot be read, or its tensors are not exactly this network's.
     """
-    with torch.device("meta"):
-        model = Moebius(config)
+    model = _empty(Moebius, config)
     try:
-        return model.eval(), _fill(model, source, progress)
+        return model, _fill(model, source, progress)
     except MisfitError as error:
         found = _other_layers(model, error.unexpected)
         if not found:
@@ -73,12 +75,11 @@ def load_student(
 
 
 def _other_layers(model: Moebius, unexpected: list[str]) -> dict[str, str]:
-    """The fields of the config that would make `unexpected` the tensors that only the file has; empty if none do."""
+    """Layer fields of a config whose network has exactly the `unexpected` tensors in addition; empty if none has."""
     found = layers_named(unexpected)
     try:
-        with torch.device("meta"):
-            other = Moebius(replace(model.config, **found))  # type: ignore[arg-type]
-    except ValueError:  # these sizes do not go with those layers
+        other = _empty(Moebius, replace(model.config, **found))  # type: ignore[arg-type]
+    except ValueError:  # these sizes do not fit those layers
         return {}
     return found if set(tensor_specs(other)) - set(tensor_specs(model)) == set(unexpected) else {}
 
@@ -90,36 +91,30 @@ def _listed(layers: Mapping[str, str]) -> str:
 def load_teacher(
     source: str, config: TeacherConfig, progress: Callable[[str], None] | None = None
 ) -> tuple[Teacher, Checkpoint]:
-    """The teacher with the weights of `source` (see `moebius.weights.checkpoint`), in eval mode.
-
-    Raises:
-        CheckpointError: the source cannot be had, or does not hold exactly this network.
-    """
-    with torch.device("meta"):
-        teacher = Teacher(config)
-    return teacher.eval(), _fill(teacher, source, progress)
+    """Loads the teacher with the weights of `source`, in eval mode. Errors as `load_student`."""
+    teacher = _empty(Teacher, config)
+    return teacher, _fill(teacher, source, progress)
 
 
 def load_vae(
     source: str, config: VaeConfig, progress: Callable[[str], None] | None = None
 ) -> tuple[AutoencoderKL, Checkpoint]:
-    """The autoencoder with the weights of `source`, in eval mode.
+    """Loads the autoencoder with the weights of `source`, in eval mode.
 
-    A `config.json` beside the weights must describe the sizes of `config`; its scaling factor too.
+    A `config.json` beside the weights must agree with `config`, including the scaling factor.
 
     Raises:
         CheckpointError: as for `load_student`, or the sizes differ.
     """
     _check_vae_config(load_config(source, progress=progress), config, source)
-    with torch.device("meta"):
-        vae = build_vae(config)
-    return vae.eval(), _fill(vae, source, progress)
+    vae = _empty(build_vae, config)
+    return vae, _fill(vae, source, progress)
 
 
 def check_prediction_type(source: str, expected: PredictionType, progress: Callable[[str], None] | None = None) -> None:
-    """Refuses weights that predict something else: they would run, and make noise of every picture.
+    """Checks that weights predict `expected` (noise or velocity). Others would run and produce noise.
 
-    Weights whose `config.json` does not say, such as the released ones, are taken as they are.
+    Weights without a `prediction_type` in `config.json`, such as the released ones, are accepted.
 
     Raises:
         CheckpointError: the `config.json` beside the weights names another prediction type.
@@ -130,6 +125,12 @@ def check_prediction_type(source: str, expected: PredictionType, progress: Calla
             f"{source}: its config.json says prediction_type = {found!r}, expected {expected!r}; choose weights that "
             "were trained for it, or the --preset that they were trained at"
         )
+
+
+def _empty(build: Callable[[_Config], _Module], config: _Config) -> _Module:
+    """A network without memory for its weights (meta device), in eval mode."""
+    with torch.device("meta"):
+        return build(config).eval()
 
 
 def _fill(module: nn.Module, source: str, progress: Callable[[str], None] | None) -> Checkpoint:

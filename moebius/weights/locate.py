@@ -1,4 +1,4 @@
-"""The weights file that a source string names: found on this machine, or downloaded."""
+"""Locates the weights file of a source string, and downloads it if necessary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moebius.weights.sources import (
 
 
 def locate(text: str, progress: Progress | None = None) -> LocatedFile:
-    """The weights file that a hub, shipped or local source names, downloaded first where need be.
+    """Locates the weights file of a hub, shipped or local source; downloads it if necessary.
 
     Raises:
         CheckpointError: it is not there, is ambiguous, or cannot be fetched.

@@ -1,4 +1,4 @@
-"""Pickled checkpoints, opened without running what they may carry, and the wrappers inside them."""
+"""Reads pickled checkpoints without executing code, and unwraps the state dict inside."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ _MAX_DEPTH = 4
 
 
 def file_kind(path: Path) -> FileKind:
-    """What a weights file is, by its first bytes; by its name too for safetensors, which has no magic number.
+    """Detects the kind of a weights file by its first bytes, and by its suffix for safetensors.
 
     Raises:
-        CheckpointError: it is empty or nothing that holds weights (`DamagedError`), a Git LFS pointer, or a tar
-            archive.
+        CheckpointError: it is empty or not a weights file (`DamagedError`), a Git LFS pointer, or a tar archive.
     """
     with open(path, "rb") as stream:
         head = stream.read(512)
@@ -65,9 +64,9 @@ def file_kind(path: Path) -> FileKind:
 
 
 def read_pickle(path: Path, kind: FileKind) -> object:
-    """The object in a file of `torch.save`: containers and tensors only, nothing that it carries is run.
+    """Reads a file of `torch.save`: containers and tensors only. No code of the file is executed.
 
-    A zip's checksums are verified first; its tensors stay on the disk until they are used.
+    The checksums of a zip are verified first; its tensors stay on disk until they are used.
 
     Raises:
         CheckpointError: the file carries code or other objects, or is damaged (`DamagedError`).
@@ -108,7 +107,7 @@ def _check_zip(path: Path) -> None:
 
 
 def unwrap(content: object, path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The state dict inside what a file holds, and in words what was chosen or taken off on the way to it.
+    """Finds the state dict in the content of a file, and describes the wrappers removed on the way.
 
     Raises:
         CheckpointError: there is no state dict in it, or only averaged weights without names.
@@ -135,7 +134,7 @@ _NAMELESS = "expected the plain weights beside them, of which they take the name
 
 
 def _named_averages(averages: Any, content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """Averages that diffusers keeps in a list, under the names of the plain weights in the same file.
+    """Names averages that diffusers keeps in a list, after the plain weights in the same file.
 
     The list has the order of the network's parameters, which is that of its state dict without the buffers.
     The buffers (batch-norm statistics) are not averaged; they are taken from the plain weights.

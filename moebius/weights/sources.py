@@ -1,4 +1,4 @@
-"""Where weights come from: what the source strings mean, and which file of a folder holds the weights."""
+"""Parses weights source strings, and chooses the weights file of a folder."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class LocalSource:
 
 @dataclass(frozen=True)
 class StandInSource:
-    """Reference weights drawn from a seed, see `moebius.weights.stand_in`."""
+    """Random test weights drawn from a seed, see `moebius.weights.stand_in`."""
 
     seed: int = 0
 
@@ -91,7 +91,7 @@ class ShippedSource:
     @property
     def path(self) -> Path:
         """Their folder."""
-        return Path(__file__).parent / SHIPPED[self.name]
+        return Path(__file__).parents[1] / SHIPPED[self.name]
 
 
 WeightsSource = HubSource | LocalSource | ShippedSource | StandInSource
@@ -107,11 +107,11 @@ class LocatedFile:
 
 
 def parse_source(text: str) -> WeightsSource:
-    """What a weights string means. Nothing is opened.
+    """Parses a weights source string. Opens nothing.
 
     Raises:
-        CheckpointError: the string is empty, a URL, holds control characters, is a garbled `hub:` or `stand-in`,
-            or is both the name of released weights and of a file or folder here.
+        CheckpointError: the string is empty, a URL, holds control characters, is a malformed `hub:` or `stand-in`,
+            or names both released weights and a local file or folder.
     """
     if not text.strip() or any(ord(char) < 32 or ord(char) == 127 for char in text):
         raise CheckpointError(f"weights {text!r}: expected {FORMS}")
@@ -119,8 +119,8 @@ def parse_source(text: str) -> WeightsSource:
         released = f"hub:{RELEASED_REPO}/{RELEASED[text].folder}"
         if os.path.lexists(text):
             raise CheckpointError(
-                f"weights {text!r} is the name of released weights and of a file or folder here; write ./{text} for "
-                f"the one here, or {released} for the released ones"
+                f"weights {text!r} names both released weights and a local file or folder; write ./{text} for "
+                f"the local one, or {released} for the released ones"
             )
         return HubSource(RELEASED_REPO, RELEASED[text].folder)
     if text == "stand-in" or text.startswith("stand-in:"):
@@ -153,7 +153,7 @@ def parse_source(text: str) -> WeightsSource:
 
 
 def released_guidance(text: str) -> float | None:
-    """The guidance scale that the paper uses with the weights of a source string; None where it names none.
+    """The paper's guidance scale for the weights of a source string, or None if the paper gives none.
 
     Raises:
         CheckpointError: as `parse_source`.
@@ -166,7 +166,7 @@ def released_guidance(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A file name taken apart: `ema_diffusion_pytorch_model.fp16.bin` is the EMA, half form of its stem."""
+    """A parsed file name: `ema_diffusion_pytorch_model.fp16.bin` has EMA and half-precision marks."""
 
     name: str
     stem: str
@@ -176,7 +176,7 @@ class _Candidate:
 
 
 def is_ema_name(name: str) -> bool:
-    """Whether a file's name says that it holds averaged (EMA) weights."""
+    """Whether a file name marks averaged (EMA) weights."""
     return bool(_EMA_MARK.search(PurePosixPath(name).stem))
 
 
@@ -188,20 +188,19 @@ def _candidate(name: str) -> _Candidate:
 
 
 def choose_weights(names: Sequence[str], where: str) -> str:
-    """The name of the weights file among the file names of one folder.
+    """Chooses the weights file among the file names of one folder.
 
-    Usual names go before others, averaged (EMA) weights before plain ones, full precision before half, and
-    then the suffixes in the order of `SUFFIXES`.
+    Usual names are preferred, then averaged (EMA) weights, then full precision, then the order of `SUFFIXES`.
 
     Raises:
-        CheckpointError: there is none, only parts of one, or two that are not forms of the same weights.
+        CheckpointError: there is none, only shards, or several different checkpoints.
     """
     whole = [name for name in names if PurePosixPath(name).suffix in SUFFIXES]
     found = [_candidate(name) for name in sorted(whole) if not _SHARD.search(PurePosixPath(name).stem)]
     if not found and whole:
         raise CheckpointError(
-            f"{where} holds a checkpoint cut in {len(whole)} parts ({listed(sorted(whole))}); "
-            "join them to one safetensors file and name that"
+            f"{where} holds a checkpoint in {len(whole)} shards ({listed(sorted(whole))}); "
+            "merge them into one safetensors file and name that"
         )
     if not found:
         raise CheckpointError(
@@ -219,7 +218,7 @@ def choose_weights(names: Sequence[str], where: str) -> str:
 
 
 def listed(names: Sequence[str], limit: int = _LISTED) -> str:
-    """Names for a message: the first `limit`, each cut to 120 characters, and how many more there are."""
+    """Joins names for a message: the first `limit`, each cut to 120 characters, and the number of others."""
     shown = ", ".join(name if len(name) <= 120 else f"{name[:117]}..." for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
@@ -227,7 +226,7 @@ def listed(names: Sequence[str], limit: int = _LISTED) -> str:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """`locate`, which has its own module since it needs the hub, is still found here."""
+        """Keeps `locate` importable from here; it moved to its own module."""
         if name == "locate":
             from moebius.weights.locate import locate
 

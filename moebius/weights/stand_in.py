@@ -1,9 +1,8 @@
-"""Stand-in weights: a checkpoint that anyone can draw, bit for bit, where the released one cannot be had.
+"""Random test weights (`stand-in[:SEED]`): bit-exact on every machine, for tests without the released checkpoint.
 
-The golden files were made with these. Each tensor has a generator of its own, Philox keyed with the first
-eight bytes (little endian) of SHA-256("SEED:NAME"), so tensors can be drawn in any order. The distribution
-follows from the last part of the name and from the rank, see `_scale`. Values are drawn in float64 and
-rounded once, to float32.
+The golden files were made with them. Each tensor has its own Philox generator, keyed with the first eight bytes (little
+endian) of SHA-256("SEED:NAME"), so tensors can be drawn in any order. `_scale` chooses the distribution by the last
+part of the name and the rank. Values are drawn in float64 and rounded once, to float32.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ _PIECE = 1 << 16
 
 
 class TensorSpec(NamedTuple):
-    """What a state dict must hold under one name."""
+    """Expected shape and dtype of one tensor of a state dict."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 def draw(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """One tensor of the stand-in checkpoint: float32 of `shape`; for batch-norm counters int64 1."""
+    """Draws one tensor, float32 of `shape`; int64 1 for batch-norm counters."""
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":
         return np.asarray(1, dtype=np.int64)
@@ -51,7 +50,7 @@ def draw(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def _scale(values: np.ndarray, name: str, leaf: str, shape: tuple[int, ...]) -> None:
-    """Bring standard normal values, in place, to the spread of the tensor's kind in a trained network."""
+    """Scales standard normal values in place to the spread that such a tensor has in a trained network."""
     if leaf in ("running_mean", "rel_pos_emb"):
         values *= 0.1
     elif leaf == "bias":
@@ -64,7 +63,7 @@ def _scale(values: np.ndarray, name: str, leaf: str, shape: tuple[int, ...]) -> 
 
 
 def stand_in_state_dict(expected: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, torch.Tensor]:
-    """The stand-in checkpoint for the tensors of `expected`, in their order and dtypes.
+    """Draws random test weights for all tensors of `expected`, in their order and dtypes.
 
     Memory: the result and about 1 MiB per thread. numpy draws without holding the interpreter's lock.
     """

@@ -16,6 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from moebius_runtime.errors import InputError
+from moebius_runtime.errors import one_line as one_line
 
 
 class StdoutLostError(Exception):
@@ -220,11 +221,3 @@ def warn(message: str) -> None:
 
 def _error(message: str) -> None:
     err.print(Text.assemble(("error: ", "bold red"), one_line(message)))
-
-
-def one_line(message: str) -> str:
-    """Returns the message as one line without control characters, which file names and files can contain."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in " ".join(message.splitlines())
-    )

@@ -7,6 +7,14 @@ bug and keeps its traceback.
 from __future__ import annotations
 
 
+def one_line(message: str) -> str:
+    """`message` on one line, with control characters escaped: names of files and tensors can hold any."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(message.splitlines())
+    )
+
+
 class MoebiusError(Exception):
     """Base class of all errors that a user can fix."""
 

@@ -10,9 +10,9 @@ import torch
 import moebius
 from moebius import preset
 from moebius.data.scenes import scene
+from moebius.distill.loop.tasks import halves
+from moebius.distill.objectives.timesteps import add_noise, alphas_cumprod, predict_clean
 from moebius.distill.settings import changed, load_settings
-from moebius.distill.tasks import halves
-from moebius.distill.timesteps import add_noise, alphas_cumprod, predict_clean
 from moebius.weights.load import default_sources, load_student, load_vae
 from moebius.weights.sources import SHIPPED, ShippedSource
 

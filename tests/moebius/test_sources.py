@@ -136,7 +136,7 @@ def test_which_file_of_a_folder(names: list[str], chosen: str) -> None:
         (["a.pt", "b.pt"], r"several checkpoints \(a.pt, b.pt\)"),
         (["model.bin", "diffusion_pytorch_model.safetensors"], "several checkpoints"),
         (["ema_a.pt", "ema_b.pt"], "several checkpoints"),
-        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "cut in 2 parts"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "a checkpoint in 2 shards"),
     ],
 )
 def test_no_or_several_candidates_are_refused(names: list[str], words: str) -> None:
@@ -174,7 +174,7 @@ def test_a_released_name_that_is_a_path_too_is_not_guessed(
     monkeypatch.chdir(tmp_path)
     path = Path(name)
     {"file": path.touch, "folder": path.mkdir, "dangling link": lambda: path.symlink_to("nowhere")}[kind]()
-    with pytest.raises(CheckpointError, match="name of released weights and of a file or folder here") as caught:
+    with pytest.raises(CheckpointError, match="names both released weights and a local file or folder") as caught:
         parse_source(name)
     for advised, source in ((f"./{name}", LocalSource), (f"hub:hustvl/Moebius/{RELEASED[name].folder}", HubSource)):
         assert advised in str(caught.value)

@@ -240,7 +240,7 @@ def test_half_precision_is_raised_and_said(state, tmp_path):
     save_file(halves, tmp_path / "model.safetensors")
     teacher, checkpoint = load_teacher(str(tmp_path), TINY)
     assert same(teacher, {name: tensor.float() for name, tensor in halves.items()})
-    assert f"{len(state)} half-precision tensors raised to float32" in checkpoint.origin
+    assert f"{len(state)} half-precision tensors converted to float32" in checkpoint.origin
 
 
 def test_the_default_is_the_released_fine_tuning_of_the_hub(state, tmp_path, monkeypatch):

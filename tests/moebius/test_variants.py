@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from moebius import Moebius, StudentConfig, Teacher, preset
-from moebius.distill.balance import coarse_parameter, fine_parameter
+from moebius.distill.objectives.balance import coarse_parameter, fine_parameter
 from moebius.errors import CheckpointError, MisfitError
 from moebius.network.config import VARIANT_CHOICES
 from moebius.network.gla import GatedLinearAttention, set_gla_form
@@ -155,8 +155,8 @@ def test_a_teachers_weights_are_not_taken_for_a_variants(tmp_path):
 @pytest.mark.parametrize("experiment", [1, 6])
 def test_a_training_file_names_the_layers(experiment, tmp_path):
     """Distilled by all but the perceptual loss, balanced, averaged, written, and read back."""
+    from moebius.distill.loop.trainer import Trainer
     from moebius.distill.settings import parse_settings
-    from moebius.distill.trainer import Trainer
 
     config = variant(experiment)
     layers = {name: getattr(config, name) for name in VARIANT_CHOICES}

@@ -39,7 +39,7 @@ class _Step:
         import torch
 
         from moebius.data.encoded import LatentBatch
-        from moebius.distill.assembly import build_task
+        from moebius.distill.loop.assembly import build_task
         from moebius.distill.optimizers import MuonAdamW
         from moebius.distill.settings import parse_settings
 
@@ -77,7 +77,7 @@ class _Step:
         """The loss of the batch, with the same draws of noise and timesteps every time."""
         import torch
 
-        from moebius.distill.context import TrainContext
+        from moebius.distill.loop.context import TrainContext
         from moebius.network.lambda_layers import set_lambda_form
 
         set_lambda_form(self.task.network, form)

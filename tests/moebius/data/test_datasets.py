@@ -141,7 +141,7 @@ def test_broken_pictures_can_be_refused(folder):
     (folder / "bad.png").write_bytes(b"bad")
     stream = SampleStream(FolderSource(folder), SIZE, broken="refuse", epochs=1)
     for _ in range(2):  # and again when asked again
-        with pytest.raises(DataError, match=r"bad\.png: not a whole picture.*mend or remove it"):
+        with pytest.raises(DataError, match=r"bad\.png: not a whole picture.*repair or remove it"):
             list(stream)
     assert stream.skipped == 0
 

@@ -167,7 +167,7 @@ def test_a_changed_shard_is_found_when_it_is_asked_for_or_at_once(latents):
     with pytest.raises(DataError, match="SHA-256"):
         EncodedStream(latents, batch=1, check_all=True)
     path.write_bytes(data[:-1])
-    with pytest.raises(DataError, match=r"bytes, the index says"):
+    with pytest.raises(DataError, match=r"bytes, expected .* by the index"):
         EncodedStream(latents, batch=1)
     path.unlink()
     with pytest.raises(DataError, match="No such file"):
@@ -277,7 +277,7 @@ def test_folders_that_are_none_of_ours(latents, tmp_path):
         EncodedStream(latents, batch=1)
     file.rmdir()
     (latents / "progress.json").write_text("{}")
-    with pytest.raises(DataError, match="not encoded to the end; run the same"):
+    with pytest.raises(DataError, match="the encoding is not finished; run the same"):
         EncodedStream(latents, batch=1)
     with pytest.raises(DataError, match="No such file"):
         EncodedStream(tmp_path / "nothing", batch=1)

@@ -78,7 +78,7 @@ def test_the_further_holes_are_other_ones_and_their_latents_belong_to_them(vae, 
     encode_samples(source, vae, tmp_path, OPTIONS)
     tensors = load_file(tmp_path / "shard-00000.safetensors")
     for row, sample in zip(range(4), stream(), strict=False):
-        first, second = encoding._holes(sample, source, 2)
+        first, second = encoding._masks(sample, source, 2)
         assert (first == sample.mask).all()
         assert (first != second).any()
         assert torch.equal(tensors["mask"][row, 1, 0], torch.tensor(second[::8, ::8]).byte())

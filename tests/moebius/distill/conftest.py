@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from moebius import Moebius, preset
-from moebius.distill.losses import LossOptions, Prediction, Tap, distillation_losses
-from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps
+from moebius.distill.objectives.losses import LossOptions, Prediction, Tap, distillation_losses
+from moebius.distill.objectives.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps
 from moebius.weights.load import load_student
 
 sys.path.insert(0, str(Path(__file__).parent))  # for distill_worker, which its processes import by name

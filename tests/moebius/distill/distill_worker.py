@@ -15,7 +15,8 @@ from accelerate.utils import DistributedType
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # noqa: F401  # seconds to import
 
 from moebius.data.encoded import LatentBatch
-from moebius.distill import checkpoints, cli, tasks, trainer
+from moebius.distill import cli
+from moebius.distill.loop import checkpoints, tasks, trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["distill_worker"])

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from moebius import Moebius, preset
-from moebius.distill.balance import RELEASED_BALANCE, BalanceOptions, balance, coarse_parameter, fine_parameter
-from moebius.distill.losses import NAMES, RELEASED_LOSSES, LossOptions, Tap
+from moebius.distill.objectives.balance import (
+    RELEASED_BALANCE,
+    BalanceOptions,
+    balance,
+    coarse_parameter,
+    fine_parameter,
+)
+from moebius.distill.objectives.losses import NAMES, RELEASED_LOSSES, LossOptions, Tap
 from moebius.errors import TrainingError
 
 THETA_F = "diff_model.conv_out.conv_pw.weight"

@@ -7,7 +7,7 @@ import typer
 
 from moebius.data.encoded import EncodedStream
 from moebius.data.shards import read_index
-from moebius.distill.cli_encode import encode_command, weighted
+from moebius.distill.commands.encode import encode_command, weighted
 from moebius.errors import CheckpointError, DataError, TrainingError
 
 TINY = ["--vae", "stand-in", "--preset", "tiny", "--size", "32", "--threads", "0", "--device", "cpu"]
@@ -25,7 +25,7 @@ def test_joined_data_to_a_folder_that_trains(tmp_path, capsys):
     encode(*arguments)
     shown = capsys.readouterr()
     assert f"{out}: 24 samples of 12 pictures" in shown.out
-    assert "random stand-ins" in shown.err
+    assert "random test weights" in shown.err
     settings = read_index(out).encoding
     assert (settings.picture_size, settings.latent_size, settings.num_categories) == (32, 4, 12)
     assert (settings.dtype, settings.bf16, settings.masks_per_picture) == ("float16", False, 2)

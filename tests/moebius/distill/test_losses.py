@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from moebius.distill.losses import RELEASED_LOSSES, LossOptions, Prediction, Tap, distillation_losses
-from moebius.distill.timesteps import Noised, alphas_cumprod
+from moebius.distill.objectives.losses import RELEASED_LOSSES, LossOptions, Prediction, Tap, distillation_losses
+from moebius.distill.objectives.timesteps import Noised, alphas_cumprod
 from moebius.errors import TrainingError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from moebius.distill.perceptual import ELatentLpips
+from moebius.distill.objectives.perceptual import ELatentLpips
 from moebius.errors import CheckpointError, TrainingError
 
 

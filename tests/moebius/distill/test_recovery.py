@@ -10,14 +10,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from moebius.data.datasets import Batch
-from moebius.distill import checkpoints, trainer
-from moebius.distill.finishing import WEIGHTS
-from moebius.distill.logs import Log
+from moebius.distill.loop import checkpoints, trainer
+from moebius.distill.loop.finishing import WEIGHTS
+from moebius.distill.loop.tasks import Outcome, VaeTask, freeze_statistics, statistics
+from moebius.distill.loop.trainer import DivergedError, Report, Trainer
 from moebius.distill.optimizers import ScheduleOptions
-from moebius.distill.samples import sheet
+from moebius.distill.outputs.logs import Log
+from moebius.distill.outputs.samples import sheet
 from moebius.distill.settings import changed, parse_settings
-from moebius.distill.tasks import Outcome, VaeTask, freeze_statistics, statistics
-from moebius.distill.trainer import DivergedError, Report, Trainer
 from moebius.errors import TrainingError
 
 ALONE = {
@@ -175,7 +175,7 @@ def test_a_sample_sheet_leaves_every_module_in_its_mode(tmp_path):
 
 
 def test_a_run_with_samples_keeps_frozen_statistics(tmp_path):
-    from moebius.distill.cli import _Samples
+    from moebius.distill.commands.train import _Samples
 
     changes = {"batch_norm": "frozen", "ema": None, "steps": 2, "samples": {"every": 1, "count": 1, "steps": 1}}
     run = trainer_of(tmp_path, **changes)

@@ -6,7 +6,7 @@ import torch
 
 from moebius import preset
 from moebius.data.encoded import LatentBatch
-from moebius.distill.samples import fill_latents
+from moebius.distill.outputs.samples import fill_latents
 from moebius.weights.load import load_student
 
 

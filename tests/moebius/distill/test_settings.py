@@ -2,7 +2,7 @@
 
 import pytest
 
-from moebius.distill.losses import Tap
+from moebius.distill.objectives.losses import Tap
 from moebius.distill.settings import changed, load_settings, parse_settings
 from moebius.errors import TrainingError
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from moebius import Moebius, preset
-from moebius.distill import sharding
+from moebius.distill.loop import sharding
+from moebius.distill.loop.sharding import before_prepare, check_distribution, gathered_by_forward
+from moebius.distill.loop.trainer import Trainer
 from moebius.distill.settings import parse_settings
-from moebius.distill.sharding import before_prepare, check_distribution, gathered_by_forward
-from moebius.distill.trainer import Trainer
 from moebius.errors import TrainingError
 
 HERE = Path(__file__).parent
@@ -186,7 +186,7 @@ def test_without_an_accelerator_it_is_refused(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="FSDP version 1 flattens parameters"):  # accelerate's default
         Trainer(settings)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(TrainingError, match="no accelerator to spread parameters over"):
+    with pytest.raises(TrainingError, match="no accelerator to shard parameters over"):
         Trainer(settings)
 
 

@@ -6,11 +6,9 @@ import torch
 from moebius import preset
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
-from moebius.distill.assembly import build_task
-from moebius.distill.context import TrainContext
-from moebius.distill.losses import LossOptions, Prediction, distillation_losses
-from moebius.distill.settings import parse_settings
-from moebius.distill.tasks import (
+from moebius.distill.loop.assembly import build_task
+from moebius.distill.loop.context import TrainContext
+from moebius.distill.loop.tasks import (
     crop_to_hole,
     edge_loss,
     encoding,
@@ -18,7 +16,9 @@ from moebius.distill.tasks import (
     halves,
     hole_weights,
 )
-from moebius.distill.timesteps import Noised, alphas_cumprod
+from moebius.distill.objectives.losses import LossOptions, Prediction, distillation_losses
+from moebius.distill.objectives.timesteps import Noised, alphas_cumprod
+from moebius.distill.settings import parse_settings
 from moebius.errors import CheckpointError, TrainingError
 from moebius.weights.load import check_prediction_type, load_vae
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moebius.distill.timesteps import (
+from moebius.distill.objectives.timesteps import (
     add_noise,
     alphas_cumprod,
     predict_clean,

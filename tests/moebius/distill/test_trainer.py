@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from moebius.distill import checkpoints
+from moebius.distill.loop import checkpoints
+from moebius.distill.loop.trainer import DivergedError, Trainer
 from moebius.distill.settings import parse_settings
-from moebius.distill.trainer import DivergedError, Trainer
 from moebius.errors import TrainingError
 from moebius.weights.load import load_student, load_teacher, load_vae
 
@@ -159,7 +159,7 @@ def test_resuming_after_kill_9_gives_the_same_bits(tmp_path, command):
     assert plain.wait() == [0], plain.output
     resumed = command("--resume", out=str(tmp_path / "killed"), steps=6)
     assert resumed.wait() == [0], resumed.output
-    assert "going on from step" in resumed.output
+    assert "resuming from step" in resumed.output
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert [line["step"] for line in lines(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
 
@@ -237,7 +237,7 @@ def test_gradient_checkpointing_changes_no_step(tmp_path, run_of_two):
 
 
 def test_sample_pictures(tmp_path):
-    from moebius.distill.cli import _Samples
+    from moebius.distill.commands.train import _Samples
 
     changes = {"samples": {"every": 1, "count": 2, "steps": 2, "guidance_scale": 2.0}}
     settings = parse_settings(content(tmp_path, **changes), "test")
@@ -316,7 +316,7 @@ def test_what_fails_in_one_process_fails_in_all(tmp_path, command, at):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_still_saves(tmp_path, number):
     """Ctrl-C under torchrun comes twice: from the terminal and from torchrun."""
-    from moebius.distill import cli
+    from moebius.distill.commands.train import _train
 
     class Interrupted(Trainer):
         def __init__(self, *arguments, **named):
@@ -333,7 +333,7 @@ def test_a_second_signal_still_saves(tmp_path, number):
             self._one_step = one_step
 
     with pytest.raises(TrainingError, match="stopped at step 2, a checkpoint is in"):
-        cli._train(parse_settings(content(tmp_path, steps=5, save_every=100), "test"), False, Interrupted)
+        _train(parse_settings(content(tmp_path, steps=5, save_every=100), "test"), False, Interrupted)
     assert checkpoints.latest(tmp_path).name == "step-00000002"
 
 

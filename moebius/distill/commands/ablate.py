@@ -1,4 +1,4 @@
-"""`moebius-distill ablate`: the command. Heavy imports sit inside, so that `--help` is quick."""
+"""`moebius-distill ablate`: compares combinations of losses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from moebius_runtime.files import atomic_write, check_writable
 
 
 def ablate_command(
-    config: Annotated[Path, typer.Argument(help="A student's run, whose losses are switched on and off.")],
-    held_out: Annotated[Path, typer.Option(help="Folder of latents of other pictures, see `encode`.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of each combination.")] = 100,
-    count: Annotated[int, typer.Option(min=1, help="Held-out samples that are filled.")] = 32,
-    sampler_steps: Annotated[int, typer.Option(min=1, help="Of each filled sample.")] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also keep the table here.")] = None,
+    config: Annotated[Path, typer.Argument(help="Settings of a student's run.")],
+    held_out: Annotated[Path, typer.Option(help="Folder of held-out latents, see `encode`.")],
+    steps: Annotated[int, typer.Option(min=1, help="Training steps per combination.")] = 100,
+    count: Annotated[int, typer.Option(min=1, help="Held-out samples to inpaint.")] = 32,
+    sampler_steps: Annotated[int, typer.Option(min=1, help="Sampler steps per sample.")] = 10,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
 ) -> None:
-    """Trains one student per combination of losses, alike in all else, and compares them on other pictures."""
+    """Trains one student per combination of losses and compares them on held-out pictures."""
     from moebius.distill.settings import load_settings
 
     settings = load_settings(config)
@@ -33,7 +33,7 @@ def ablate_command(
         check_writable(json_file)
     from moebius.data.encoded import EncodedStream
     from moebius.distill.ablation import COMBINATIONS, Row, ablate, evaluate
-    from moebius.distill.assembly import decoder
+    from moebius.distill.loop.assembly import decoder
 
     decode, predicted = decoder(settings), settings.network.build().prediction_type
 
@@ -47,7 +47,7 @@ def ablate_command(
         tasks = {name: bars.add_task(name, total=steps) for name, _, _ in COMBINATIONS}
 
         def on_row(row: Row) -> None:
-            bars.console.print(f"{row.name}: error {row.error:.4f}, {row.psnr:.2f} dB in the hole")
+            bars.console.print(f"{row.name}: error {row.error:.4f}, {row.psnr:.2f} dB in the masked region")
 
         rows = ablate(
             settings,
@@ -56,7 +56,7 @@ def ablate_command(
             on_step=lambda name, step: bars.update(tasks[name], completed=step),
             on_row=on_row,
         )
-    table = Table("losses", "error", "PSNR in the hole", "training")
+    table = Table("losses", "error", "PSNR in the masked region", "training")
     for row in rows:
         table.add_row(row.name, f"{row.error:.4f}", f"{row.psnr:.2f} dB", f"{row.seconds:.0f} s")
     console.out.print(table)

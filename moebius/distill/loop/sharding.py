@@ -1,10 +1,10 @@
-"""Parameters that FSDP has spread over processes, as whole tensors and back.
+"""Gathers parameters that FSDP shards over processes, and shards them again; checks accelerate's setup.
 
 accelerate with `fsdp_version: 2` calls torch's `fully_shard`: a parameter becomes a DTensor of which each process holds
-some rows; for a forward and backward pass it is gathered. Momenta are spread as their parameters are. Checkpoints,
-averages and finished weights are whole, so they are the same files with and without FSDP.
+some rows, and is gathered for forward and backward passes. Momenta are sharded like their parameters. Checkpoints,
+averages and final weights hold whole tensors, so their files do not depend on FSDP.
 
-`whole` and what uses it gather, so every process must call them, in the same order.
+`whole` and its callers gather, so every process must call them, in the same order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moebius.errors import TrainingError
 
 
 def whole(value: Tensor) -> Tensor:
-    """The gathered tensor; one that is not spread is returned as it is."""
+    """Gathers a sharded tensor; any other is returned unchanged."""
     if not isinstance(value, DTensor):
         return value
     gathered: Tensor = value.detach().full_tensor()  # type: ignore[attr-defined]  # `detach` is typed as Tensor's
@@ -33,26 +33,26 @@ def whole(value: Tensor) -> Tensor:
 
 
 def spread_as(value: Tensor, like: Tensor) -> Tensor:
-    """This process' part of a whole tensor that all processes have, cut as `like` is; no process is asked for it."""
+    """Shards a whole tensor that all processes have like `like`, without communication."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole_state(network: nn.Module) -> dict[str, Tensor]:
-    """A state dict of whole tensors that share no memory, as safetensors asks."""
+    """A state dict of whole tensors that share no memory, as safetensors requires."""
     return {name: whole(value.detach()).clone() for name, value in network.state_dict().items()}
 
 
 def load_whole_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads what `whole_state` gave, strictly, whatever the network is spread over now."""
+    """Loads a state of `whole_state`, strictly, into a sharded or unsharded network."""
     ours = network.state_dict()
     cut = {name: spread_as(value, ours[name]) if name in ours else value for name, value in state.items()}
     network.load_state_dict(cut, strict=True)
 
 
 class _Whole:
-    """Parameters and buffers of a network, whole: what `AveragedModel` asks a network for."""
+    """Whole parameters and buffers of a network, the interface that `AveragedModel` uses."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
@@ -65,31 +65,31 @@ class _Whole:
 
 
 def to_average(network: nn.Module) -> nn.Module:
-    """What an average of whole tensors is updated with. All of the network is gathered on the way."""
+    """Wraps a sharded network so that an average of whole tensors can be updated from it."""
     return cast(nn.Module, _Whole(network)) if is_spread(network) else network
 
 
 def is_spread(network: nn.Module) -> bool:
-    """Whether FSDP holds the parameters."""
+    """Whether FSDP shards the parameters."""
     return any(isinstance(parameter, DTensor) for parameter in network.parameters())
 
 
 def gathered_by_forward(parameter: nn.Parameter, name: str) -> nn.Parameter:
-    """A parameter after the forward pass, as the losses' graph has it.
+    """Checks that a parameter is still gathered after the forward pass; returns it.
 
     Raises:
-        TrainingError: FSDP has let go of it again, so no gradient can be taken by it.
+        TrainingError: FSDP has resharded it, so no gradient can be taken with respect to it.
     """
     if isinstance(parameter, DTensor):
         raise TrainingError(
-            f"losses are balanced at {name}, which FSDP gave away again after the forward pass; write "
+            f"losses are balanced at {name}, which FSDP resharded after the forward pass; write "
             "`fsdp_reshard_after_forward: false` in accelerate's configuration, or `balance: {enabled: false}`"
         )
     return parameter
 
 
 def check_environment() -> None:
-    """Refuses, before accelerate does so in its own words, what `accelerate launch` asks for and cannot be had.
+    """Checks that the setup of `accelerate launch` is supported, with a clearer message than accelerate's.
 
     Raises:
         TrainingError: FSDP of version 1, or without an accelerator.
@@ -99,16 +99,16 @@ def check_environment() -> None:
     _check_version(os.environ.get("FSDP_VERSION", "1"))
     if not torch.accelerator.is_available():
         raise TrainingError(
-            "FSDP is asked for and there is no accelerator to spread parameters over; run without it "
+            "FSDP is requested and there is no accelerator to shard parameters over; run without it "
             "(`accelerate launch --cpu`, or `torchrun`)"
         )
 
 
 def check_distribution(accelerator: Accelerator, *, samples_need_average: bool = False) -> None:
-    """Refuses what would train otherwise than it says.
+    """Checks that accelerate distributes the run as requested.
 
     Raises:
-        TrainingError: FSDP of a kind that is not served, or processes that accelerate does not join.
+        TrainingError: an unsupported kind of FSDP, or processes that accelerate did not join.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         _check_plugin(accelerator.state.fsdp_plugin)
@@ -123,10 +123,10 @@ def check_distribution(accelerator: Accelerator, *, samples_need_average: bool =
 
 
 def check_precision(accelerator: Accelerator) -> None:
-    """Refuses fp16 where accelerate has no gradient scaler: it would train in float32 and not report it.
+    """Checks that fp16 has a gradient scaler; without one accelerate would silently train in float32.
 
     Raises:
-        TrainingError: fp16 is asked for on a CPU.
+        TrainingError: fp16 is requested on a CPU.
     """
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise TrainingError(
@@ -135,11 +135,12 @@ def check_precision(accelerator: Accelerator) -> None:
 
 
 def before_prepare(accelerator: Accelerator, module: nn.Module) -> None:
-    """Gives a module that FSDP will spread the forward pass that accelerate gives all others: under autocast, with
-    float32 outputs. Called before `prepare`; without FSDP, or in float32, it changes nothing.
+    """Gives a module that FSDP will shard the forward pass of accelerate: under autocast, with float32 outputs.
+
+    Call it before `prepare`. Without FSDP, or in float32, it changes nothing.
 
     Raises:
-        TrainingError: the configuration names layers to spread by themselves that the module has not.
+        TrainingError: the configuration names layers to shard that the module does not have.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return

@@ -1,8 +1,8 @@
-"""What one batch teaches: the loss of each kind of training, and the modules that it needs.
+"""Training tasks: the loss of a batch for student, teacher or VAE, and the modules that it needs.
 
-A task owns the network that is trained (`network`), wrapped as `module` so that distributed wrappers see one `forward`,
-and whatever stays as it is: teacher, VAE, perceptual distance. Randomness is drawn for the global batch, the same in
-every process, and each takes its own rows: sample i of the global batch is row i // world of process i % world.
+A task owns the trained network (`network`), wrapped as `module` so that distributed wrappers see one `forward`, and the
+frozen modules: teacher, VAE, perceptual distance. Random numbers are drawn for the global batch, identically in every
+process, and each process takes its rows: sample i of the global batch is row i // world of process i % world.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from torch import Tensor, nn
 
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
-from moebius.distill.balance import balance, coarse_parameter, fine_parameter
-from moebius.distill.context import TrainContext
-from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
+from moebius.distill.loop.context import TrainContext
+from moebius.distill.loop.sharding import gathered_by_forward
+from moebius.distill.objectives.balance import balance, coarse_parameter, fine_parameter
+from moebius.distill.objectives.losses import Distance, LossOptions, Prediction, distillation_losses
+from moebius.distill.objectives.timesteps import (
+    Noised,
+    add_noise,
+    alphas_cumprod,
+    sample_noise,
+    sample_timesteps,
+    velocity,
+)
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
-from moebius.distill.sharding import gathered_by_forward
-from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps, velocity
 from moebius.errors import TrainingError
 from moebius.network.config import VaeConfig
 from moebius.network.student import Moebius
@@ -32,28 +39,28 @@ from moebius.network.vae import VaeDecoder, VaeEncoder
 
 
 class Outcome(NamedTuple):
-    """The loss to go backward from, and detached scalars for the log."""
+    """The loss to call `backward` on, and detached scalars for the log."""
 
     total: Tensor
     values: dict[str, Tensor]
 
 
 class Task(ABC):
-    """A kind of training. `module` is called through whatever wraps it; the rest of the state is the task's own."""
+    """A kind of training. The trainer calls `module` through its distributed wrapper."""
 
     network: nn.Module
     module: nn.Module
 
     @abstractmethod
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
-        """The loss of a batch; `module` is `self.module`, wrapped."""
+        """Computes the loss of a batch. `module` is `self.module` in its distributed wrapper."""
 
     @abstractmethod
     def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
-        """Passes a batch through a network of this kind as in training, for what the pass leaves in it."""
+        """Runs a forward pass as in training, to update the batch norm statistics of `network`."""
 
     frozen: tuple[nn.Module, ...] = ()
-    """What is not trained; the trainer moves it to its device."""
+    """Modules that are not trained; the trainer moves them to its device."""
 
 
 class _Predictor(nn.Module):
@@ -69,15 +76,17 @@ class _Predictor(nn.Module):
 
 
 class Encoder(Protocol):
-    """Pictures to samples of latents."""
+    """Encodes pictures to latents."""
 
     def __call__(self, batch: Batch) -> LatentBatch:
         """Encodes a batch."""
 
 
 def encoding(encoder: VaeEncoder, config: VaeConfig) -> Encoder:
-    """How pictures become samples (`moebius_runtime`'s pipeline does the same): the mode of the posterior, the mask by
-    the top-left pixel of each block."""
+    """An `Encoder` that matches `moebius_runtime`'s pipeline.
+
+    Latents are the mode of the posterior; the mask is sampled at the top-left pixel of each block.
+    """
 
     @torch.no_grad()
     def encode(batch: Batch) -> LatentBatch:
@@ -92,7 +101,7 @@ def encoding(encoder: VaeEncoder, config: VaeConfig) -> Encoder:
 
 
 class DiffusionTask(Task):
-    """Student or teacher on noisy latents; the student with a teacher beside it, or on the true noise alone."""
+    """Trains student or teacher on noisy latents; the student with a teacher, or on the true noise alone."""
 
     def __init__(
         self,
@@ -121,7 +130,7 @@ class DiffusionTask(Task):
         return self._encode(batch)
 
     def _noised(self, batch: Batch | LatentBatch, context: TrainContext) -> tuple[LatentBatch, Noised]:
-        """The batch as latents, and as the network sees it at timesteps that are drawn."""
+        """The batch as latents, and noised at randomly drawn timesteps."""
         sample = LatentBatch(*(value.to(context.device) for value in self.samples(batch)))
         count = sample.latents.shape[0]
         if self._crop:
@@ -145,7 +154,7 @@ class DiffusionTask(Task):
             network(torch.cat([noisy.latents, sample.mask, sample.masked], dim=1), noisy.timesteps, sample.categories)
 
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
-        """The losses that are on, balanced."""
+        """Computes and balances the enabled losses."""
         sample, noisy = self._noised(batch, context)
         timesteps = noisy.timesteps
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
@@ -190,7 +199,7 @@ _BLOCK = 8  # pixels of a side over which colours are averaged
 
 
 class _Autoencoder(nn.Module):
-    """Posterior and picture of a sample of it, given the noise of the sample."""
+    """Encodes a picture, samples the posterior with the given noise, and decodes the sample."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
@@ -203,23 +212,23 @@ class _Autoencoder(nn.Module):
 
 
 class VaeTask(Task):
-    """The autoencoder on pictures: absolute differences of pixels and of edges, and a light pull to N(0, 1)."""
+    """Trains the autoencoder on pictures: absolute errors of pixels, edges and colours, and a small KL term."""
 
     def __init__(self, vae: nn.Module, config: VaeConfig, losses: VaeLosses) -> None:
         self.network, self.module = vae, _Autoencoder(vae)
         self._config, self._losses = config, losses
 
     def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
-        """Nothing: an autoencoder has no batch norms."""
+        """Does nothing: the autoencoder has no batch norms."""
 
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
-        """Reconstruction losses; a share of the pictures has its hole emptied, in input and target alike."""
+        """Reconstruction losses. For a share of the pictures the masked region is 0, in input and target."""
         assert isinstance(batch, Batch), "settings that train a VAE on latents are refused"
         count, options = batch.image.shape[0] * context.world, self._losses
         image = batch.image.to(context.device)
         emptied = context.own(torch.rand(count, generator=context.generator)) < options.masked
-        hole = batch.mask.to(context.device) * emptied[:, None, None, None]
-        image = image * (1 - hole)
+        mask = batch.mask.to(context.device) * emptied[:, None, None, None]
+        image = image * (1 - mask)
         side = image.shape[-1] // self._config.downscale
         shape = (count, self._config.latent_channels, side, side)
         noise = context.own(torch.randn(shape, generator=context.generator))
@@ -237,7 +246,7 @@ class VaeTask(Task):
 
 
 def edge_loss(image: Tensor, wanted: Tensor, scales: int = 3) -> Tensor:
-    """Mean absolute error of differences between neighbours, at full size, half, quarter, ...: blur costs here.
+    """Mean absolute error of differences between adjacent pixels at full, half, quarter, ... size; penalizes blur.
 
     Both [B, C, H, W], sides divisible by 2^(scales - 1).
     """
@@ -250,26 +259,26 @@ def edge_loss(image: Tensor, wanted: Tensor, scales: int = 3) -> Tensor:
 
 
 def hole_weights(mask: Tensor, weight: float) -> Tensor:
-    """`weight` in the hole and 1 elsewhere, divided by the mean over each sample: [B, 1, S, S] -> the same."""
+    """Loss weights: `weight` in the masked region, 1 elsewhere, scaled to a mean of 1 per sample. [B, 1, S, S]."""
     counts = 1 + (weight - 1) * mask
     return counts / counts.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def crop_to_hole(batch: LatentBatch, size: int, places: Tensor) -> LatentBatch:
-    """A square of each sample that holds some place of its hole.
+    """Crops a square from each sample that contains part of its masked region.
 
     Args:
         batch: on one device, S >= size.
         size: of the square.
-        places: [B, 3] in [0, 1): which place of the hole, and where in the square it comes to lie.
+        places: [B, 3] in [0, 1): a pixel of the masked region, and its row and column in the square.
     """
     side = batch.mask.shape[-1]
     if side < size:
         raise TrainingError(f"a crop of {size} from latents of {side}x{side}; give latent_crop {side} or less")
     rows: list[list[Tensor]] = []
     for index, (which, down, right) in enumerate(places.tolist()):
-        hole = batch.mask[index, 0].nonzero()  # [places, 2]
-        y, x = hole[int(which * len(hole))].tolist() if len(hole) else (side // 2, side // 2)
+        masked_at = batch.mask[index, 0].nonzero()  # [places, 2]
+        y, x = masked_at[int(which * len(masked_at))].tolist() if len(masked_at) else (side // 2, side // 2)
         top, left = (min(max(at - int(share * size), 0), side - size) for at, share in ((y, down), (x, right)))
         square = (slice(index, index + 1), slice(None), slice(top, top + size), slice(left, left + size))
         rows.append([value[square] for value in (batch.latents, batch.masked, batch.mask)])
@@ -278,23 +287,23 @@ def crop_to_hole(batch: LatentBatch, size: int, places: Tensor) -> LatentBatch:
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Batch norms use and keep their running statistics; gains and shifts still train. Call after each `train()`."""
+    """Freezes batch norm statistics; gains and shifts still train. Call after each `train()`."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def statistics(network: nn.Module) -> list[Tensor]:
-    """The running statistics of all batch norms, with their counts: the buffers themselves, not copies."""
+    """The statistics buffers of all batch norms, with their counts: not copies."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode within the block; afterwards each module is in the mode that it was in before.
+    """Puts a network into eval mode within the block and restores the mode of each module afterwards.
 
-    `network.train()` would not do: it puts batch norms that `freeze_statistics` froze into training again.
+    `network.train()` would unfreeze batch norms that `freeze_statistics` froze.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -306,6 +315,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def halves(vae: nn.Module) -> tuple[VaeEncoder, VaeDecoder]:
-    """Encoder and decoder of an autoencoder, without gradients."""
+    """Splits an autoencoder into a frozen encoder and decoder."""
     vae.requires_grad_(False).eval()
     return VaeEncoder(vae), VaeDecoder(vae)

@@ -1,4 +1,4 @@
-"""What a training step depends on beside network and batch: device, random draws, precision, the other processes."""
+"""The context of a training step: device, random generator, precision, and the other processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _Result = TypeVar("_Result")
 
 @dataclass
 class TrainContext:
-    """Where and how a training step runs.
+    """Device, random generator, precision and processes of a training step.
 
     Attributes:
         device: of the network and of the batches.
-        generator: on the CPU, in the same state in every process: draws are made for the global batch.
+        generator: on the CPU, in the same state in every process; it draws for the global batch.
         rank: this process among `world`.
         world: number of processes.
         accelerator: gives autocast, the gradient scaler and reductions; None means float32 in a single process.
@@ -35,18 +35,18 @@ class TrainContext:
     accelerator: Accelerator | None = None
 
     def own(self, drawn: Tensor) -> Tensor:
-        """This process' rows of what was drawn for the global batch, on its device: [B * world, ...] -> [B, ...]."""
+        """Selects this process' rows of a global draw, on its device: [B * world, ...] -> [B, ...]."""
         return drawn[self.rank :: self.world].to(self.device)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision, where the accelerator has it on."""
+        """Autocast, if the accelerator uses mixed precision."""
         if self.accelerator is None:
             return nullcontext()
         return cast(AbstractContextManager[None], self.accelerator.autocast())
 
     @property
     def scale(self) -> float:
-        """The gradient scaler's present factor; 1 without a scaler."""
+        """The gradient scaler's current factor; 1 without a scaler."""
         scaler = None if self.accelerator is None else self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 

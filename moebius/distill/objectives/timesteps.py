@@ -1,8 +1,8 @@
-"""The forward process in training: timesteps and noise drawn from a seeded generator, noise added and taken off.
+"""The forward diffusion process in training: draws timesteps and noise, adds noise, estimates clean latents.
 
 The noise levels are those of the runtime's schedule, `moebius_runtime.sampling.schedule.NoiseSchedule`.
-A generator draws on its own device; results are moved to the device that is asked for, so a CPU generator gives the
-same batch whatever the training runs on.
+A generator draws on its own device and results are moved to the requested one, so a CPU generator gives the same batch
+on every device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TimestepSampling = Literal["uniform", "lognorm"]
 
 
 class Noised(NamedTuple):
-    """A batch after the forward process: noisy latents and what is asked of the network [B, C, h, w], timesteps [B]."""
+    """A noised batch: noisy latents and prediction target [B, C, h, w], timesteps [B]."""
 
     latents: Tensor
     target: Tensor
@@ -47,13 +47,12 @@ def sample_timesteps(
     std: float = 1.0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Timesteps from 0 to `count` - 1, int64 [batch].
+    """Draws timesteps from 0 to `count` - 1, int64 [batch].
 
-    "uniform": every timestep alike. "lognorm": floor(count * sigmoid(x)), x ~ N(mean, std²), so the middle of the
-    process is seen most often and P(t < k) = Φ((logit(k / count) - mean) / std). This is the distribution that Esser
-    et al. 2024, "Scaling Rectified Flow Transformers", section 3.1, call logit-normal and their tables "lognorm".
-    Moebius' released command has the flag `lognorm_t`; what the flag does was not published with it, and this reading
-    is ours. With mean 0 the distribution is symmetric: it does not matter which end is called noise.
+    "uniform": all timesteps are equally likely. "lognorm": floor(count * sigmoid(x)), x ~ N(mean, std²), which prefers
+    the middle; P(t < k) = Φ((logit(k / count) - mean) / std). This is the logit-normal distribution of Esser et al.
+    2024, "Scaling Rectified Flow Transformers", section 3.1. Moebius' released command has a flag `lognorm_t` whose
+    code was not published; this interpretation is ours.
 
     Raises:
         TrainingError: an unknown sampling, or std not above 0.
@@ -78,7 +77,7 @@ def sample_noise(
     offset: float = 0.0357,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """N(0, 1) noise, plus `offset` * N(0, 1) per sample and channel: float32 of `shape` [B, C, h, w].
+    """Draws N(0, 1) noise plus `offset` * N(0, 1) per sample and channel, float32 of `shape` [B, C, h, w].
 
     The offset is drawn after the noise and lets the network learn to move a picture's mean (Guttenberg 2023).
 
@@ -94,7 +93,7 @@ def sample_noise(
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -> Tensor:
-    """sqrt(a) * latents + sqrt(1 - a) * noise, a = bars[t] (Ho et al. 2020, equation 4).
+    """Adds noise: sqrt(a) * latents + sqrt(1 - a) * noise, a = bars[t] (Ho et al. 2020, equation 4).
 
     Args:
         latents: clean, scaled latents [B, C, h, w].
@@ -110,7 +109,7 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -
 
 
 def velocity(latents: Tensor, noise: Tensor, timesteps: Tensor, bars: Tensor) -> Tensor:
-    """sqrt(a) * noise - sqrt(1 - a) * latents: what a network of `prediction_type` "v_prediction" is asked for.
+    """The target of "v_prediction" networks: sqrt(a) * noise - sqrt(1 - a) * latents.
 
     Salimans and Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models", appendix D. Shapes and types
     as in `add_noise`.
@@ -126,12 +125,12 @@ def predict_clean(
     bars: Tensor,
     prediction_type: PredictionType = "epsilon",
 ) -> Tensor:
-    """The one-step estimate of the clean latents: `add_noise` turned round.
+    """Estimates the clean latents in one step: the inverse of `add_noise`.
 
-    From the noise, (noisy - sqrt(1 - a) * noise) / sqrt(a) (Ho et al. 2020, equation 15): an error in the noise comes
-    out multiplied by sqrt((1 - a) / a), by 14.6 at the last timestep. From the velocity, sqrt(a) * noisy -
-    sqrt(1 - a) * velocity (Salimans and Ho 2022): an error in it comes out multiplied by at most 1. Shapes and types
-    as in `add_noise`; `predicted` is the true value or a prediction of it.
+    From the noise, (noisy - sqrt(1 - a) * noise) / sqrt(a) (Ho et al. 2020, equation 15): an error in the noise is
+    multiplied by sqrt((1 - a) / a), which is 14.6 at the last timestep. From the velocity, sqrt(a) * noisy -
+    sqrt(1 - a) * velocity (Salimans and Ho 2022): an error is multiplied by at most 1. Shapes and dtypes as in
+    `add_noise`; `predicted` is the true value or a prediction of it.
     """
     signal, spread = _factors(timesteps, bars, noisy)
     if prediction_type == "v_prediction":

@@ -1,12 +1,9 @@
-"""The weights at the end of a run, as the other commands read them."""
+"""Writes the weights at the end of a run in the format that the other commands read."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,8 @@ from torch import Tensor
 
 from moebius.distill.settings import Settings
 from moebius.errors import TrainingError
+from moebius_runtime.errors import OutputError
+from moebius_runtime.files import atomic_write
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -43,25 +42,16 @@ def write_weights(settings: Settings, state: Mapping[str, Tensor], step: int) ->
         content |= asdict(getattr(sizes, settings.train)) | {"prediction_type": sizes.prediction_type}
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
-        target = settings.out / WEIGHTS
-        _placed(target, lambda part: save_file(tensors, part))
-        text = json.dumps(content, indent=1) + "\n"
-        _placed(settings.out / "config.json", lambda part: part.write_text(text, "utf-8"))
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        target, config = settings.out / WEIGHTS, settings.out / "config.json"
+        for name in (target.name, config.name):
+            for leftover in settings.out.glob(f".{name}.*.part"):  # of a run that was killed
+                leftover.unlink(missing_ok=True)
+        with atomic_write(target) as stream:
+            save_file(tensors, stream.name)
+        with atomic_write(config) as stream:
+            stream.write(json.dumps(content, indent=1).encode() + b"\n")
+    except (OSError, OutputError, SafetensorError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        reason = getattr(cause, "strerror", None) or error
         raise TrainingError(f"cannot write the weights to {settings.out}: {reason}; free some space") from error
     return target
-
-
-def _placed(target: Path, write: Any) -> None:
-    for left in target.parent.glob(f".{target.name}.*.part"):  # by a run that was killed; one run writes to a folder
-        left.unlink(missing_ok=True)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    try:
-        write(part)
-        with open(part, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(part, target)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: all that the next step depends on, in a folder that appears whole or not at all.
+"""Checkpoints of a run: all state of the next step, in a folder that is written atomically.
 
     OUT/checkpoints/step-00001200/
-      state.json            step, settings, what is no tensor of optimizer, schedule and scaler
+      state.json            step, settings, and the state of optimizer, schedule and scaler without tensors
       network.safetensors   weights and buffers in training
       average.safetensors   the averaged ones (EMA), where there are any
       optimizer.safetensors momenta, by parameter name
@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moebius.distill.sharding import spread_as, whole
+from moebius.distill.loop.sharding import spread_as, whole
 from moebius.errors import TrainingError
 
 _NAME = re.compile(r"step-([0-9]{8})")
@@ -56,12 +56,12 @@ class RunState:
 
 
 def folder_of(out: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps is."""
+    """Folder of the checkpoint after `step` steps."""
     return out / "checkpoints" / f"step-{step:08d}"
 
 
 def latest(out: Path) -> Path | None:
-    """The checkpoint with the most steps, if any. Unfinished ones have other names."""
+    """The complete checkpoint with the most steps, or None."""
     return max(_all(out), default=None)
 
 
@@ -79,7 +79,7 @@ def write_rank(part: Path, rank: int, state: RankState) -> None:
 
 
 def begin(out: Path) -> Path:
-    """A new folder under a temporary name, in the folder of the checkpoints; removes those that killed runs left.
+    """Creates a folder under a temporary name for a new checkpoint; removes leftovers of killed runs.
 
     Only one run may write to `out`, and only its main process calls this.
 
@@ -100,7 +100,7 @@ def begin(out: Path) -> Path:
 
 
 def finish(part: Path, out: Path, step: int, state: RunState, keep: int) -> Path:
-    """Writes the shared part and gives the folder its name; then removes all but the last `keep`.
+    """Writes the shared part, renames the folder to its final name, and removes all but the last `keep`.
 
     Raises:
         TrainingError: the disk is full or not writable. The checkpoints before are untouched.
@@ -113,7 +113,7 @@ def finish(part: Path, out: Path, step: int, state: RunState, keep: int) -> Path
             _save_tensors(state.average, part / "average.safetensors")
         _save_json(state.numbers | {"schema_version": _SCHEMA}, part / "state.json")
         if target.exists():
-            remove(target)  # of a run that went on from an earlier one
+            remove(target)  # of a run that was resumed from an earlier checkpoint
         os.replace(part, target)
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
@@ -127,8 +127,10 @@ def finish(part: Path, out: Path, step: int, state: RunState, keep: int) -> Path
 
 
 def remove(folder: Path) -> None:
-    """Removes a checkpoint or a temporary folder, as far as it can. Killed on the way, it leaves no half checkpoint:
-    what is left has a temporary name, and the next `begin` removes it."""
+    """Removes a checkpoint or temporary folder, ignoring errors.
+
+    The folder is renamed to a temporary name first, so an interruption leaves no half checkpoint.
+    """
     doomed = _temporary(folder.parent)
     with suppress(OSError):
         os.replace(folder, doomed)
@@ -136,7 +138,7 @@ def remove(folder: Path) -> None:
 
 
 def read(folder: Path, rank: int) -> tuple[RunState, RankState]:
-    """What `finish` and `write_rank` wrote.
+    """Reads a checkpoint for one process.
 
     Raises:
         TrainingError: a file is missing, damaged, or of another version.
@@ -179,7 +181,7 @@ def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> tup
 def load_optimizer(
     network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[Any]
 ) -> None:
-    """Gives back what `optimizer_state` took.
+    """Restores the state from `optimizer_state`.
 
     Raises:
         TrainingError: they are of another network.
@@ -230,7 +232,7 @@ def _save_json(content: Any, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bytes, or a folder's names, to the disk."""
+    """Flushes a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

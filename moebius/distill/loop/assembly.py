@@ -1,8 +1,8 @@
-"""From settings to networks, data and task."""
+"""Builds the networks, the data stream and the task of a training run from its settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -11,18 +11,19 @@ from moebius.data.datasets import Batch, SampleStream, batches
 from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.data.opening import open_source
 from moebius.data.sources import IndexedSource, JoinedSource, Source
-from moebius.distill.losses import LossOptions
-from moebius.distill.perceptual import ELatentLpips
+from moebius.distill.loop.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
+from moebius.distill.objectives.losses import LossOptions
+from moebius.distill.objectives.perceptual import ELatentLpips
 from moebius.distill.settings import DataSettings, PerceptualSettings, Settings
-from moebius.distill.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
 from moebius.errors import TrainingError
 from moebius.network.config import Preset
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
 from moebius.network.vae import VaeDecoder, build_vae
 from moebius.weights.load import check_prediction_type, load_student, load_teacher, load_vae
+from moebius.weights.sources import Progress
 
-Say = Callable[[str], None]
+Say = Progress  # the name of version 0.1
 _ONLY_TASK = LossOptions(coarse=0.0, fine=0.0, perceptual=0.0)
 
 
@@ -30,20 +31,20 @@ class Stream(Protocol):
     """Batches of one process, with a position that can be saved."""
 
     def __iter__(self) -> Iterator[Batch | LatentBatch]:
-        """Batches without end."""
+        """Yields batches endlessly."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that was given."""
+        """The position after the last batch returned."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position."""
+        """Continues from a saved position."""
 
     def close(self) -> None:
-        """Ends its threads."""
+        """Stops its threads."""
 
 
 class PictureStream:
-    """Batches of pictures: a `SampleStream` in the shape of `Stream`."""
+    """Adapts a `SampleStream` to `Stream`: batches of pictures."""
 
     def __init__(self, stream: SampleStream, batch: int, num_categories: int) -> None:
         self._stream, self._batch, self._categories = stream, batch, num_categories
@@ -64,35 +65,33 @@ class PictureStream:
         self._stream.close()
 
 
-def build_task(settings: Settings, say: Say = lambda text: None) -> Task:
-    """The networks of a run with their weights, and what is done with them.
+def build_task(settings: Settings, progress: Progress = lambda text: None) -> Task:
+    """Builds the task of a run: its networks, with weights, and its losses.
 
-    Fresh weights are drawn from torch's global generator: seed it first.
+    Fresh weights are drawn from torch's global generator, so seed that first.
 
     Raises:
-        TrainingError, CheckpointError: weights, or what they are for, cannot be had.
+        TrainingError, CheckpointError: weights are missing or do not fit.
     """
-    sizes = settings.network.build()
+    sizes, init = settings.network.build(), settings.init
     if settings.train == "vae":
-        vae = build_vae(sizes.vae) if settings.init is None else load_vae(settings.init, sizes.vae, say)[0]
+        vae = build_vae(sizes.vae) if init is None else load_vae(init, sizes.vae, progress)[0]
         return VaeTask(vae.requires_grad_(True), sizes.vae, settings.vae_losses)
     encode: Encoder | None = None
     if settings.data.latents is None:
-        encode = encoding(_vae_halves(settings, sizes, say)[0], sizes.vae)
+        encode = encoding(_vae_halves(settings, sizes, progress)[0], sizes.vae)
     if settings.train == "teacher":
-        teacher = (
-            Teacher(sizes.teacher) if settings.init is None else load_teacher(settings.init, sizes.teacher, say)[0]
-        )
+        teacher = Teacher(sizes.teacher) if init is None else load_teacher(init, sizes.teacher, progress)[0]
         if settings.gradient_checkpointing:
             teacher.diff_model.enable_gradient_checkpointing()
         return DiffusionTask(teacher.requires_grad_(True), _ONLY_TASK, settings, encode=encode)
-    student = Moebius(sizes.student) if settings.init is None else load_student(settings.init, sizes.student, say)[0]
+    student = Moebius(sizes.student) if init is None else load_student(init, sizes.student, progress)[0]
     student.set_lambda_form(settings.lambda_form)
     student.diff_model.gradient_checkpointing = settings.gradient_checkpointing
     frozen = None
     if settings.teacher is not None and settings.losses.needs_teacher:
-        check_prediction_type(settings.teacher, sizes.prediction_type, say)
-        frozen = load_teacher(settings.teacher, sizes.teacher, say)[0].requires_grad_(False)
+        check_prediction_type(settings.teacher, sizes.prediction_type, progress)
+        frozen = load_teacher(settings.teacher, sizes.teacher, progress)[0].requires_grad_(False)
     return DiffusionTask(
         student.requires_grad_(True),
         settings.losses,
@@ -103,14 +102,14 @@ def build_task(settings: Settings, say: Say = lambda text: None) -> Task:
     )
 
 
-def decoder(settings: Settings, say: Say = lambda text: None) -> VaeDecoder:
-    """The decoder of the run's VAE, for sample pictures."""
-    return _vae_halves(settings, settings.network.build(), say)[1]
+def decoder(settings: Settings, progress: Progress = lambda text: None) -> VaeDecoder:
+    """Loads the decoder of the run's VAE, for sample pictures."""
+    return _vae_halves(settings, settings.network.build(), progress)[1]
 
 
-def _vae_halves(settings: Settings, sizes: Preset, say: Say) -> tuple[Any, VaeDecoder]:
+def _vae_halves(settings: Settings, sizes: Preset, progress: Progress) -> tuple[Any, VaeDecoder]:
     assert settings.vae is not None, "settings without a VAE where one is needed are refused"
-    return halves(load_vae(settings.vae, sizes.vae, say)[0])
+    return halves(load_vae(settings.vae, sizes.vae, progress)[0])
 
 
 def _perceptual(settings: PerceptualSettings | None) -> ELatentLpips:
@@ -121,10 +120,10 @@ def _perceptual(settings: PerceptualSettings | None) -> ELatentLpips:
 
 
 def build_stream(settings: Settings, rank: int = 0, world: int = 1, on_skip: Any = None) -> Stream:
-    """The samples of one process.
+    """Builds the sample stream of one process.
 
     Raises:
-        DataError: the data cannot be had.
+        DataError: the data is missing or unusable.
     """
     data, sizes = settings.data, settings.network.build()
     categories = sizes.teacher.num_categories if settings.train == "teacher" else sizes.student.num_categories
@@ -153,7 +152,7 @@ def build_stream(settings: Settings, rank: int = 0, world: int = 1, on_skip: Any
 
 
 def _check_latents(stream: EncodedStream, settings: Settings, sizes: Preset, categories: int) -> None:
-    """Refuses latents that the network cannot take. A teacher takes any size."""
+    """Checks that latents fit the network. A teacher takes any size."""
     made = stream.index.encoding
     wanted = sizes.student.sample_size
     if settings.train == "student" and made.latent_size != wanted:
@@ -169,7 +168,7 @@ def _check_latents(stream: EncodedStream, settings: Settings, sizes: Preset, cat
 
 
 def joined(data: DataSettings, size: int) -> Source:
-    """The sources of pictures as one."""
+    """Combines the picture sources of a run into one."""
     parts = [(open_source(part.source, data.scene_size or size), part.times) for part in data.pictures]
     if len(parts) == 1 and parts[0][1] == 1:
         return parts[0][0]
@@ -184,5 +183,5 @@ def joined(data: DataSettings, size: int) -> Source:
 
 
 def device_of(network: torch.nn.Module) -> torch.device:
-    """Where a network's parameters are."""
+    """Device of a network's parameters."""
     return next(network.parameters()).device

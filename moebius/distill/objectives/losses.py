@@ -21,24 +21,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebius.distill.timesteps import Noised, predict_clean
+from moebius.distill.objectives.timesteps import Noised, predict_clean
 from moebius.errors import TrainingError
 
 LossName = Literal["coarse", "task", "fine", "perceptual"]
 NAMES: tuple[LossName, ...] = ("coarse", "task", "fine", "perceptual")
 OUTPUT_NAMES: tuple[LossName, ...] = ("task", "fine", "perceptual")
-"""The losses on the network's output. The first of them that is on is what the others are balanced to."""
+"""The losses on the network's output. The others are balanced to the first enabled one."""
 
 
 class Distance(Protocol):
-    """A perceptual distance on latents, such as `moebius.distill.perceptual.ELatentLpips`."""
+    """A perceptual distance on latents, such as `moebius.distill.objectives.perceptual.ELatentLpips`."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Distances of x and y, both [B, 4, h, w] scaled latents, in any shape: their mean is the loss."""
 
 
 class Prediction(NamedTuple):
-    """What `forward_features` of a network answers: its output [B, 4, S, S] and feature maps [B, C, H, W] in order."""
+    """Result of a network's `forward_features`: output [B, 4, S, S] and feature maps [B, C, H, W] in order."""
 
     output: Tensor
     features: Sequence[Tensor]
@@ -71,7 +71,6 @@ class LossOptions:
     taps: tuple[Tap, ...] = (Tap(2, 5),)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a sum of losses."""
         for name, value in (*((name, self.multiplier(name)) for name in NAMES), *self._tap_weights()):
             if not (math.isfinite(value) and value >= 0):
                 raise TrainingError(f"the multiplier of {name} is {value}; expected 0 (off) or a number above 0")
@@ -89,17 +88,17 @@ class LossOptions:
 
     @property
     def active(self) -> tuple[LossName, ...]:
-        """The losses that are on, in the order of `NAMES`."""
+        """The enabled losses, in the order of `NAMES`."""
         return tuple(name for name in NAMES if self.multiplier(name))
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a loss that is on compares with the teacher."""
+        """Whether an enabled loss compares with the teacher."""
         return bool(self.coarse or self.fine)
 
 
 RELEASED_LOSSES = LossOptions(coarse=0.01, task=0.5, fine=0.01, perceptual=0.5)
-"""The multipliers of the released command. Its balance differs too: `moebius.distill.balance.RELEASED_BALANCE`."""
+"""The multipliers of the released command. Its balance differs too: `balance.RELEASED_BALANCE`."""
 
 
 def distillation_losses(
@@ -112,21 +111,21 @@ def distillation_losses(
     perceptual: Distance | None = None,
     weight: Tensor | None = None,
 ) -> dict[LossName, Tensor]:
-    """The losses that are on, each a scalar without its multiplier, float32 at least; the others are not computed.
+    """Computes the enabled losses, each a scalar without its multiplier, float32 at least.
 
-    Call it outside of autocast, as the released code does: the perceptual network would run in half precision, too.
+    Call it outside of autocast, as the released code does; otherwise the perceptual network runs in half precision.
 
     Args:
         options: which losses, and the taps of `coarse`.
         student: with its graph.
-        batch: what the student saw: noisy latents, what is to be predicted from them, timesteps.
-        bars: `moebius.distill.timesteps.alphas_cumprod()`.
-        teacher: its answer to the same input; no gradient goes into it.
+        batch: the student's input: noisy latents, prediction target, timesteps.
+        bars: `moebius.distill.objectives.timesteps.alphas_cumprod()`.
+        teacher: its prediction for the same input; detached.
         perceptual: the distance of the `perceptual` loss. Must let gradients through to its first argument.
-        weight: of squared errors of the output in `task` and `fine`, [B, 1, S, S]; None counts all alike, as the paper.
+        weight: weights [B, 1, S, S] of squared errors in `task` and `fine`; None is uniform, as in the paper.
 
     Raises:
-        TrainingError: a loss is on and what it compares with is missing, or shapes or tap indices do not fit.
+        TrainingError: an input of an enabled loss is missing, or shapes or tap indices do not fit.
     """
     ours = _wide(student.output)
     losses: dict[LossName, Tensor] = {}
@@ -182,5 +181,5 @@ def _mse(ours: Tensor, theirs: Tensor, name: str, weight: Tensor | None = None) 
 
 
 def _wide(value: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32: squares of small differences do not fit them."""
+    """Converts 16-bit values to float32, because squares of small differences underflow in 16 bits."""
     return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -1,8 +1,8 @@
 """E-LatentLPIPS as the perceptual distance: the package `elatentlpips`, with its weights from a file.
 
 Kang et al. 2024, "Distilling Diffusion Models into Conditional GANs", section 3.2. The package (licence CC BY-NC 4.0,
-not part of this project) downloads its weights into the working directory when it is used as it documents; here it is
-built empty, filled from a file that is checked like any checkpoint, and asks the network for nothing.
+not part of this project) normally downloads its weights into the working directory. Here it is built empty and
+filled from a file that is checked like any checkpoint; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SLICES = 5
 
 
 class ELatentLpips(nn.Module):
-    """The distance of latents in the features of a VGG-16 that was trained on latents, plus their mean |difference|.
+    """Distance of latents in the features of a VGG-16 trained on latents, plus their mean |difference|.
 
-    With `augment`, both are moved by the same random transformation first (ensembling), drawn from torch's global
-    generator. Nothing in it is trained.
+    With `augment`, the same random transformation is applied to both first (ensembling), drawn from torch's global
+    generator. The network is frozen.
 
     Args:
         weights: the package's calibrated weights for `encoder`, for SDXL's VAE `sdxl_latest_vgg16_tuned.pth`, or the
@@ -68,11 +68,11 @@ class ELatentLpips(nn.Module):
         self.network.eval()
 
     def train(self, mode: bool = True) -> ELatentLpips:
-        """Stays in evaluation: its dropout and batch norms are a measure, not a network in training."""
+        """Does nothing: the network always stays in eval mode."""
         return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """[B, 4, h, w] scaled latents, twice -> distances [B], float32. Gradients go to both."""
+        """Distances [B], float32, of scaled latents x and y [B, 4, h, w]. Differentiable in both."""
         ensembling = self.network.augment is not None
         distance = self.network(x.float(), y.float(), normalize=self._normalize, ensembling=ensembling)
         return distance.flatten()

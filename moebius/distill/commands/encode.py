@@ -1,4 +1,4 @@
-"""`moebius-distill encode`: the command. Heavy imports sit inside, so that `--help` is quick."""
+"""`moebius-distill encode`: encodes pictures and masks to latents."""
 
 from __future__ import annotations
 
@@ -22,38 +22,42 @@ def encode_command(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="scenes:COUNT\\[:SEED], photographs, a folder, a .jsonl or a .tar; several are joined. TEXT@N takes "
-            "each picture N times in an epoch."
+            help="Sources: scenes:COUNT\\[:SEED], photographs, a folder, a .jsonl or a .tar file. SOURCE@N repeats "
+            "each picture N times per epoch."
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder of the latents; a run that was stopped goes on.")],
-    vae: Annotated[str, typer.Option(help="The autoencoder's weights: hub:OWNER/REPO/FOLDER, a file or a folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the latents; an unfinished encoding there is continued.")],
+    vae: Annotated[str, typer.Option(help="Weights of the autoencoder: hub:OWNER/REPO/FOLDER, a file or a folder.")],
     count: Annotated[int, typer.Option(min=1, help="Pictures to encode.")],
     preset: Annotated[str, typer.Option(help="Sizes of the networks: full, small or tiny.")] = "full",
     size: Annotated[
-        int | None, typer.Option(min=16, help="Pixels of a side. Default: what the student's latents ask for.")
+        int | None, typer.Option(min=16, help="Side of the pictures in pixels. Default: the student's size.")
     ] = None,
     scene_size: Annotated[
-        int | None, typer.Option(min=16, help="Pixels at which scenes are drawn, before the crop. Default: --size.")
+        int | None, typer.Option(min=16, help="Side at which scenes are drawn before cropping. Default: --size.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of order, crops and masks.")] = 0,
-    holes: Annotated[str, typer.Option(help="training (the paper's) or small.")] = "training",
-    masks_per_picture: Annotated[int, typer.Option(min=1, help="Holes of each picture; its latent is kept once.")] = 1,
-    dtype: Annotated[str, typer.Option(help="Of the latents in the files: float16 or float32.")] = "float16",
-    bf16: Annotated[bool, typer.Option("--bf16", help="Let the encoder compute in bfloat16.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in one pass of the encoder.")] = 8,
-    shard_size: Annotated[int, typer.Option(min=1, help="Pictures of a file.")] = 256,
-    threads: Annotated[int, typer.Option(min=0, help="That draw and decode ahead.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of order, crops and masks.")] = 0,
+    masks: Annotated[
+        str, typer.Option("--masks", "--holes", help="Random masks: training (the paper's) or small.")
+    ] = "training",
+    masks_per_picture: Annotated[
+        int, typer.Option(min=1, help="Masks per picture; its own latent is stored once.")
+    ] = 1,
+    dtype: Annotated[str, typer.Option(help="Stored dtype of the latents: float16 or float32.")] = "float16",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run the encoder in bfloat16.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per encoder pass.")] = 8,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pictures per file.")] = 256,
+    threads: Annotated[int, typer.Option(min=0, help="Threads that draw and decode ahead.")] = 2,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda if there is one.")] = None,
 ) -> None:
-    """Encodes pictures and their holes to latents once, so that training does not pay for the VAE in every epoch.
+    """Encodes pictures and masks to latents once, so that training does not run the VAE in every epoch.
 
-    Stopped at any moment, the same command goes on.
+    After an interruption the same command continues.
     """
     from moebius.data.masks import HOLES
 
-    if holes not in HOLES:
-        raise DataError(f"--holes {holes}: expected {' or '.join(HOLES)}")
+    if masks not in HOLES:
+        raise DataError(f"--masks {masks}: expected {' or '.join(HOLES)}")
     if dtype not in ("float16", "float32"):
         raise DataError(f"--dtype {dtype}: expected float16 or float32")
     import torch
@@ -69,12 +73,12 @@ def encode_command(
         count, masks_per_picture, shard_size, batch, cast(Dtype, dtype), bf16, sizes.student.num_categories
     )
     pixels = size or sizes.student.sample_size * sizes.vae.downscale
-    with _stream(data, pixels, scene_size, holes, seed, threads) as stream:
+    with _stream(data, pixels, scene_size, masks, seed, threads) as stream:
         network, weights = load_vae(vae, sizes.vae, console.err.print)
         if weights.stand_in:
-            console.warn("the VAE's weights are random stand-ins: these latents are good for tests only")
+            console.warn("the VAE has random test weights: use these latents for tests only")
         encoder = VaeEncoder(network.requires_grad_(False)).to(place)
-        # A third less time on a CPU. torch's stubs do not know the argument.
+        # Saves a third of the time on a CPU. torch's stubs lack the argument.
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         columns = (
             TextColumn("pictures"),
@@ -92,19 +96,19 @@ def encode_command(
                 options,
                 lambda pictures: bars.update(bar, completed=pictures),
             )
-    left_out = f", {index.position.skipped} pictures left out" if index.position.skipped else ""
+    left_out = f", {index.position.skipped} pictures skipped" if index.position.skipped else ""
     megabytes = sum(shard.size for shard in index.shards) / 1e6
     samples = index.encoding.count * index.encoding.masks_per_picture
     console.out.print(f"{out}: {samples} samples of {count} pictures, {megabytes:.1f} MB{left_out}")
 
 
-def _stream(data: list[str], size: int, scene_size: int | None, holes: str, seed: int, threads: int) -> Any:
+def _stream(data: list[str], size: int, scene_size: int | None, masks: str, seed: int, threads: int) -> Any:
     from moebius.data.datasets import SampleStream
     from moebius.data.masks import HOLES
-    from moebius.distill.assembly import joined
+    from moebius.distill.loop.assembly import joined
     from moebius.distill.settings import DataSettings
 
-    settings = DataSettings(pictures=tuple(weighted(text) for text in data), scene_size=scene_size, masks=HOLES[holes])
+    settings = DataSettings(pictures=tuple(weighted(text) for text in data), scene_size=scene_size, masks=HOLES[masks])
     return SampleStream(
         joined(settings, size),
         size,
@@ -112,12 +116,12 @@ def _stream(data: list[str], size: int, scene_size: int | None, holes: str, seed
         crops=settings.crops,
         seed=seed,
         threads=threads,
-        on_skip=lambda name, reason: console.warn(f"left out {name}: {reason}"),
+        on_skip=lambda name, reason: console.warn(f"skipped {name}: {reason}"),
     )
 
 
 def weighted(text: str) -> Pictures:
-    """`TEXT` or `TEXT@N`: a source, N times within an epoch. A path that ends in `@N` itself is written `PATH@1`."""
+    """Parses `SOURCE` or `SOURCE@N` (N times per epoch). A path that itself ends in `@N` is written `PATH@1`."""
     from moebius.distill.settings import Pictures
 
     if match := _WEIGHTED.fullmatch(text):

@@ -1,8 +1,8 @@
-"""Weights of the losses from the norms of their gradients (paper, section 3.3, equations 4 and 5).
+"""Balances the losses by the norms of their gradients (paper, section 3.3, equations 4 and 5).
 
-Inside the output losses, at θ_F, the network's last weight: a loss gets the weight that makes its gradient as large as
-that of the task loss. Between them and the coarse loss, at θ_C, the last weight before the tapped feature: L_out gets
-the weight that makes its gradient as large as the coarse loss'. The weights are constants: no gradient goes into them.
+At θ_F, the network's last weight, each output loss is weighted so that its gradient is as large as the task loss'. At
+θ_C, the last weight before the tapped feature, L_out is weighted so that its gradient is as large as the coarse loss'.
+The weights are constants: no gradient flows through them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moebius.distill.losses import OUTPUT_NAMES, LossName, LossOptions
+from moebius.distill.objectives.losses import OUTPUT_NAMES, LossName, LossOptions
 from moebius.errors import TrainingError
 from moebius.network.student import Level, Moebius, SeparableConv
 
 
 @dataclass(frozen=True)
 class BalanceOptions:
-    """How the norms become weights: (|∇a| / (|∇b| + epsilon)) ** exponent, at most `limit`.
+    """Options of the balancing weights (|∇a| / (|∇b| + epsilon)) ** exponent, at most `limit`.
 
-    The defaults are the paper's equations: norms squared, `coarse` balanced against the whole of L_out. What the
-    equations leave open (division by 0, a bound) is the released code's. That code takes the norms as they are and, at
-    θ_C, the task loss alone: `RELEASED_BALANCE`.
+    The defaults are the paper's equations: squared norms, `coarse` balanced against all of L_out. Epsilon and limit,
+    which the equations do not give, are the released code's. That code uses exponent 1 and, at θ_C, the task loss only:
+    `RELEASED_BALANCE`.
 
     Raises:
         TrainingError: an exponent, epsilon or limit out of range.
@@ -41,7 +41,6 @@ class BalanceOptions:
     coarse_limit: float = 1e4
 
     def __post_init__(self) -> None:
-        """Refuse what gives no weights."""
         if not (math.isfinite(self.exponent) and self.exponent > 0):
             raise TrainingError(f"the balance's exponent is {self.exponent}; expected above 0 (the paper's is 2)")
         if self.against not in ("out", "task"):
@@ -59,7 +58,7 @@ RELEASED_BALANCE = BalanceOptions(exponent=1.0, against="task")
 
 
 class Balanced(NamedTuple):
-    """The loss to call `backward` on, and what it is made of, detached scalars for a log.
+    """The loss to call `backward` on, and detached scalars for a log.
 
     `weights`: of `fine` and `perceptual` in L_out and of `out` in the total, where they are on.
     `norms`: gradient norms, named "task at θ_F" and so on; those that a weight needed.
@@ -80,31 +79,30 @@ def balance(
     scale: float = 1.0,
     reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Balanced:
-    """The sum of the losses with multipliers and balancing weights: L = m_C L_C + w_out L_out.
+    """Sums the losses with multipliers and balancing weights: L = m_C L_C + w_out L_out.
 
-    L_out = m_task L_task + m_fine w_fine L_fine + m_perceptual w_perceptual L_perceptual. The weights are found without
-    the multipliers, so that a multiplier says what share a loss has once all are balanced. With the task loss off, the
-    first output loss that is on takes its place (weight 1); with `coarse` or all output losses off, w_out is 1. The
-    paper does not say what its ablation did there.
+    L_out = m_task L_task + m_fine w_fine L_fine + m_perceptual w_perceptual L_perceptual. The weights are computed
+    without the multipliers, so a multiplier is the share of a loss after balancing. If the task loss is off, the first
+    enabled output loss takes its place (weight 1); if `coarse` or all output losses are off, w_out is 1. The paper does
+    not describe these cases.
 
-    The forward pass' graph is kept for the backward pass of the total, and no `.grad` is touched, so gradients of
-    earlier batches may be there (accumulation): each batch is balanced on its own. Costs, beside the passes anyway
-    needed: short ones at θ_F, and at θ_C one through the upper half of the network.
+    The graph is kept for the backward pass of the total. No `.grad` is touched, so gradients may be accumulated; each
+    batch is balanced on its own. The additional cost is short passes at θ_F, and one through the upper half of the
+    network at θ_C.
 
     Args:
         losses: of `distillation_losses`, with their graph.
-        options: the multipliers.
-        settings: how norms become weights.
+        options: multipliers of the losses.
+        settings: options of the balance.
         fine: θ_F, see `fine_parameter`.
         coarse: θ_C, see `coarse_parameter`.
-        scale: a gradient scaler's present factor. Losses are multiplied by it before, and norms divided after, so that
-            float16 gradients do not vanish on the way. Where they overflow, weights and total are NaN, so that the
-            scaler skips the step.
-        reduce: averages a gradient over processes, so that the weights are those of the global batch. None: each
-            process has weights of its own.
+        scale: current factor of a gradient scaler. Losses are multiplied and norms divided by it, so that float16
+            gradients do not underflow. If they overflow, weights and total are NaN and the scaler skips the step.
+        reduce: averages a gradient over processes, which gives the weights of the global batch. None: each process
+            has its own weights.
 
     Raises:
-        TrainingError: a loss is on and not given, or does not depend on θ.
+        TrainingError: an enabled loss is missing, or does not depend on θ.
     """
     if missing := ", ".join(name for name in options.active if name not in losses):
         raise TrainingError(f"the losses {missing} are on and have no value; compute them or switch them off")

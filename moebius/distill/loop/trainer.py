@@ -14,14 +14,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from moebius.distill import checkpoints
-from moebius.distill.assembly import Stream, build_stream, build_task
-from moebius.distill.checkpoints import RankState, RunState
-from moebius.distill.context import TrainContext
-from moebius.distill.finishing import write_weights
-from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule, restore_schedule
-from moebius.distill.settings import Settings, changed
-from moebius.distill.sharding import (
+from moebius.distill.loop import checkpoints
+from moebius.distill.loop.assembly import Stream, build_stream, build_task
+from moebius.distill.loop.checkpoints import RankState, RunState
+from moebius.distill.loop.context import TrainContext
+from moebius.distill.loop.finishing import write_weights
+from moebius.distill.loop.sharding import (
     before_prepare,
     check_distribution,
     check_environment,
@@ -31,7 +29,9 @@ from moebius.distill.sharding import (
     whole,
     whole_state,
 )
-from moebius.distill.tasks import Task, freeze_statistics, statistics
+from moebius.distill.loop.tasks import Task, freeze_statistics, statistics
+from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule, restore_schedule
+from moebius.distill.settings import Settings, changed
 from moebius.errors import TrainingError
 
 _Value = TypeVar("_Value")
@@ -42,43 +42,43 @@ _LEAST_SCALE = 1e-4
 
 
 class DivergedError(TrainingError):
-    """A loss or a gradient became NaN or infinite. The last checkpoint is as it was."""
+    """A loss, gradient or weight became NaN or infinite. The last checkpoint is unchanged."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the loop says after a step: the number of steps done, and the means over all processes."""
+    """Result of a step: the number of steps done, and means over all processes by name."""
 
     step: int
     values: dict[str, float]
 
 
 class Trainer:
-    """One run, from its settings to its weights.
+    """Runs the training that the settings describe and writes its weights.
 
     Args:
         settings: checked.
-        say: told of each stage, in words.
-        on_skip: told name and reason of each picture that is left out.
+        progress: called with a line of text at each stage.
+        on_skip: called with name and reason of each skipped picture.
 
     Attributes:
-        on_step: told of each step.
-        on_samples: given step, task and averaged network when sample pictures are due, in the main process.
+        on_step: called with a `Report` after each step.
+        on_samples: called in the main process with step, task and averaged network when sample pictures are due.
 
     Raises:
-        TrainingError, CheckpointError, DataError: what the settings name cannot be had.
+        TrainingError, CheckpointError, DataError: something that the settings name is missing or unusable.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        say: Callable[[str], None] = lambda text: None,
+        progress: Callable[[str], None] = lambda text: None,
         on_skip: Callable[[str, str], None] | None = None,
     ) -> None:
-        self.settings, self._say = settings, say
+        self.settings, self._progress = settings, progress
         self.on_step: Callable[[Report], None] = lambda report: None
         self.on_samples: Callable[[int, Task, nn.Module], None] | None = None
         check_environment()
@@ -93,7 +93,7 @@ class Trainer:
         check_precision(self._accelerator)
         self._rank, self._world = self._accelerator.process_index, self._accelerator.num_processes
         torch.manual_seed(settings.seed)
-        self.task = build_task(settings, say)
+        self.task = build_task(settings, progress)
         self.stream: Stream = build_stream(settings, self._rank, self._world, on_skip)
         module = self.task.module
         if settings.batch_norm == "sync":
@@ -115,12 +115,12 @@ class Trainer:
         self._saved: Path | None = None
 
     def resume(self) -> int:
-        """Goes on from the newest checkpoint of `settings.out`, if there is one; returns the steps done.
+        """Continues from the newest checkpoint in `settings.out`, if there is one. Returns the number of steps done.
 
-        Settings that may change (learning rate, schedule, precision) are those of `settings`, not the checkpoint's.
+        Settings that may change (learning rate, schedule, precision) come from `settings`, not from the checkpoint.
 
         Raises:
-            TrainingError: it is of other settings, or damaged.
+            TrainingError: the checkpoint belongs to other settings, or is damaged.
         """
         folder = self._from_main(checkpoints.latest(self.settings.out))
         if folder is None:
@@ -145,14 +145,14 @@ class Trainer:
         if torch.cuda.is_available() and "cuda" in own.generators:
             torch.cuda.set_rng_state(own.generators["cuda"])
         self.step, self._saved = int(shared.numbers["step"]), folder
-        self._say(f"going on from step {self.step} ({folder})")
+        self._progress(f"resuming from step {self.step} ({folder})")
         return self.step
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Path | None:
-        """Trains to the end, keeping checkpoints, and writes the weights; returns their folder.
+        """Trains to the last step, saves checkpoints, and writes the weights. Returns their folder.
 
-        `stop` is called after each step. If it returns True in any process, all of them end the run after that step,
-        with a checkpoint and without the weights: None.
+        `stop` is called after each step. If it returns True in any process, all of them stop after that step with a
+        checkpoint, do not write weights, and return None.
 
         Raises:
             DivergedError: a loss, gradient or weight is NaN or infinite; with fp16, where steps are skipped until the
@@ -190,11 +190,11 @@ class Trainer:
 
     @property
     def weights(self) -> nn.Module:
-        """The network that is kept in the end: the averaged one, if averaging is on."""
+        """The network whose weights are written: the averaged one if averaging is on."""
         return self.task.network if self.average is None else self.average.module
 
     def end(self) -> None:
-        """Leaves the group of processes."""
+        """Leaves the process group."""
         self._accelerator.end_training()
 
     def _one_step(self, batches: Iterator[Any]) -> Report:
@@ -207,7 +207,7 @@ class Trainer:
                 values = {"loss": outcome.total.detach(), **outcome.values}
                 for name, value in self._means(values).items():
                     sums[name] = sums.get(name, 0) + value / self.settings.accumulate
-                if scaler is None:  # a scaler skips the step and tries a smaller factor
+                if scaler is None:  # a gradient scaler skips the step and lowers its factor
                     self._check_finite("loss", sums["loss"], self.step + 1)
                 self._accelerator.backward(outcome.total)
                 if self._accelerator.sync_gradients:
@@ -223,7 +223,7 @@ class Trainer:
         if scaler is not None:
             sums |= {"skipped": torch.tensor(float(skipped)), "loss_scale": torch.tensor(self._context.scale)}
         if skipped:
-            # What overflowed in the forward pass is in the batch norms' statistics, from which it would never go.
+            # The forward pass put the overflow into the batch norms' running statistics, where it would stay.
             for value, kept in zip(statistics(self.task.module), before, strict=True):
                 value.copy_(kept)
             self._check_scale()
@@ -235,10 +235,13 @@ class Trainer:
         return Report(self.step, {name: float(value) for name, value in sums.items()})
 
     def _measure_statistics(self, network: nn.Module, batches: Iterator[Any]) -> None:
-        """Gives batch norms the mean statistics of further batches (Izmailov et al. 2018, section 3.2: averaged weights
-        have none of their own). Each process measures its own; the first one's are written."""
+        """Measures the batch norm statistics of the averaged weights on further batches.
+
+        Averaged weights have no statistics of their own (Izmailov et al. 2018, section 3.2). Each process measures its
+        own; those of the first process are written.
+        """
         count = self.settings.average_statistics
-        self._say(f"measuring the averaged network's batch norms on {count} batches")
+        self._progress(f"measuring the averaged network's batch norms on {count} batches")
         forward = _Forward(self.task, network, self._context)
         update_bn(((next(batches),) for _ in range(count)), forward)
 
@@ -252,7 +255,7 @@ class Trainer:
         if not bool(torch.isfinite(value)):
             raise DivergedError(
                 f"the {name} is {float(value)} in step {step}; {self._last_good}. Lower "
-                "`optimizer: {learning_rate: ...}`, warm up longer, or write `precision: fp32`, and go on with --resume"
+                "`optimizer: {learning_rate: ...}`, warm up longer, or write `precision: fp32`, and use --resume"
             )
 
     def _check_scale(self) -> None:
@@ -260,7 +263,7 @@ class Trainer:
             raise DivergedError(
                 f"float16 overflowed in so many steps that the gradient scaler's factor is {scale:.3g} after step "
                 f"{self.step + 1}; {self._last_good}. Write `precision: bf16` or fp32, or lower "
-                "`optimizer: {learning_rate: ...}`, and go on with --resume"
+                "`optimizer: {learning_rate: ...}`, and use --resume"
             )
 
     @property
@@ -268,7 +271,7 @@ class Trainer:
         return f"the last good state is {self._saved}" if self._saved else "no checkpoint was written yet"
 
     def _check_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Batch norms' statistics differ between processes, so this must run under `TrainContext.together`."""
+        """Checks that all weights are finite. Batch norm statistics differ by process: call under `together`."""
         for name, value in state.items():
             if value.is_floating_point():
                 self._check_finite(f"sum of {name}", value.sum(), self.step)
@@ -278,7 +281,7 @@ class Trainer:
         write_weights(self.settings, state, self.step)
 
     def _from_main(self, value: _Value) -> _Value:
-        """The main process' value, in all processes."""
+        """Broadcasts the main process' value to all processes."""
         held = [value]
         if self._world > 1:
             torch.distributed.broadcast_object_list(held)
@@ -320,13 +323,13 @@ class Trainer:
     def _check_identity(self, found: dict[str, Any], folder: Path) -> None:
         if other := changed(found, self.settings):
             raise TrainingError(
-                f"{folder} is of a run with other settings ({', '.join(other)}); a run that goes on keeps them. "
+                f"{folder} belongs to a run with other settings ({', '.join(other)}); a resumed run must keep them. "
                 "Restore them, or choose another `out`"
             )
 
 
 class _Forward(nn.Module):
-    """A task's forward pass of a network, as torch's `update_bn` calls it."""
+    """Adapts a task's forward pass to torch's `update_bn`."""
 
     def __init__(self, task: Task, network: nn.Module, context: TrainContext) -> None:
         super().__init__()
@@ -338,10 +341,10 @@ class _Forward(nn.Module):
 
 
 def _partial(settings: Settings) -> bool:
-    """Whether a step leaves parameters without a gradient, which distributed training has to be told."""
+    """Whether a step leaves parameters without a gradient, which DistributedDataParallel must know."""
     return settings.train == "student" and settings.losses.active == ("coarse",)
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without its functions, which the settings give again."""
+    """A scheduler's state without its functions, which come from the settings."""
     return {name: value for name, value in state.items() if name != "lr_lambdas"} | {"lr_lambdas": [None, None]}

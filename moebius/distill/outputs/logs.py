@@ -1,4 +1,4 @@
-"""Where a run's numbers go: lines of JSON, and TensorBoard."""
+"""Writes the metrics and sample pictures of a run as JSON lines and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 
 from PIL import Image
 
-from moebius.distill.samples import Picture
-from moebius.distill.trainer import Report
+from moebius.distill.loop.trainer import Report
+from moebius.distill.outputs.samples import Picture
 from moebius.errors import TrainingError
+from moebius_runtime.errors import OutputError
+from moebius_runtime.files import atomic_write
 
 
 class Log:
     """Writes means over `every` steps to `OUT/metrics.jsonl` and to `OUT/tensorboard`.
 
-    A run that goes on takes away the lines after the step that it goes on from, so that no step is there twice.
+    A resumed run first removes the lines after the step it resumes from, so that no step appears twice.
 
     Raises:
-        TrainingError: TensorBoard is asked for and not installed, or the folder is not writable.
+        TrainingError: TensorBoard is enabled and not installed, or the folder is not writable.
     """
 
     def __init__(self, out: Path, every: int, start: int, tensorboard: bool) -> None:
@@ -31,8 +33,9 @@ class Log:
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._drop_after(start)
-        except OSError as error:
-            raise TrainingError(f"cannot write in {out}: {error.strerror or error}; choose another `out`") from error
+        except (OSError, OutputError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(f"cannot write in {out}: {reason}; choose another `out`") from error
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +46,7 @@ class Log:
             self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
 
     def step(self, report: Report) -> dict[str, float] | None:
-        """Takes a step's values; returns the means when it writes them. Leaves out values that are not finite."""
+        """Adds a step's values. Returns the means when it writes them. Values that are not finite are ignored."""
         for name, value in report.values.items():
             if math.isfinite(value):
                 self._sums[name] = self._sums.get(name, 0.0) + value
@@ -61,7 +64,7 @@ class Log:
         return means
 
     def picture(self, step: int, picture: Picture) -> Path:
-        """Keeps a sheet of samples; returns its file."""
+        """Saves a sheet of samples; returns its file."""
         self._samples.mkdir(parents=True, exist_ok=True)
         path = self._samples / f"step-{step:08d}.png"
         Image.fromarray(picture).save(path)
@@ -70,7 +73,7 @@ class Log:
         return path
 
     def close(self) -> None:
-        """Writes what is held."""
+        """Flushes and closes TensorBoard."""
         if self._writer:
             self._writer.close()
 
@@ -79,9 +82,8 @@ class Log:
             return
         lines = self._path.read_text("utf-8").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        part = self._path.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        part.replace(self._path)
+        with atomic_write(self._path) as stream:
+            stream.write("".join(f"{line}\n" for line in kept).encode())
 
 
 def _step_of(line: str) -> float:

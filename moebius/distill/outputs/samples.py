@@ -1,4 +1,4 @@
-"""Pictures of a network in training: truth, what it sees, what it fills in."""
+"""Sample pictures of a network in training: truth, masked picture, result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
-from moebius.distill.tasks import DiffusionTask, Task, VaeTask, evaluating
+from moebius.distill.loop.tasks import DiffusionTask, Task, VaeTask, evaluating
 from moebius.network.config import PredictionType
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
@@ -30,7 +30,7 @@ def fill_latents(
     generator: torch.Generator,
     prediction_type: PredictionType = "epsilon",
 ) -> Tensor:
-    """Fills the holes by DDIM (Song et al. 2020), from noise, with guidance between the two category branches.
+    """Fills the masked region by DDIM (Song et al. 2020), from noise, with guidance between the category branches.
 
     Args:
         network: in eval mode.
@@ -80,10 +80,10 @@ def sheet(
     guidance_scale: float,
     seed: int = 0,
 ) -> Picture:
-    """One row a sample, uint8 [rows * height, columns * width, 3].
+    """Draws one row per sample, uint8 [rows * height, columns * width, 3].
 
-    Of a VAE: the picture and its reconstruction. Of student or teacher: truth, masked picture, filled picture, all
-    through the VAE, the last with the truth outside of the hole.
+    For a VAE: the picture and its reconstruction. For student or teacher: truth, masked picture, filled picture, all
+    through the VAE, the last with the truth outside the masked region.
     """
     with evaluating(network):
         if isinstance(task, VaeTask):
@@ -123,8 +123,8 @@ def _filled(
     with torch.no_grad():
         truth, masked, new = (decoder(value).cpu() for value in (samples.latents, samples.masked, filled))
     mask = samples.mask.cpu()
-    hole = nn.functional.interpolate(mask, size=truth.shape[2:], mode="nearest")
-    return [truth, masked, truth * (1 - hole) + new * hole]
+    masked_at = nn.functional.interpolate(mask, size=truth.shape[2:], mode="nearest")
+    return [truth, masked, truth * (1 - masked_at) + new * masked_at]
 
 
 def _device(network: nn.Module) -> torch.device:

@@ -1,0 +1,1 @@
+"""Commands of `moebius-distill`, one a file. Heavy imports sit inside, so that `--help` is quick."""

@@ -1,0 +1,1 @@
+"""What a training step minimizes: losses, their balance, timesteps and noise. Needs torch only."""

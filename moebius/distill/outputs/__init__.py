@@ -1,0 +1,1 @@
+"""What a run shows: sample pictures and logs."""
