@@ -288,7 +288,7 @@ EDITS = [
     (lambda c: c.update(target="tensorrt-fp8"), "'int8' in a plan for tensorrt-fp8; expected 'fp8' or 'float'"),
     (lambda c: c["nodes"].update({next(iter(c["nodes"])): "fp8"}), "'fp8' in a plan for tensorrt; expected 'int8'"),
     (lambda c: c.update(graph="vae_decoder"), "a plan of vae_decoder"),
-    (lambda c: c.update(more=1), "not an INT8 plan: more"),
+    (lambda c: c.update(more=1), "more: Extra inputs are not permitted"),
     (lambda c: c["ranges"].update({next(iter(c["ranges"])): [1.0, -1.0]}), "expected the lower number first"),
 ]
 

@@ -6,7 +6,6 @@ typed file again as it says. Like every file of a bundle it comes from anywhere,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +15,9 @@ from moebius_export.errors import ExportError
 from moebius_export.graph.kinds import FloatType
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.kept_functions import Keepable
-from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.bundle.json_files import json_lines, read_json
+from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel
+from moebius_runtime.files import atomic_write
 
 MAX_PLAN_BYTES = 4 << 20
 
@@ -119,34 +119,17 @@ class Plan(StrictModel):
                 raise ExportError(f"the plan of {self.graph} says nothing of the {what} {min(missing)!r}; add it")
 
 
+def plan_bytes(plan: Plan) -> bytes:
+    """Returns the plan as JSON, one entry per line."""
+    return json_lines({"schema_version": plan.schema_version} | plan.model_dump(mode="json", exclude_defaults=True))
+
+
 def write_plan(plan: Plan, path: Path) -> None:
-    """Writes a plan, an entry per line, whole or not at all."""
-    content = plan.model_dump(mode="json", exclude_defaults=True) | {"schema_version": plan.schema_version}
-    lines = []
-    for key, value in content.items():
-        if key in ("nodes", "weights"):
-            entries = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
-            lines.append(f" {json.dumps(key)}: {{\n{entries}\n }}")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    """Writes a plan, one entry per line, whole or not at all."""
     with atomic_write(path) as stream:
-        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        stream.write(plan_bytes(plan))
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan from a file.
-
-    Raises:
-        ExportError: the file is missing, too large, no JSON, or has a field that no plan has; the first is named.
-    """
-    try:
-        with open_plain(path) as stream:
-            data = stream.read(MAX_PLAN_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; expected a plan of `moebius-export precision`") from error
-    if len(data) > MAX_PLAN_BYTES:
-        raise ExportError(f"{path}: over {MAX_PLAN_BYTES >> 20} MiB, so it is no precision plan")
-    try:
-        return Plan.model_validate_json(data)
-    except ValueError as error:
-        raise ExportError(f"{path}: not a precision plan: {first_problem(error)}") from error
+    """Returns the plan of a file; `ExportError` as `moebius_runtime.bundle.json_files.read_json`."""
+    return read_json(path, Plan, MAX_PLAN_BYTES, "a precision plan of `moebius-export precision`", ExportError)

@@ -23,8 +23,8 @@ from moebius_export.graph.kinds import LowType
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.choose import module_path, node_kind
 from moebius_export.precision.plan import Measured, Plan
-from moebius_runtime.bundle.manifest import Sha256, ShortText, StrictModel, first_problem
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.bundle.json_files import read_json, write_json
+from moebius_runtime.bundle.manifest import Sha256, ShortText, StrictModel
 
 RELEASED = Path(__file__).with_name("released.json")
 """The file for the released network."""
@@ -166,35 +166,14 @@ def shipped_from(plan: Plan, graph: Opened, network: str, derived: str) -> Shipp
 
 
 def write_shipped(plan: ShippedPlan, path: Path) -> None:
-    """Writes the file, an entry per line, whole or not at all."""
-    lines = []
-    for key, value in plan.model_dump(mode="json").items():
-        if isinstance(value, list) and value:
-            lines.append(f" {json.dumps(key)}: [\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    with atomic_write(path) as stream:
-        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    """Writes the plan, one entry per line, whole or not at all."""
+    write_json(plan.model_dump(mode="json"), path)
 
 
 def read_shipped(path: Path) -> ShippedPlan:
-    """The plan of a file that may come from anywhere.
-
-    Raises:
-        ExportError: the file is missing, too large, no JSON, or has a field that is wrong; the first is named.
-    """
-    expected = "expected a plan that `moebius-export precision BUNDLE --save-plan FILE` wrote"
-    try:
-        with open_plain(path) as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; {expected}") from error
-    if len(data) > _MAX_BYTES:
-        raise ExportError(f"{path}: over {_MAX_BYTES >> 20} MiB; {expected}")
-    try:
-        return ShippedPlan.model_validate_json(data)
-    except ValueError as error:
-        raise ExportError(f"{path}: {first_problem(error)}; {expected}") from error
+    """Returns the plan of a file; `ExportError` as `moebius_runtime.bundle.json_files.read_json`."""
+    expected = "a plan that `moebius-export precision BUNDLE --save-plan FILE` wrote"
+    return read_json(path, ShippedPlan, _MAX_BYTES, expected, ExportError)
 
 
 def kept_nodes(plan: ShippedPlan, graph: Opened) -> Mapping[str, str]:

@@ -238,9 +238,9 @@ def test_an_edited_plan_is_applied_again(copy):
     [
         ({"onnx_sha256": "0" * 64}, "Make it again, without --reapply"),
         ({"graph": "vae_decoder"}, "it is a plan of vae_decoder"),
-        ({"colour": 1}, "not a precision plan"),
-        ({"schema_version": 2}, "not a precision plan"),
-        ({"limit": float("nan")}, "not a precision plan"),
+        ({"colour": 1}, "colour: .*expected a precision plan"),
+        ({"schema_version": 2}, "schema_version: .*expected a precision plan"),
+        ({"limit": float("nan")}, "limit: .*expected a precision plan"),
     ],
 )
 def test_plans_that_are_refused(copy, change, words):
