@@ -22,8 +22,8 @@ from moebius_calibration.weights_only import weight_plans
 from moebius_calibration.write import plans_of, write_int8
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.cost import byte_macs, node_costs, total_macs
+from moebius_export.graph.sessions import session_of
 from moebius_export.trajectories.scenes import seeded_scene
 from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend, ort_integer

@@ -31,10 +31,19 @@ class GuidedUNet(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, guidance_scale: Tensor) -> Tensor:
         """Sample float32 [B, 9, S, S], timestep int64 [1], guidance_scale float32 [1] -> noise [B, 4, S, S]."""
+        return self.guided(*self.both(sample, timestep), guidance_scale)
+
+    def both(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise of the unconditional and of the conditional branch, each float32 [B, 4, S, S]."""
         batch = sample.shape[0]
         ids = self.category_ids.repeat_interleave(batch, dim=0)  # [2B, m]
-        noise = self.student(torch.cat([sample, sample]), timestep.expand(2 * batch), ids)
+        noise = self.student(torch.cat([sample, sample]), timestep.expand(2 * batch), ids)  # [2B, 4, S, S]
         unconditional, conditional = noise.chunk(2)
+        return unconditional, conditional
+
+    @staticmethod
+    def guided(unconditional: Tensor, conditional: Tensor, guidance_scale: Tensor) -> Tensor:
+        """The guided noise [B, 4, S, S] of both branches' noise."""
         return unconditional + guidance_scale * (conditional - unconditional)
 
 

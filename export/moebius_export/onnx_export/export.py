@@ -31,7 +31,7 @@ from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, 
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
-from moebius_export.onnx_export.parity import check_parity, reference_output
+from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.rules.base import Outcome
 from moebius_runtime.atomic_write import placed_whole
@@ -58,7 +58,7 @@ from moebius_runtime.files import atomic_write, sha256_file
 Progress = Callable[[str, str], None]
 """Told (graph, stage) as each stage begins."""
 
-STAGES = ("reference", "trace", "simplify", "write", "check", "compare")
+STAGES = ("reference", "rewrite", "trace", "simplify", "write", "check", "compare")
 _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
 
 
@@ -193,11 +193,15 @@ def _write_graphs(
         for name, module in modules.items()
     }
     target = folder / group
-    references, files, rewrites = {}, {}, {}
+    files, rewrites = {}, {}
+    progress(next(iter(specs)), "reference")
+    if group == "unet":
+        references = dict(zip(specs, unet_references(specs["unet"], specs["unet_conditional"]), strict=True))
+    else:
+        references = {name: reference_output(spec) for name, spec in specs.items()}
     with weights_file(target, "model.onnx.data") as weights:
         for name, spec in specs.items():
-            progress(name, "reference")
-            references[name] = reference_output(spec)
+            progress(name, "rewrite")
             module, rewrites[name] = _rewritten(name, spec, options)
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")

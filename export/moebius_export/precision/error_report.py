@@ -19,9 +19,9 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.kinds import NAME, FloatType, LowType
 from moebius_export.graph.opened import Opened, layer_of, opened, with_types
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.emulate import emulated_model
 from moebius_export.precision.plan import Measured
 from moebius_export.precision.planning import PlanOptions

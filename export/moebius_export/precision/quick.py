@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from moebius_export.errors import ExportError, PrecisionError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.kinds import LowType
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.choose import Choice
 from moebius_export.precision.kept_functions import calls_of, folded
 from moebius_export.precision.plan import Plan

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.kinds import FloatType
 from moebius_export.graph.opened import Opened
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.emulate import emulated_model
 from moebius_export.precision.typed import typed
 

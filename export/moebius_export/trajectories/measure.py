@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moebius_export.graph.changed_sessions import ChangedBackend, session_of
 from moebius_export.graph.opened import Opened
+from moebius_export.graph.sessions import ChangedBackend, session_of
 from moebius_export.trajectories.ranges import Ranges, observed
 from moebius_export.trajectories.scenes import Scene, guided_scale
 from moebius_runtime.bundle.bundle import Bundle

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError, PrecisionError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.opened import Opened, opened
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision import planning
 from moebius_export.precision.choose import Chooser
 from moebius_export.precision.plan import read_plan, write_plan
