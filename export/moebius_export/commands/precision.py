@@ -192,15 +192,15 @@ def type_bundle(
     from moebius_runtime.bundle.bundle import Bundle
 
     bundle = Bundle.open(path)
-    with Stages("precision") as say:
+    with Stages("precision") as progress:
         if reapply:
             plans = plans_of(bundle, options.to)
         else:
-            plans = make_plans(bundle, options, say, console.warn, search=search, shipped=shipped)
+            plans = make_plans(bundle, options, progress, console.warn, search=search, shipped=shipped)
         if save is not None:
             _save_plan(bundle, plans["unet"], save)
-        manifest = write_typed(bundle, plans, only=only, say=say)
-        errors = None if report is None else measure_errors(Bundle.open(path), options, say)
+        manifest = write_typed(bundle, plans, only=only, progress=progress)
+        errors = None if report is None else measure_errors(Bundle.open(path), options, progress)
     console.out.print(plan_table(plans.values()))
     for plan in plans.values():
         if "budget" in plan.errors and plan.errors["plan"] > plan.errors["budget"]:

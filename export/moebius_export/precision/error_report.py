@@ -25,7 +25,7 @@ from moebius_export.graph.sessions import session_of
 from moebius_export.precision.emulate import emulated_model
 from moebius_export.precision.plan import Measured
 from moebius_export.precision.planning import PlanOptions
-from moebius_export.trajectories.measure import Say, follow
+from moebius_export.trajectories.measure import Progress, follow
 from moebius_export.trajectories.scenes import scenes_of
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName
@@ -66,7 +66,7 @@ class ErrorReport:
     graphs: dict[GraphName, list[ModuleError]]
 
 
-def measure_errors(bundle: Bundle, options: PlanOptions, say: Say) -> ErrorReport:
+def measure_errors(bundle: Bundle, options: PlanOptions, progress: Progress) -> ErrorReport:
     """Compares the bundle's typed files with its float32 files on a picture that no plan was made from.
 
     A drawn picture and its noise have the seed after the plan's last; with `options.data` the first picture there gets
@@ -76,7 +76,7 @@ def measure_errors(bundle: Bundle, options: PlanOptions, say: Say) -> ErrorRepor
     Args:
         bundle: with float32 files and files of `options.to`.
         options: `to`, `data`, `steps`, `samples`, and `seed` and `pictures` of the plan.
-        say: told each step and graph.
+        progress: told each step and graph.
 
     Raises:
         BundleError: a file is missing or damaged.
@@ -87,11 +87,11 @@ def measure_errors(bundle: Bundle, options: PlanOptions, say: Say) -> ErrorRepor
     for name in bundle.manifest.graphs:  # before the long work
         bundle.model_file(name)
         bundle.model_file(name, options.to)
-    seen = follow(bundle, {}, scenes, True, say)
+    seen = follow(bundle, {}, scenes, True, progress)
     data = "drawn" if options.data is None else "given pictures"
     found = ErrorReport(options.to, Measured(pictures=1, steps=options.steps, seed=seed, data=data), {}, {})
     for done, name in enumerate(seen.inputs):
-        say(f"compare {name}", done, len(seen.inputs))
+        progress(f"compare {name}", done, len(seen.inputs))
         samples = seen.samples(name, options.samples)
         found.runs[name] = len(samples)
         found.graphs[name] = module_errors(bundle.model_file(name), bundle.model_file(name, options.to), samples)

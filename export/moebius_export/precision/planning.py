@@ -15,7 +15,7 @@ from moebius_export.precision.kept_functions import Keepable, calls_of, check_ke
 from moebius_export.precision.plan import Measured, NodeType, Part, Plan, WeightType
 from moebius_export.precision.rules import fixed_reasons, keep_vectors, limit_of, overflowing_weights, weight_types
 from moebius_export.precision.trials import Trials
-from moebius_export.trajectories.measure import Say, Trajectories, follow
+from moebius_export.trajectories.measure import Progress, Trajectories, follow
 from moebius_export.trajectories.ranges import Ranges
 from moebius_export.trajectories.scenes import Scene, scenes_of
 from moebius_runtime.bundle.bundle import Bundle
@@ -64,8 +64,8 @@ class PlanOptions:
 class Planner:
     """Makes the plans of a bundle. Its float32 files must be there."""
 
-    def __init__(self, bundle: Bundle, options: PlanOptions, say: Say) -> None:
-        self.bundle, self.options, self._say = bundle, options, say
+    def __init__(self, bundle: Bundle, options: PlanOptions, progress: Progress) -> None:
+        self.bundle, self.options, self._progress = bundle, options, progress
         self.graphs: dict[GraphName, Opened] = {}
         self.paths: dict[GraphName, Path] = {}
         self._pictures = 0
@@ -102,7 +102,7 @@ class Planner:
         keep = self.options.keep
         kept = [name for name in watched if calls_of(self.graphs[name], keep)]
         inside = {name: self._inlined(name) for name in watched}
-        seen = follow(self.bundle, inside, scenes, guided, self._say, decode=decode)
+        seen = follow(self.bundle, inside, scenes, guided, self._progress, decode=decode)
         seen.ranges |= {name: folded(seen.ranges[name], self.graphs[name], keep) for name in kept}
         return seen
 
@@ -194,7 +194,7 @@ class Planner:
         return Trials(self.graphs[name], self.paths[name].parent, seen.samples(name, self.options.samples))
 
     def _tried(self, text: str) -> None:
-        self._say(f"try: {text}", 0, 0)
+        self._progress(f"try: {text}", 0, 0)
 
     def _plan(
         self,

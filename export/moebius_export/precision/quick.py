@@ -16,7 +16,7 @@ from moebius_export.precision.plan import Plan
 from moebius_export.precision.planning import VAE_GRAPHS, Planner, PlanOptions, stores_of
 from moebius_export.precision.shipped import RELEASED, ShippedPlan, kept_nodes, read_shipped, stored_name
 from moebius_export.precision.trials import Trials
-from moebius_export.trajectories.measure import Say, Trajectories
+from moebius_export.trajectories.measure import Progress, Trajectories
 from moebius_export.trajectories.ranges import Ranges, observed
 from moebius_export.trajectories.scenes import scenes_of
 from moebius_runtime.bundle.bundle import Bundle
@@ -40,7 +40,7 @@ def quick_options(**given: Any) -> PlanOptions:
 def make_plans(
     bundle: Bundle,
     options: PlanOptions,
-    say: Say,
+    progress: Progress,
     note: Note,
     *,
     search: bool = False,
@@ -51,7 +51,7 @@ def make_plans(
     Args:
         bundle: with its float32 files.
         options: how to plan.
-        say: told each stage.
+        progress: told each stage.
         note: told what the user should know of the plan.
         search: measure which layers need float32 (minutes to hours) in place of a shipped plan.
         shipped: file of the plan to apply, which must be one of this network. None takes the one that comes with the
@@ -63,8 +63,8 @@ def make_plans(
         BundleError, ExportError, InputError: the bundle, its files, the pictures, the shipped plan.
     """
     if search:
-        return Planner(bundle, options, say).run()
-    return QuickPlanner(bundle, options, say, note, shipped).run()
+        return Planner(bundle, options, progress).run()
+    return QuickPlanner(bundle, options, progress, note, shipped).run()
 
 
 class QuickPlanner(Planner):
@@ -74,8 +74,10 @@ class QuickPlanner(Planner):
     whole plan is tried on one step.
     """
 
-    def __init__(self, bundle: Bundle, options: PlanOptions, say: Say, note: Note, shipped: Path | None = None) -> None:
-        super().__init__(bundle, options, say)
+    def __init__(
+        self, bundle: Bundle, options: PlanOptions, progress: Progress, note: Note, shipped: Path | None = None
+    ) -> None:
+        super().__init__(bundle, options, progress)
         self._note, self._unknown = note, ""
         self.plan, self.source = self._shipped(shipped)
 
@@ -92,7 +94,7 @@ class QuickPlanner(Planner):
         if "unet_conditional" in self.graphs:
             plans["unet_conditional"] = self._applied("unet_conditional", self._conditional_ranges(seen), None)
         for name in VAE_GRAPHS:
-            self._say(f"weights of {name}", 0, 0)
+            self._progress(f"weights of {name}", 0, 0)
             plans[name] = self._stored(name) if options.vae == "fp32" else self._vae(name, seen)
         return {name: plans[name] for name in self.bundle.manifest.graphs}
 
@@ -116,7 +118,7 @@ class QuickPlanner(Planner):
     def _applied(self, name: GraphName, ranges: Ranges, seen: Trajectories | None) -> Plan:
         """The plan of a U-Net; its error is tried where `seen` has its runs."""
         graph, to = self.graphs[name], self.options.to
-        self._say(f"weights of {name}", 0, 0)
+        self._progress(f"weights of {name}", 0, 0)
         weights, reasons = self._fixed(name, to, ranges)
         if self.plan is not None:
             for node, reason in kept_nodes(self.plan, graph).items():
@@ -128,7 +130,7 @@ class QuickPlanner(Planner):
                     weights[weight] = entry.model_copy(update=update)
         choice = Choice([])
         if seen is not None:
-            self._say("check the plan on a step", 0, 0)
+            self._progress("check the plan on a step", 0, 0)
             last = Trials(graph, self.paths[name].parent, seen.inputs[name][-1:], expected=seen.outputs[name][-1:])
             computes = {node: to for node in graph.nodes if graph.computes(graph.nodes[node]) and node not in reasons}
             choice.errors["plan"] = last.error(dict(computes), stores_of(weights))
@@ -160,7 +162,7 @@ class QuickPlanner(Planner):
         wanted = [tensor.name for tensor in self.bundle.graph(name).inputs]
         found = Ranges()
         for done, inputs in enumerate(runs):
-            self._say("ranges without guidance", done, len(runs))
+            self._progress("ranges without guidance", done, len(runs))
             values = session.run(None, {key: inputs[key] for key in wanted})
             found.add(dict(zip(outputs, values, strict=True)))
         return folded(found, self.graphs[name], keep) if calls_of(self.graphs[name], keep) else found

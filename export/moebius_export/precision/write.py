@@ -13,7 +13,7 @@ from moebius_export.graph.weights_file import weights_file
 from moebius_export.precision.kept_functions import check_kept
 from moebius_export.precision.plan import Plan, plan_bytes, read_plan
 from moebius_export.precision.typed import typed
-from moebius_export.trajectories.measure import Say
+from moebius_export.trajectories.measure import Progress
 from moebius_runtime.atomic_write import link_file, placed_whole
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import FileInfo, GraphFile, GraphName, Manifest, Precision, write_manifest
@@ -75,14 +75,14 @@ def check_source(bundle: Bundle, name: GraphName, path: Path, planned: tuple[str
         )
 
 
-def write_typed(bundle: Bundle, plans: Mapping[GraphName, Plan], *, only: bool, say: Say) -> Manifest:
+def write_typed(bundle: Bundle, plans: Mapping[GraphName, Plan], *, only: bool, progress: Progress) -> Manifest:
     """Writes the mixed-precision files and their plans into the bundle; see `write_precision`.
 
     Args:
         bundle: with its float32 files.
         plans: one for each graph, all of one precision.
         only: as for `write_precision`.
-        say: called with each graph.
+        progress: called with each graph.
 
     Raises:
         ExportError: a plan does not fit its graph.
@@ -99,7 +99,7 @@ def write_typed(bundle: Bundle, plans: Mapping[GraphName, Plan], *, only: bool, 
         return typed(graphs[name], reader, plans[name].computes, plans[name].stores)
 
     contents = {name: plan_bytes(plan) for name, plan in plans.items()}
-    return write_precision(bundle, precision, model, contents, only=only, progress=say)
+    return write_precision(bundle, precision, model, contents, only=only, progress=progress)
 
 
 def write_precision(
@@ -109,7 +109,7 @@ def write_precision(
     plans: Mapping[GraphName, bytes | None],
     *,
     only: bool,
-    progress: Say,
+    progress: Progress,
 ) -> Manifest:
     """Writes the files of a precision into a bundle, in place of older files of that precision.
 

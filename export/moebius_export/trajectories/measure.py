@@ -17,8 +17,10 @@ from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
 
-Say = Callable[[str, int, int], None]
-"""Told (what is being done, steps done, steps in all)."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done and the steps in all; both 0 where the number is unknown."""
+
+Say = Progress  # its name in version 0.1
 
 
 @dataclass
@@ -45,7 +47,7 @@ def follow(
     graphs: Mapping[GraphName, Opened],
     scenes: Sequence[Scene],
     guided: bool,
-    say: Say,
+    progress: Progress,
     *,
     decode: bool = True,
 ) -> Trajectories:
@@ -56,7 +58,7 @@ def follow(
         graphs: those to observe value by value; the others run as they are.
         scenes: what to fill.
         guided: with guidance (see `guided_scale`), or without any, by the graph `unet_conditional` alone.
-        say: told each step.
+        progress: told each step.
         decode: also run the decoder; False ends each picture after its last step.
 
     Raises:
@@ -84,11 +86,11 @@ def follow(
             what = f"picture {index} of {len(scenes)}" + ("" if guided else ", without guidance")
 
             def step(done: int, total: int, what: str = what) -> None:
-                say(what, done, total)
+                progress(what, done, total)
                 if done == total and not decode:
                     raise _StepsDone
 
-            say(f"{what}, encode", 0, 0)
+            progress(f"{what}, encode", 0, 0)
             with suppress(_StepsDone):
                 pipeline.inpaint(Picture(scene.picture, "RGB"), scene.mask, options, step)
     finally:

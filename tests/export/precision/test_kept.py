@@ -122,7 +122,7 @@ def test_a_plan_that_keeps_what_is_not_there_is_refused(copy):
     bundle = Bundle.open(copy)
     before = sorted(p.name for p in copy.rglob("*"))
     with pytest.raises(ExportError, match="no graph of this bundle calls it"):
-        write_typed(bundle, plans_of(bundle, "fp16"), only=False, say=silent)
+        write_typed(bundle, plans_of(bundle, "fp16"), only=False, progress=silent)
     assert sorted(p.name for p in copy.rglob("*")) == before
     text = path.read_text().replace("LocalLambda", "GroupNorm")
     path.write_text(text)
