@@ -1,11 +1,9 @@
-"""Which exact body `LocalLambda` gets: its form, and a tile per resolution. One choice per target, kept in a JSON file.
+"""The body of `LocalLambda` for a target: its kind, and a tile per resolution, in a JSON file.
 
     {"ort-cpu": {"form": "tiles", "tiles": {"64": [2, 8], "32": [2, 8], "16": [1, 16]}}}
 
-A tile is [Ty, Tx] positions; a side that the file leaves out has `moebius.network.lambda_ops.default_tile`. The
-choices that
-come with the package are in `lowerings.json`; `moebius-export tune` writes such a file for the machine it runs on. A
-file may come from anywhere, so it is checked before anything is made from it.
+A tile is [Ty, Tx] positions; a side that the file leaves out has `moebius.network.lambda_ops.default_tile`. The shipped
+choices are in `lowerings.json`; `moebius-export tune` writes such a file for this machine. Files are validated.
 """
 
 from __future__ import annotations
@@ -61,15 +59,15 @@ _FILE = TypeAdapter(dict[Target, Lowering])
 
 @lru_cache(maxsize=1)
 def shipped() -> Mapping[Target, Lowering]:
-    """The choices that come with the package, one for each of `TARGETS`."""
+    """The shipped choices, one for each of `TARGETS`."""
     return read_lowerings(Path(__file__).with_name("lowerings.json"))
 
 
 def read_lowerings(path: str | Path) -> Mapping[Target, Lowering]:
-    """Target -> lowering of a checked file.
+    """Returns target -> lowering of a validated file.
 
     Raises:
-        ExportError: there is no such file, or it is not one of lowerings.
+        ExportError: the file is missing or is not valid.
     """
     expected = f"lowerings such as {_EXAMPLE}; `moebius-export tune BUNDLE` writes them"
     return read_json(path, _FILE, _MAX_BYTES, expected, ExportError)

@@ -1,11 +1,11 @@
 """`moebius-export tune`: which body of `LocalLambda` is fastest on this machine, measured inside the U-Net's graph.
 
-One candidate at a time is rewritten into the graph and run in turn with the present choice. Times are those of the
+Each candidate is rewritten into the graph and alternates with the present choice. Times are those of the
 nodes of the bodies, from ONNX Runtime's profile, so that a step's noise does not hide them. A candidate differs from
-the present choice at every resolution at once, and each resolution is judged by its own nodes. The convolution is
-another body, for the whole file, and is judged by the whole step.
+the present choice at every resolution at once, and each resolution is timed by its own nodes. The convolution is
+another body, for the whole file, and is timed by the whole step.
 
-Compiled kernels are left out: they take the node whole and have no choice of this kind.
+Compiled kernels are disabled: they run the node as one operator and have no such choice.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class _Beside:
-    """A candidate's times and the present choice's, run in turn; or why the candidate was not timed."""
+    """Times of a candidate and of the present choice, alternating; or why the candidate was not timed."""
 
     candidate: Lowering
     own: Times = field(default_factory=dict)
@@ -130,7 +130,7 @@ def tune(
         ExportError: it has no Local-λ to lower, or `rounds` makes no sense.
     """
     if not 2 <= rounds <= 100:
-        raise ExportError(f"--rounds {rounds}: expected 2 to 100; one run alone has no spread to judge by")
+        raise ExportError(f"--rounds {rounds}: expected 2 to 100; one run has no spread")
     opened = Bundle.open(bundle)
     path = opened.model_file("unet")
     model = onnx.load(str(path), load_external_data=False)

@@ -1,6 +1,6 @@
 """The modules that are exported: the network with everything inside that a device should not have to know.
 
-Only a student with the released network's layers goes in; one of `moebius.network.variants` raises `ExportError`.
+Only students with the released network's layers are accepted; those of `moebius.network.variants` raise `ExportError`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GuidedUNet(nn.Module):
 
 
 class ConditionalUNet(nn.Module):
-    """The conditional branch alone: what guidance comes to at a scale of 1, at half the cost."""
+    """The conditional branch alone: equal to guidance at a scale of 1, at half the cost."""
 
     branches = 1
     category_ids: Tensor

@@ -56,7 +56,7 @@ from moebius_runtime.bundle.manifest import (
 from moebius_runtime.files import atomic_write, sha256_file
 
 Progress = Callable[[str, str], None]
-"""Told (graph, stage) as each stage begins."""
+"""Called with (graph, stage) when a stage begins."""
 
 STAGES = ("reference", "rewrite", "trace", "simplify", "write", "check", "compare")
 _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
@@ -67,8 +67,8 @@ class ExportOptions:
     """What to export.
 
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
-    apply (`moebius_export.rules`), all by default, none for the network as written. `target` is what the λ
-    operators' bodies are written for; `lowering` says how, by default as shipped for the target. `guidance_scale` is
+    apply (`moebius_export.rules`), all by default, none for the unfused network. `target` is the target of the λ
+    operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
     the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's.
     """
 
@@ -100,12 +100,12 @@ class _Written:
 def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = lambda graph, stage: None) -> Manifest:
     """Exports a bundle and moves it to `out` once every file agrees with PyTorch.
 
-    An older bundle at `out` is replaced; anything else there is left alone.
+    An older bundle at `out` is replaced; anything else there raises an error.
 
     Raises:
-        CheckpointError: weights that cannot be had or do not fit.
+        CheckpointError: weights are not available or do not fit.
         ParityError: a file does not give PyTorch's result.
-        MoebiusError: `out` cannot be written, or an option makes no sense.
+        MoebiusError: `out` cannot be written, or an option is not valid.
     """
     if not 1 <= options.batch <= 64:
         raise ExportError(f"--batch {options.batch}: expected 1 to 64")
@@ -116,7 +116,7 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
     check_names(options.rules)
     if options.target not in TARGETS:
         raise ExportError(f"--target {options.target}: expected one of {', '.join(TARGETS)}")
-    import_onnxruntime()  # what the files are compared in: better missed now than after minutes of work
+    import_onnxruntime()  # needed for the comparison: fail now, not after minutes of work
     _check_place(Path(out))
     with placed_whole(Path(out)) as folder:
         progress("weights", "U-Net")
@@ -223,7 +223,7 @@ def _write_graphs(
 
 
 def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tuple[nn.Module, list[Rewrite]]:
-    """The module after those of the rules that are meant for its graph, how often each fired and what it saved."""
+    """Returns the module after its graph's rewrites, and how often each fired with its MACs."""
 
     def count(module: nn.Module) -> int:
         return module_macs(module, spec.inputs.values(), spec.local_lambda_form)["all"]
@@ -298,6 +298,4 @@ def _weights_info(checkpoint: Checkpoint) -> WeightsInfo:
 
 def _check_place(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))):
-        raise ExportError(
-            f"--out {out} exists and is no bundle; it is left as it is. Choose a new folder, or remove that one."
-        )
+        raise ExportError(f"--out {out} exists and is not a bundle. Choose a new folder, or remove that one.")

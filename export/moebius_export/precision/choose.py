@@ -1,10 +1,10 @@
-"""The error-driven half of a plan: which parts are worth keeping in float32.
+"""Chooses by measured errors which parts of a graph stay float32.
 
 The graph is cut into parts: a module's products (convolutions, matrix products), and everything else in it. Each part
 is tried alone in the lower type, which gives the error that it causes in the graph's output. Errors of rounding are
 independent of each other, so their squares add. Parts with the largest errors are cut into their submodules and tried
 again. Then parts are kept in float32, the one first that takes away most squared error for its cost, until what is left
-fits the budget; the plan is then tried as a whole, and more is kept if the sum was too hopeful.
+fits the budget; the plan is then tried as a whole, and more is kept if the sum underestimated the error.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PartTrial:
 
 @dataclass
 class Choice:
-    """What was found: parts with their errors, those kept, and the errors of the whole graph."""
+    """The result: parts with their errors, the parts kept in float32, and the errors of the whole graph."""
 
     parts: list[PartTrial]
     kept: list[PartTrial] = field(default_factory=list)
@@ -84,7 +84,7 @@ def module_path(name: str) -> str:
 
 
 def node_kind(op_type: str) -> NodeKind:
-    """Whether a node is one of the products."""
+    """The kind of a node: `products` for convolutions and matrix products, `rest` for others."""
     return "products" if op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LocalLambda") else "rest"
 
 
@@ -97,7 +97,7 @@ class Chooser:
         fixed: nodes that stay float32 anyway.
         stores: how each weight is stored in the plan at hand.
         extra: share of the weights' bytes that those stored in float32 in kept parts may add.
-        progress: told what is being tried.
+        progress: called with a description of each trial.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Chooser:
     def stored(self, kept: list[PartTrial]) -> dict[str, FloatType]:
         """How weights are stored where these parts are kept: in float32 as long as that costs few bytes in all.
 
-        The smallest kept parts come first, as their weights take away most error for their bytes.
+        The smallest kept parts come first, as their weights remove the most error per byte.
         """
         total = sum(self.graph.sizes[name] for name in self.graph.storable)
         room = self._extra * total

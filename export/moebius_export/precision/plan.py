@@ -1,7 +1,7 @@
-"""The precision plan of one graph: which type every node and weight has, and why it is not the lower one.
+"""The precision plan of one graph: the type of every node and weight, and the reason where it stays float32.
 
-It lies in the bundle beside the typed file, and may be edited: `moebius-export precision BUNDLE --reapply` makes the
-typed file again as it says. Like every file of a bundle it comes from anywhere, and is checked before it is used.
+It lies in the bundle beside the mixed-precision file and may be edited: `moebius-export precision BUNDLE --reapply`
+applies it. Like every file of a bundle it is validated before use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Size = Annotated[float, Field(ge=0)]
 
 
 class NodeType(StrictModel):
-    """A node's type. `largest` and `rms` are of its output over all trajectories; `reason` says why it is float32."""
+    """A node's type. `largest` and `rms` are of its output over all trajectories; `reason` is why it stays float32."""
 
     type: FloatType
     largest: _Size | None = None
@@ -47,7 +47,7 @@ class WeightType(StrictModel):
 class Part(StrictModel):
     """A part of the graph that was tried in the lower type alone.
 
-    `name` is a module and which of its nodes: its `products`, or the `rest`; `itself` says that its submodules are
+    `name` is a module and which of its nodes: its `products`, or the `rest`; `itself`: its submodules are
     parts of their own. `holds` counts its nodes by operator. `error` is the relative L2 error of the graph's output
     that it causes; `gmac` and `mbytes` (of outputs, in float32) are what float32 costs there.
     """
@@ -103,7 +103,7 @@ class Plan(StrictModel):
         return {name: weight.type for name, weight in self.weights.items()}
 
     def check(self, graph: Opened) -> None:
-        """Refuses a plan that names other nodes or weights than the graph has.
+        """Checks that the plan names exactly the nodes and weights of the graph.
 
         Raises:
             ExportError: names the first of them.
@@ -114,9 +114,9 @@ class Plan(StrictModel):
             ("weight", set(self.weights), set(graph.storable)),
         ):
             if strange := planned - there:
-                raise ExportError(f"the plan of {self.graph} names a {what} {min(strange)!r}, which the graph has not")
+                raise ExportError(f"the plan of {self.graph} names a {what} {min(strange)!r}, which the graph lacks")
             if missing := there - planned:
-                raise ExportError(f"the plan of {self.graph} says nothing of the {what} {min(missing)!r}; add it")
+                raise ExportError(f"the plan of {self.graph} has no entry for the {what} {min(missing)!r}; add it")
 
 
 def plan_bytes(plan: Plan) -> bytes:

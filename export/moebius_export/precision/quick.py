@@ -51,8 +51,8 @@ def make_plans(
     Args:
         bundle: with its float32 files.
         options: how to plan.
-        progress: told each stage.
-        note: told what the user should know of the plan.
+        progress: called with each stage.
+        note: called with messages on the plan for the user.
         search: measure which layers need float32 (minutes to hours) in place of a shipped plan.
         shipped: file of the plan to apply, which must be one of this network. None takes the one that comes with the
             package where it is one of this network, else the fixed rules.
@@ -70,8 +70,8 @@ def make_plans(
 class QuickPlanner(Planner):
     """Applies a plan that was found before, and checks it.
 
-    A layer whose values came too near to the end of the type's range stays float32, whatever the plan says. Then the
-    whole plan is tried on one step.
+    A layer whose values come too close to the largest number of the type stays float32, whatever the plan says. Then
+    the whole plan is tried on one step.
     """
 
     def __init__(

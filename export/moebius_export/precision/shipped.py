@@ -1,4 +1,4 @@
-"""Precision plans that come with the package: which modules of a known network stay float32, found once by the search.
+"""Shipped precision plans: the modules of a known network that stay float32, found once by a search.
 
 A file names modules and weights, not nodes, so one file fits every lowering of the network, the guided and the
 conditional graph, with functions inlined or kept. Its topology is a hash of the names and shapes of all weights and of

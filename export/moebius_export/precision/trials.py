@@ -20,7 +20,7 @@ Types = Mapping[str, FloatType]
 
 
 class Trials:
-    """Runs one graph under any plan. `on_trial` is told of each, before it runs.
+    """Runs one graph under any plan. `on_trial` is called before each trial.
 
     `expected` are the graph's outputs of the samples in float32, where they are known; None makes them.
     """

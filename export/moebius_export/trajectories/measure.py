@@ -1,4 +1,4 @@
-"""Real trajectories through a bundle: ranges of every value, and inputs of every graph to try plans on."""
+"""Runs pictures through a bundle and records ranges of every value and inputs of every graph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Say = Progress  # its name in version 0.1
 
 @dataclass
 class Trajectories:
-    """What was seen: `ranges` of the graphs that were observed, `inputs` and `outputs` of every run of every graph."""
+    """Recorded: `ranges` of the observed graphs, `inputs` and `outputs` of every run of every graph."""
 
     ranges: dict[GraphName, Ranges] = field(default_factory=dict)
     inputs: dict[GraphName, list[dict[str, np.ndarray]]] = field(default_factory=dict)
@@ -51,14 +51,14 @@ def follow(
     *,
     decode: bool = True,
 ) -> Trajectories:
-    """Fills the scenes with a bundle in float32, and watches.
+    """Inpaints the scenes with a bundle in float32 and records ranges, inputs and outputs.
 
     Args:
         bundle: whose float32 files run.
-        graphs: those to observe value by value; the others run as they are.
-        scenes: what to fill.
+        graphs: those to observe value by value; the others run unchanged.
+        scenes: the pictures and masks.
         guided: with guidance (see `guided_scale`), or without any, by the graph `unet_conditional` alone.
-        progress: told each step.
+        progress: called with each step.
         decode: also run the decoder; False ends each picture after its last step.
 
     Raises:
