@@ -98,21 +98,14 @@ def precision(
     from moebius_export.precision.quick import quick_options
     from moebius_runtime.files import check_writable
 
-    of_search = {
-        "--error": error,
-        "--evaluations": evaluations,
-        "--samples": samples,
-        "--extra-weights": extra_weights,
-    }
-    search = search or any(value is not None for value in of_search.values())
+    numbers = {"evaluations": evaluations, "samples": samples, "extra_weights": extra_weights}
+    given = {"error": error, **numbers}
+    of_search = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    search = search or bool(of_search)
     if search and (reapply or plan is not None):
-        given = (
-            "--search"
-            if all(value is None for value in of_search.values())
-            else ", ".join(option for option, value in of_search.items() if value is not None)
-        )
+        named = ", ".join(of_search) or "--search"
         raise InputError(
-            f"{given} searches, and {'--reapply' if reapply else '--plan'} does not: leave one of them out"
+            f"{named} searches, and {'--reapply' if reapply else '--plan'} does not: leave one of them out"
         )
     if reapply and plan is not None:
         raise InputError("--reapply applies the plans in the bundle, --plan applies a file: leave one of them out")
@@ -137,13 +130,7 @@ def precision(
         check_writable(report)
     if reapply and ((data is not None and report is None) or vae != "fp32"):
         raise InputError("--reapply applies the plans unchanged: leave --data and --vae out, or edit the plans")
-    numbers: dict[str, Any] = {
-        "pictures": pictures,
-        "steps": steps,
-        "evaluations": evaluations,
-        "samples": samples,
-        "extra_weights": extra_weights,
-    }
+    counts: dict[str, Any] = {"pictures": pictures, "steps": steps, **numbers}
     options = (PlanOptions if search or reapply else quick_options)(
         to=to,  # type: ignore[arg-type]
         vae=vae,  # type: ignore[arg-type]
@@ -151,18 +138,9 @@ def precision(
         seed=seed,
         error=error,
         keep=(keep,) if keep is not None else (),  # type: ignore[arg-type]
-        **{name: value for name, value in numbers.items() if value is not None},
+        **{name: value for name, value in counts.items() if value is not None},
     )
-    type_bundle(
-        bundle,
-        options,
-        only=only,
-        reapply=reapply,
-        report=report,
-        search=search,
-        shipped=plan,
-        save=save_plan,
-    )
+    type_bundle(bundle, options, only=only, reapply=reapply, report=report, search=search, shipped=plan, save=save_plan)
 
 
 def type_bundle(

@@ -26,8 +26,8 @@ PICTURES, STEPS = 1, 4
 """Of the check. The strength leaves one step out, so ranges are those of three runs."""
 
 STEP_ERROR: Mapping[LowType, float] = MappingProxyType({"fp16": 3e-2, "bf16": 2.4e-1})
-"""Relative L2 error of a step that is worth a note: an fp16 graph that is no better than INT8 may be (its budget is
-3e-2). Storing the small trained network's weights in fp16 alone costs 9.4e-3 of a first step. bf16 has 3 bits less."""
+"""Relative L2 error of a step above which a note is printed: the budget of an INT8 graph (3e-2). Storing the small
+trained network's weights in fp16 alone costs 9.4e-3 of a first step. bf16 has 3 bits less."""
 
 Note = Callable[[str], None]
 
@@ -53,14 +53,13 @@ def make_plans(
         options: how to plan.
         progress: called with each stage.
         note: called with messages on the plan for the user.
-        search: measure which layers need float32 (minutes to hours) in place of a shipped plan.
-        shipped: file of the plan to apply, which must be one of this network. None takes the one that comes with the
-            package where it is one of this network, else the fixed rules.
+        search: measure which layers need float32 (minutes to hours) instead of using a shipped plan.
+        shipped: file of the plan to apply, which must be a plan of this network. None takes the package's own plan
+            if it is one of this network, else the fixed rules.
 
     Raises:
-        PrecisionError: the VAE was asked for in less than float32 and that is not proven, or the plan's output is not
-            finite.
-        BundleError, ExportError, InputError: the bundle, its files, the pictures, the shipped plan.
+        PrecisionError: a VAE below float32 was requested and fails its check, or the plan's output is not finite.
+        BundleError, ExportError, InputError: the bundle, a file, a picture or the shipped plan is not valid.
     """
     if search:
         return Planner(bundle, options, progress).run()
@@ -68,7 +67,7 @@ def make_plans(
 
 
 class QuickPlanner(Planner):
-    """Applies a plan that was found before, and checks it.
+    """Applies a shipped plan and checks it.
 
     A layer whose values come too close to the largest number of the type stays float32, whatever the plan says. Then
     the whole plan is tried on one step.
@@ -99,7 +98,7 @@ class QuickPlanner(Planner):
         return {name: plans[name] for name in self.bundle.manifest.graphs}
 
     def _shipped(self, path: Path | None) -> tuple[ShippedPlan | None, str]:
-        """The plan to apply, and where it is from, in words."""
+        """The plan to apply, and a text with its origin."""
         plan = read_shipped(path or RELEASED)
         why = plan.mismatch(self._inlined("unet"))
         if not why:
@@ -116,7 +115,7 @@ class QuickPlanner(Planner):
         return None, "fixed rules alone"
 
     def _applied(self, name: GraphName, ranges: Ranges, seen: Trajectories | None) -> Plan:
-        """The plan of a U-Net; its error is tried where `seen` has its runs."""
+        """The plan of a U-Net; its error is measured where `seen` has its runs."""
         graph, to = self.graphs[name], self.options.to
         self._progress(f"weights of {name}", 0, 0)
         weights, reasons = self._fixed(name, to, ranges)
@@ -134,11 +133,11 @@ class QuickPlanner(Planner):
             last = Trials(graph, self.paths[name].parent, seen.inputs[name][-1:], expected=seen.outputs[name][-1:])
             computes = {node: to for node in graph.nodes if graph.computes(graph.nodes[node]) and node not in reasons}
             choice.errors["plan"] = last.error(dict(computes), stores_of(weights))
-            self._judge(choice.errors["plan"])
+            self._check_error(choice.errors["plan"])
         plan = self._plan(name, to, graph, ranges, reasons, weights, choice)
         return plan.model_copy(update={"source": self.source})
 
-    def _judge(self, error: float) -> None:
+    def _check_error(self, error: float) -> None:
         to, path = self.options.to, self.bundle.path
         search = f"moebius-export precision {path} --to {to} --search"
         if error == float("inf"):
@@ -168,7 +167,7 @@ class QuickPlanner(Planner):
         return folded(found, self.graphs[name], keep) if calls_of(self.graphs[name], keep) else found
 
     def _stored(self, name: GraphName) -> Plan:
-        """A VAE in float32 whose weights are stored in less; what that costs its output is not tried."""
+        """The plan of a float32 VAE with weights stored in the lower type; the error of its output is not measured."""
         graph, to = self.graphs[name], self.options.to
         weights, _ = self._fixed(name, to, Ranges())
         computing = [node.name for node in graph.model.graph.node if graph.computes(node)]
