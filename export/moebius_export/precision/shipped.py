@@ -48,7 +48,7 @@ class KeptModule(StrictModel):
 
 
 class ShippedPlan(StrictModel):
-    """What a search found for a network.
+    """The result of a search for a network.
 
     Attributes:
         topology: of the guided graph, see `topology_of`.
@@ -81,7 +81,7 @@ class ShippedPlan(StrictModel):
 
     @property
     def reasons(self) -> dict[tuple[str, str], str]:
-        """(module, kind) -> why it stays float32."""
+        """(module, kind) -> the reason for float32."""
         return {
             (entry.module, entry.kind): f"error: {entry.part} costs {entry.error:.1e} in the search of the shipped plan"
             for entry in self.modules
@@ -124,7 +124,7 @@ def topology_of(graph: Opened) -> str:
 
 
 def shipped_from(plan: Plan, graph: Opened, network: str, derived: str) -> ShippedPlan:
-    """The plan of a search as a file that fits every bundle of the network.
+    """Returns the plan of a search in a format that fits every bundle of the network.
 
     Args:
         plan: of the guided graph, made by the search.
@@ -177,7 +177,7 @@ def read_shipped(path: Path) -> ShippedPlan:
 
 
 def kept_nodes(plan: ShippedPlan, graph: Opened) -> Mapping[str, str]:
-    """Node -> why it stays float32, for every node of the modules that the plan keeps."""
+    """Returns node -> reason for float32, for every node of the modules that the plan keeps."""
     reasons, found = plan.reasons, {}
     for node in graph.model.graph.node:
         reason = reasons.get((module_path(node.name), node_kind(node.op_type)))
