@@ -111,7 +111,7 @@ def _keep_local_lambda(source: Path, folder: Path) -> None:
     bundle = Bundle.open(shutil.copytree(source, folder))
     options = PlanOptions(pictures=1, steps=2, evaluations=6, samples=1, keep=("LocalLambda",))
     plans = Planner(bundle, options, lambda what, done, total: None).run()
-    write_typed(bundle, plans, only=False, say=lambda what, done, total: None)
+    write_typed(bundle, plans, only=False, progress=lambda what, done, total: None)
 
 
 def _made_once(folder: Path, make) -> Path:

@@ -17,7 +17,7 @@ from moebius_calibration.scheme import Scheme
 from moebius_calibration.search import Found, Search
 from moebius_calibration.simulate import Switched
 from moebius_calibration.statistics import Statistics
-from moebius_export.graph.changed_sessions import ChangedBackend
+from moebius_export.graph.sessions import ChangedBackend
 from moebius_export.precision.choose import module_path
 from moebius_export.precision.plan import read_plan as read_precision_plan
 from moebius_export.trajectories.measure import Say

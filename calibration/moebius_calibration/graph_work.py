@@ -19,8 +19,8 @@ from moebius_calibration.scheme import Scheme, constant_activations, scheme_of, 
 from moebius_calibration.search import Judge, Search, layers_of
 from moebius_calibration.simulate import Switched
 from moebius_calibration.statistics import Statistics
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.opened import Opened, opened
+from moebius_export.graph.sessions import session_of
 from moebius_export.trajectories.measure import Say
 from moebius_runtime.bundle.manifest import GraphName
 

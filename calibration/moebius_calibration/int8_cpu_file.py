@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import onnx
 
@@ -12,11 +11,9 @@ from moebius_calibration.int8_arrays import Array, Range
 from moebius_calibration.ort_cpu import as_int8, candidates
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
-from moebius_export.graph.weights_file import weights_file
-from moebius_export.precision.write import file_info, linked
+from moebius_export.precision.write import write_precision
 from moebius_runtime.bundle.bundle import Bundle
-from moebius_runtime.bundle.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
-from moebius_runtime.files import atomic_write, placed_whole
+from moebius_runtime.bundle.manifest import GraphName, Manifest, Precision
 
 Say = Callable[[GraphName], None]
 PRECISION: Precision = "int8_cpu"
@@ -80,41 +77,12 @@ def write_int8_cpu(
         ExportError: a placement does not fit its graph.
         OutputError: the bundle cannot be written.
     """
-    with placed_whole(bundle.path) as folder:
-        files = linked(bundle, folder, PRECISION, only, graphs=placements.keys())
-        infos = {
-            name: info.model_copy(update={"files": {k: f for k, f in info.files.items() if k != PRECISION}})
-            for name, info in bundle.manifest.graphs.items()
-        }
-        groups: dict[Path, list[GraphName]] = {}
-        for name in placements:
-            groups.setdefault(Path(infos[name].files["fp32"].model).parent, []).append(name)
-        for group, names in groups.items():
-            data = f"{group}/model_{PRECISION}.onnx.data"
-            with weights_file(folder / group, Path(data).name) as weights:
-                for name in names:
-                    say(name)
-                    stem = Path(infos[name].files["fp32"].model).stem
-                    model = int8_cpu_model(bundle, name, placements[name])
-                    weights.add(model)
-                    path = f"{group}/{stem}_{PRECISION}.onnx"
-                    with atomic_write(folder / path) as stream:
-                        stream.write(model.SerializeToString(deterministic=True))
-                    del model
-                    files[path] = file_info(folder / path)
-                    plan = None
-                    if (content := placements[name].plan) is not None:
-                        plan = f"{group}/{stem.replace('model', 'precision', 1)}_{PRECISION}.json"
-                        with atomic_write(folder / plan) as stream:
-                            stream.write(content)
-                        files[plan] = file_info(folder / plan)
-                    file = GraphFile(model=path, weights=data, plan=plan)
-                    kept = {} if only else infos[name].files
-                    infos[name] = infos[name].model_copy(update={"files": {**kept, PRECISION: file}})
-            files[data] = file_info(folder / data)
-            for name in names:
-                onnx.checker.check_model(str(folder / infos[name].files[PRECISION].model))
-        manifest = bundle.manifest.model_copy(update={"graphs": infos, "files": dict(sorted(files.items()))})
-        manifest = Manifest.model_validate(manifest.model_dump())
-        write_manifest(manifest, folder)
-    return manifest
+    plans = {name: placement.plan for name, placement in placements.items()}
+    return write_precision(
+        bundle,
+        PRECISION,
+        lambda name: int8_cpu_model(bundle, name, placements[name]),
+        plans,
+        only=only,
+        progress=lambda stage, done, total: say(stage.removeprefix("write ")),  # type: ignore[arg-type]
+    )

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from moebius_calibration.products import Product, shapes_of
 from moebius_calibration.statistics import Statistics, load, save
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import ChangedBackend, session_of
 from moebius_export.graph.opened import Opened
+from moebius_export.graph.sessions import ChangedBackend, session_of
 from moebius_export.trajectories.measure import Say
 from moebius_export.trajectories.scenes import Scene, guided_scale
 from moebius_runtime.bundle.bundle import Bundle

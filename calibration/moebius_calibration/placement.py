@@ -21,8 +21,9 @@ from moebius_calibration.plan import Int8Plan, Observer, Target
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.shipped import topology_of
-from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.bundle.json_files import read_json
+from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel
+from moebius_runtime.files import atomic_write
 
 _FOLDER = Path(__file__).parent
 RELEASED: Mapping[Target, Path] = MappingProxyType(
@@ -155,20 +156,6 @@ def write_placement(placement: ShippedPlacement, path: Path) -> None:
 
 
 def read_placement(path: Path) -> ShippedPlacement:
-    """The placement of a file that may come from anywhere.
-
-    Raises:
-        ExportError: the file is missing, too large, no JSON, or has a field that is wrong; the first is named.
-    """
-    expected = "expected a placement that `moebius-export int8 BUNDLE --save-placement FILE` wrote"
-    try:
-        with open_plain(path) as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; {expected}") from error
-    if len(data) > _MAX_BYTES:
-        raise ExportError(f"{path}: over {_MAX_BYTES >> 20} MiB; {expected}")
-    try:
-        return ShippedPlacement.model_validate_json(data)
-    except ValueError as error:
-        raise ExportError(f"{path}: {first_problem(error)}; {expected}") from error
+    """Returns the placement of a file; `ExportError` as `moebius_runtime.bundle.json_files.read_json`."""
+    expected = "a placement that `moebius-export int8 BUNDLE --save-placement FILE` wrote"
+    return read_json(path, ShippedPlacement, _MAX_BYTES, expected, ExportError)

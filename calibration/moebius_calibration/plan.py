@@ -6,7 +6,6 @@ It lies in the bundle beside the file that was written by it. It may be edited a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,8 +13,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moebius_export.errors import ExportError
-from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.bundle.json_files import json_lines, read_json
+from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel
+from moebius_runtime.files import atomic_write
 
 Target = Literal["tensorrt", "tensorrt-fp8", "ort-cpu"]
 NodeChoice = Literal["int8", "fp8", "float"]
@@ -156,18 +156,8 @@ def choice_of(target: Target) -> NodeChoice:
 
 
 def plan_bytes(plan: Int8Plan) -> bytes:
-    """The plan as JSON, an entry per line."""
-    content = plan.model_dump(mode="json", exclude_defaults=True) | {"schema_version": plan.schema_version}
-    lines = []
-    for key, value in content.items():
-        if isinstance(value, dict) and key not in ("calibration", "errors"):
-            entries = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
-            lines.append(f" {json.dumps(key)}: {{\n{entries}\n }}")
-        elif isinstance(value, list):
-            lines.append(f" {json.dumps(key)}: [\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    """Returns the plan as JSON, one entry per line."""
+    return json_lines({"schema_version": plan.schema_version} | plan.model_dump(mode="json", exclude_defaults=True))
 
 
 def write_plan(plan: Int8Plan, path: Path) -> None:
@@ -177,19 +167,5 @@ def write_plan(plan: Int8Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Int8Plan:
-    """A plan from a file.
-
-    Raises:
-        ExportError: the file is missing, too large, no JSON, or has a field that no plan has; the first is named.
-    """
-    try:
-        with open_plain(path) as stream:
-            data = stream.read(MAX_PLAN_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; expected a plan of `moebius-export int8`") from error
-    if len(data) > MAX_PLAN_BYTES:
-        raise ExportError(f"{path}: over {MAX_PLAN_BYTES >> 20} MiB, so it is no INT8 plan")
-    try:
-        return Int8Plan.model_validate_json(data)
-    except ValueError as error:
-        raise ExportError(f"{path}: not an INT8 plan: {first_problem(error)}") from error
+    """Returns the plan of a file; `ExportError` as `moebius_runtime.bundle.json_files.read_json`."""
+    return read_json(path, Int8Plan, MAX_PLAN_BYTES, "an INT8 plan of `moebius-export int8`", ExportError)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.cost import node_costs
 from moebius_export.graph.opened import MOVES, Opened, Weights
+from moebius_export.graph.sessions import session_of
 
 Array = np.ndarray
 

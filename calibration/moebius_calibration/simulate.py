@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from moebius_calibration.formats import activation_scale
 from moebius_calibration.products import Operand, Product, shapes_of
 from moebius_calibration.scheme import Scheme
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.opened import Opened
+from moebius_export.graph.sessions import session_of
 
 Array = np.ndarray
 

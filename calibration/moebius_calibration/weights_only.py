@@ -11,7 +11,7 @@ from moebius_calibration.plan import Calibration, Int8Plan
 from moebius_calibration.scheme import Scheme
 from moebius_calibration.search import Judge, Search, layers_of
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
+from moebius_export.graph.sessions import session_of
 from moebius_export.trajectories.measure import Say, Trajectories, follow
 from moebius_export.trajectories.scenes import scenes_of
 from moebius_runtime.bundle.bundle import Bundle

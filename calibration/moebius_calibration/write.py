@@ -10,18 +10,16 @@ import onnx
 from moebius_calibration.calibrate import graphs_of, scheme_from, work_of
 from moebius_calibration.graph_work import GraphWork
 from moebius_calibration.int8_cpu_file import Placement, write_int8_cpu
-from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan, write_plan
+from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan
 from moebius_calibration.tensorrt import quantised
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
-from moebius_export.graph.weights_file import weights_file
 from moebius_export.precision.typed import typed
-from moebius_export.precision.write import file_info, linked
+from moebius_export.precision.write import check_source, plan_path, write_precision
 from moebius_export.precision.write import plans_of as precision_plans_of
 from moebius_export.trajectories.measure import Say
 from moebius_runtime.bundle.bundle import Bundle
-from moebius_runtime.bundle.manifest import GraphFile, GraphName, Manifest, Precision, write_manifest
-from moebius_runtime.files import atomic_write, placed_whole
+from moebius_runtime.bundle.manifest import GraphName, Manifest, Precision
 
 PRECISION: Mapping[Target, Precision] = {
     "tensorrt": "int8",
@@ -38,15 +36,8 @@ def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
     """
     plans: dict[GraphName, Int8Plan] = {}
     for name in graphs_of(bundle, target):
-        file = bundle.graph(name).files.get(PRECISION[target])
-        if file is None or file.plan is None:
-            raise ExportError(
-                f"{bundle.path}: {name} has no INT8 plan for {target}; make one: moebius-export int8 {bundle.path} "
-                f"--target {target}"
-            )
-        path = bundle.path / file.plan
-        if not path.resolve().is_relative_to(bundle.path.resolve()):
-            raise ExportError(f"{path} is a link that leaves the bundle; put the plan itself there")
+        command = f"moebius-export int8 {bundle.path} --target {target}"
+        path = plan_path(bundle, name, PRECISION[target], command)
         plans[name] = read_plan(path)
         check_belongs(bundle, name, target, plans[name], path)
     return plans
@@ -58,15 +49,7 @@ def check_belongs(bundle: Bundle, name: GraphName, target: Target, plan: Int8Pla
     Raises:
         ExportError: says what it is of.
     """
-    files, source = bundle.manifest.files, bundle.graph(name).files.get("fp32")
-    if source is None:
-        raise ExportError(f"{bundle.path}: {name} has no fp32 file to make INT8 of; export the bundle again")
-    expected = (name, files[source.model].sha256, files[source.weights].sha256 if source.weights else None)
-    if (plan.graph, plan.graph_sha256, plan.weights_sha256) != expected:
-        raise ExportError(
-            f"{path}: it is a plan of {plan.graph} for the file {plan.graph_sha256[:16]}..., the bundle's {name} is "
-            f"{expected[1][:16]}... Make it again, without --reapply."
-        )
+    check_source(bundle, name, path, (plan.graph, plan.graph_sha256, plan.weights_sha256))
     if plan.target != target:
         raise ExportError(f"{path}: it is a plan for {plan.target}; expected one for {target}")
 
@@ -119,38 +102,17 @@ def write_int8(
     """
     if any(plan.target == "ort-cpu" for plan in plans.values()):
         return _write_cpu(bundle, plans, works, say, only)
-    works = works or {name: work_of(bundle, name, plan.target) for name, plan in plans.items()}
     (precision,) = {PRECISION[plan.target] for plan in plans.values()}
-    with placed_whole(bundle.path) as folder:
-        files = linked(bundle, folder, precision, only)
-        infos = dict(bundle.manifest.graphs)
-        groups: dict[Path, list[GraphName]] = {}
-        for name in plans:
-            groups.setdefault(Path(infos[name].files["fp32"].model).parent, []).append(name)
-        for done, (group, names) in enumerate(groups.items()):
-            data = f"model_{precision}.onnx.data"
-            with weights_file(folder / group, data) as weights:
-                for name in names:
-                    say(f"write {name}", done, len(groups))
-                    stem = Path(infos[name].files["fp32"].model).stem
-                    model_path = f"{group}/{stem}_{precision}.onnx"
-                    plan_path = f"{group}/{stem.replace('model', 'precision', 1)}_{precision}.json"
-                    model = model_of(bundle, works[name], plans[name])
-                    weights.add(model)
-                    with atomic_write(folder / model_path) as stream:
-                        stream.write(model.SerializeToString(deterministic=True))
-                    del model
-                    write_plan(plans[name], folder / plan_path)
-                    file = GraphFile(model=model_path, weights=f"{group}/{data}", plan=plan_path)
-                    kept = {} if only else {key: other for key, other in infos[name].files.items() if key != precision}
-                    infos[name] = infos[name].model_copy(update={"files": {**kept, precision: file}})
-                    for path in (model_path, plan_path):
-                        files[path] = file_info(folder / path)
-            files[f"{group}/{data}"] = file_info(folder / group / data)
-        manifest = bundle.manifest.model_copy(update={"graphs": infos, "files": dict(sorted(files.items()))})
-        manifest = Manifest.model_validate(manifest.model_dump())
-        write_manifest(manifest, folder)
-    return manifest
+    works = works or {name: work_of(bundle, name, plan.target) for name, plan in plans.items()}
+    contents = {name: plan_bytes(plan) for name, plan in plans.items()}
+    return write_precision(
+        bundle,
+        precision,
+        lambda name: model_of(bundle, works[name], plans[name]),
+        contents,
+        only=only,
+        progress=say,
+    )
 
 
 def _write_cpu(

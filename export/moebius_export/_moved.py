@@ -24,7 +24,7 @@ MOVED = {
     "precision.kinds": "moebius_export.graph.kinds",
     "precision.measure": "moebius_export.trajectories.measure",
     "precision.ranges": "moebius_export.trajectories.ranges",
-    "precision.sessions": "moebius_export.graph.changed_sessions",
+    "precision.sessions": "moebius_export.graph.sessions",
     "relower": "moebius_export.lowering.relower",
     "scenes": "moebius_export.trajectories.scenes",
     "torch_runtime": "moebius_export.network.torch_runtime",

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moebius_runtime.files.cache import cache_folder as cache_folder
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -28,6 +27,7 @@ from moebius.weights.sources import HubSource, LocatedFile, Progress, StandInSou
 from moebius.weights.stand_in import TensorSpec, stand_in_state_dict
 from moebius_runtime.errors import OutputError
 from moebius_runtime.files import atomic_write, sha256_file
+from moebius_runtime.files.cache import cache_folder as cache_folder
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorSpec", "load_checkpoint", "load_config"]
 

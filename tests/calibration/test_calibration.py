@@ -22,8 +22,8 @@ from moebius_calibration.weights_only import weight_plans
 from moebius_calibration.write import plans_of, write_int8
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.cost import byte_macs, node_costs, total_macs
+from moebius_export.graph.sessions import session_of
 from moebius_export.trajectories.scenes import seeded_scene
 from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend, ort_integer
@@ -288,7 +288,7 @@ EDITS = [
     (lambda c: c.update(target="tensorrt-fp8"), "'int8' in a plan for tensorrt-fp8; expected 'fp8' or 'float'"),
     (lambda c: c["nodes"].update({next(iter(c["nodes"])): "fp8"}), "'fp8' in a plan for tensorrt; expected 'int8'"),
     (lambda c: c.update(graph="vae_decoder"), "a plan of vae_decoder"),
-    (lambda c: c.update(more=1), "not an INT8 plan: more"),
+    (lambda c: c.update(more=1), "more: Extra inputs are not permitted"),
     (lambda c: c["ranges"].update({next(iter(c["ranges"])): [1.0, -1.0]}), "expected the lower number first"),
 ]
 

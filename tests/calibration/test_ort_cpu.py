@@ -11,8 +11,8 @@ from moebius_calibration.int8_arrays import merged_kernels
 from moebius_calibration.int8_cpu_file import Placement, int8_cpu_model, write_int8_cpu
 from moebius_calibration.ort_cpu import candidates
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.opened import Weights, opened
+from moebius_export.graph.sessions import session_of
 from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend
 from moebius_runtime.bundle.bundle import Bundle

@@ -311,7 +311,7 @@ def test_over_an_fp16_file(calibrated, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "bundle")
     bundle, quiet = Bundle.open(copy), lambda what, done, total: None
     typed_plans = Planner(bundle, PlanOptions(pictures=1, steps=2, evaluations=2, samples=1), quiet).run()
-    write_typed(bundle, typed_plans, only=False, say=quiet)
+    write_typed(bundle, typed_plans, only=False, progress=quiet)
     write_int8(Bundle.open(copy), plans, None, quiet)
     graph = Graph(Bundle.open(copy).model_file("unet", "int8"))
     kinds = {graph.stored[node.input[1]].data_type for node in graph.nodes.values() if node.op_type == "QuantizeLinear"}

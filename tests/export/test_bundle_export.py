@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,9 +15,9 @@ from moebius.weights.load import load_student, load_vae
 from moebius_export.errors import ExportError, ParityError
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export import export as exporting
-from moebius_export.onnx_export.convert import IR_VERSION, OPSET
+from moebius_export.onnx_export.convert import IR_VERSION, OPSET, GraphSpec
 from moebius_export.onnx_export.export import ExportOptions, example_inputs, export_onnx
-from moebius_export.onnx_export.parity import check_parity, run_file
+from moebius_export.onnx_export.parity import check_parity, reference_output, run_file, unet_references
 from moebius_runtime import Bundle, InpaintOptions
 from moebius_runtime.bundle.manifest import read_manifest
 
@@ -117,8 +118,6 @@ def test_a_picture_through_the_exported_bundle(tiny_bundle):
 
 
 def test_parity_refuses_a_wrong_result(tiny_bundle):
-    from moebius_export.onnx_export.convert import GraphSpec
-    from moebius_export.onnx_export.parity import reference_output
 
     vae, _ = load_vae("stand-in", preset("tiny").vae)
     spec = GraphSpec("vae_encoder", VaeEncoder(vae), example_inputs("vae_encoder", preset("tiny"), 1), "latent")
@@ -232,3 +231,19 @@ def test_the_default_guidance_of_a_bundle(tiny_bundle, tmp_path, monkeypatch, we
 def test_a_guidance_that_makes_no_sense_is_refused(tmp_path, scale):
     with pytest.raises(ExportError, match=r"--guidance-scale .*expected 0 to 100"):
         export_onnx(tmp_path / "bundle", ExportOptions(**TINY, guidance_scale=scale))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_pass_gives_both_references_of_the_unet(batch):
+    student, _ = load_student("stand-in", preset("tiny").student)
+    modules = {"unet": GuidedUNet(student), "unet_conditional": ConditionalUNet(student)}
+    guided, conditional = (
+        GraphSpec(name, module, example_inputs(name, preset("tiny"), batch), "noise_pred")
+        for name, module in modules.items()
+    )
+    outputs = unet_references(guided, conditional)
+    assert np.array_equal(outputs[0], reference_output(guided))
+    np.testing.assert_allclose(outputs[1], reference_output(conditional), atol=2e-6 * np.abs(outputs[1]).max())
+    other = replace(conditional, inputs=example_inputs("unet_conditional", preset("tiny"), batch + 1))
+    with pytest.raises(ValueError, match="the same sample and timestep"):
+        unet_references(guided, other)

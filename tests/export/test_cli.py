@@ -46,8 +46,8 @@ def test_the_network_is_fused_unless_asked_otherwise(asked, arguments, rules, ta
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--no-fuse", "--rules", "share_prefix"], "--rules share_prefix means nothing with --no-fuse"),
-        (["--no-fuse", "--target", "generic"], "--target generic means nothing with --no-fuse"),
+        (["--no-fuse", "--rules", "share_prefix"], "--rules share_prefix has no effect with --no-fuse"),
+        (["--no-fuse", "--target", "generic"], "--target generic has no effect with --no-fuse"),
         (["--precision", "fp8"], "--precision fp8: expected some of fp32, fp16, bf16"),
         (["--precision", "fp16,bf16"], "keep fp32 too"),
     ],

@@ -128,7 +128,7 @@ def test_a_folder_a_missing_file_and_a_missing_target(tmp_path):
     ("arguments", "words"),
     [
         (["--lowering", "missing.json"], "missing.json: No such file"),
-        (["--no-fuse", "--lowering", "l.json"], "--lowering l.json means nothing with --no-fuse"),
+        (["--no-fuse", "--lowering", "l.json"], "--lowering l.json has no effect with --no-fuse"),
         (["--target", "gpu"], "--target gpu: expected one of ort-cpu, tensorrt, generic"),
     ],
 )

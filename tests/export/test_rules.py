@@ -226,7 +226,7 @@ def test_sharing_the_prefix_refuses_transformers_as_written():
     _, module = tiny(GuidedUNet)
     result, (outcome,) = apply_rules(module, [SharePrefix()])
     assert isinstance(result, GuidedUNet)
-    assert "not written as products" in outcome.refused[0][1]
+    assert "not written as matrix products" in outcome.refused[0][1]
 
 
 @pytest.mark.parametrize("wrapper", [GuidedUNet, ConditionalUNet])

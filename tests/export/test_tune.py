@@ -121,7 +121,7 @@ def test_a_file_in_the_convolution_form_is_compared_from_the_default_tiles(plant
     planted({})
     result = tune(fused_bundle_copy, 3)
     assert result.present == PRESENT
-    assert "convolution form" in result.notes[0]
+    assert "the body 'convolution'" in result.notes[0]
 
 
 def relower_in_place(bundle, model):

@@ -1,4 +1,4 @@
-"""`moebius-export`: from weights to a bundle. The commands of packages above this one come by entry points."""
+"""`moebius-export`: from weights to a bundle. Higher packages register their commands by entry points."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 @app.callback()
 def _commands(version: console.Version = False) -> None:
-    """From the PyTorch checkpoint to a bundle that a device runs without PyTorch."""
+    """Exports PyTorch weights to a bundle that a device runs without PyTorch."""
 
 
 for _command in (onnx, precision, trt, verify, doctor, tune):

@@ -26,8 +26,8 @@ def onnx(
         str | None,
         typer.Option(
             help="Released weights: places2 (scenes, the default), celebahq or ffhq (portraits), pretrained; or "
-            "hub:OWNER/REPO/FOLDER\\[@REVISION], a file or folder, shipped:small, or stand-in\\[:SEED]. With --preset "
-            "small the default is shipped:small."
+            "hub:OWNER/REPO/FOLDER\\[@REVISION], a file or folder, shipped:small, or stand-in\\[:SEED] (random test "
+            "weights). With --preset small the default is shipped:small."
         ),
     ] = None,
     vae: Annotated[
@@ -50,26 +50,26 @@ def onnx(
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32, and what is typed from it by measured plans: fp32,fp16 or fp32,bf16. Without fp32, "
-            "the fp32 files are left out in the end."
+            help="fp32, and mixed precision by a checked plan: fp32,fp16 or fp32,bf16. Without fp32, the fp32 files "
+            "are removed at the end."
         ),
     ] = "fp32",
-    batch: Annotated[int, typer.Option(help="Pictures per run, fixed in the graphs.")] = 1,
-    dynamic_batch: Annotated[bool, typer.Option(help="Leave the number of pictures open instead.")] = False,
+    batch: Annotated[int, typer.Option(help="Batch size, fixed in the graphs.")] = 1,
+    dynamic_batch: Annotated[bool, typer.Option(help="Leave the batch size open instead.")] = False,
     fuse: Annotated[
         bool,
-        typer.Option("--fuse/--no-fuse", help="Rewrite the network to an equal, cheaper one, or leave it as written."),
+        typer.Option("--fuse/--no-fuse", help="Fuse layers by exact rewrites, or export the unfused network."),
     ] = True,
     rules: Annotated[
         str | None, typer.Option(help="Only these rewrites: fold_batch_norms,share_prefix, ... Default: all.")
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="ort-cpu (default), tensorrt or generic: what the fused λ operators are written for."),
+        typer.Option(help="Target of the fused λ operators: ort-cpu (default), tensorrt or generic."),
     ] = None,
     lowering: Annotated[
         Path | None,
-        typer.Option(help="File of `moebius-export tune`: how they are written, in place of the shipped choice."),
+        typer.Option(help="File of `moebius-export tune` with the layout of these operators; default: shipped."),
     ] = None,
 ) -> None:
     """Exports the U-Net and the VAE to ONNX, compares each file with PyTorch, and writes the bundle."""
@@ -84,7 +84,7 @@ def onnx(
     weights, vae = weights or own[0], vae or own[1]
     for option, value in (("--rules", rules), ("--target", target), ("--lowering", lowering)):
         if value is not None and not fuse:
-            raise InputError(f"{option} {value} means nothing with --no-fuse; leave one of them out")
+            raise InputError(f"{option} {value} has no effect with --no-fuse; leave one of them out")
     chosen = () if not fuse else RULE_NAMES if rules is None else tuple(rules.split(","))
     named = next((known for known in TARGETS if known == (target or DEFAULT_TARGET)), None)
     if named is None:
@@ -126,21 +126,21 @@ def onnx(
         f"{time.perf_counter() - started:.0f} s; default guidance scale {manifest.defaults.guidance_scale:g}"
     )
     if manifest.stand_in:
-        console.warn("stand-in weights are random numbers: the picture inside the mask will be noise")
+        console.warn("stand-in weights are random numbers: the masked region will be noise")
 
 
 def _typed_precisions(text: str) -> list[LowType]:
-    """The precisions of `--precision` that are typed from fp32."""
+    """Returns the precisions of `--precision` below fp32."""
     names = list(dict.fromkeys(text.split(",")))
     if unknown := set(names) - {"fp32", "fp16", "bf16"}:
         raise InputError(f"--precision {', '.join(sorted(unknown))}: expected some of fp32, fp16, bf16")
     if "fp32" not in names and len(names) > 1:
-        raise InputError(f"--precision {text}: with two typed precisions keep fp32 too, which both are made from")
+        raise InputError(f"--precision {text}: two lower precisions need fp32 too, which both are made from")
     return [low for low in ("fp16", "bf16") if low in names]
 
 
 def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:
-    """What each rule did: how often it fired, and a call's GMAC before and after it."""
+    """A row per rule: how often it fired, and the GMAC of a call before and after it."""
     table = Table("graph", "rewrite", box=None, header_style="bold")
     for heading in ("fired", "GMAC before", "after"):
         table.add_column(heading, justify="right")

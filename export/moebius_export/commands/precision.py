@@ -1,4 +1,4 @@
-"""`moebius-export precision`: typed graphs into a bundle, by a plan that is measured or edited."""
+"""`moebius-export precision`: writes mixed-precision graphs into a bundle, by a shipped, measured or edited plan."""
 
 from __future__ import annotations
 
@@ -26,73 +26,71 @@ def precision(
     bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, with its fp32 files.")],
     to: Annotated[str, typer.Option(help="fp16 or bf16.")] = "fp16",
     vae: Annotated[
-        str, typer.Option(help="What the VAE computes in: fp32, or fp16 or bf16 where the plan proves it.")
+        str, typer.Option(help="Type that the VAE computes in: fp32, or fp16 or bf16 where measurements allow it.")
     ] = "fp32",
     data: Annotated[
-        Path | None, typer.Option(help="Folder with folders images and masks, paired by stem; default: drawn ones.")
+        Path | None, typer.Option(help="Folder with the folders images and masks, paired by stem. Default: drawn.")
     ] = None,
     pictures: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="How many pictures to follow; default 1, of a search 2.")
+        int | None, typer.Option(min=1, max=1000, help="Pictures to measure on; default 1, for a search 2.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Inference steps of each; default 4, of a search 20.")
+        int | None, typer.Option(min=1, help="Inference steps per picture; default 4, for a search 20.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture and noise.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture and its noise.")] = 1,
     search: Annotated[
         bool,
         typer.Option(
-            "--search", help="Measure which layers need fp32, in place of the shipped plan: minutes to hours."
+            "--search", help="Measure which layers need fp32 instead of using the shipped plan: minutes to hours."
         ),
     ] = False,
     plan: Annotated[
-        Path | None, typer.Option(help="File of --save-plan to apply, in place of the plan that is shipped.")
+        Path | None, typer.Option(help="Apply this file of --save-plan instead of the shipped plan.")
     ] = None,
     save_plan: Annotated[
         Path | None,
-        typer.Option(help="Write what the search kept as a file for other bundles of this network (--plan)."),
+        typer.Option(help="Write the result of the search to a file for other bundles of this network (--plan)."),
     ] = None,
     error: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Of a search: relative error that computing in less may add to a step; default 3e-3, bf16 2.4e-2.",
+            help="Search: relative error that lower types may add to a step; default 3e-3, bf16 2.4e-2.",
         ),
     ] = None,
     evaluations: Annotated[
-        int | None, typer.Option(min=1, help="Of a search: parts of the U-Net that are tried alone; default 32.")
+        int | None, typer.Option(min=1, help="Search: parts of the U-Net that are tried alone; default 32.")
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a search: recorded runs that each trial is judged on; default 2."),
+        typer.Option(min=1, help="Search: recorded runs that each trial is measured on; default 2."),
     ] = None,
     extra_weights: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Of a search: share of bytes that weights kept in fp32 for their error may add; default 0.01.",
+            help="Search: share of bytes that weights kept in fp32 for their error may add; default 0.01.",
         ),
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(help="LocalLambda: its nodes stay functions, for the TensorRT plugin (--target tensorrt, fp16)."),
+        typer.Option(help="LocalLambda: keep its nodes as functions, for TensorRT's plugin (--target tensorrt, fp16)."),
     ] = None,
     reapply: Annotated[
-        bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; measure nothing.")
+        bool, typer.Option("--reapply", help="Apply the plans in the bundle, edited or not; measure nothing.")
     ] = False,
-    only: Annotated[
-        bool, typer.Option("--only", help="Leave the files of other precisions out of the bundle afterwards.")
-    ] = False,
+    only: Annotated[bool, typer.Option("--only", help="Remove the files of other precisions from the bundle.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="Compare the typed files with the fp32 files module by module, and write it here as JSON."),
+        typer.Option(help="Compare the new files with the fp32 files module by module; write the result here as JSON."),
     ] = None,
 ) -> None:
-    """Plans which layers keep float32 and writes typed files into the bundle.
+    """Decides which layers keep float32 and writes mixed-precision files into the bundle.
 
-    The plan is the one shipped for the released network (fixed rules for other networks), checked by the ranges of a
-    few steps. --search measures the layers of this bundle instead, and so do the options of a search.
-    Exit code 1 where `--vae fp16` or `--vae bf16` is not proven.
+    The default is the shipped plan for the released network (fixed rules for other networks), checked by the ranges of
+    a few steps. --search and the options marked "Search" measure the layers of this bundle instead.
+    Exit code 1 where `--vae fp16` or `--vae bf16` fails its check.
     """
     from moebius_export.graph.kinds import FloatType, LowType
     from moebius_export.precision.kept_functions import Keepable
@@ -100,28 +98,21 @@ def precision(
     from moebius_export.precision.quick import quick_options
     from moebius_runtime.files import check_writable
 
-    of_search = {
-        "--error": error,
-        "--evaluations": evaluations,
-        "--samples": samples,
-        "--extra-weights": extra_weights,
-    }
-    search = search or any(value is not None for value in of_search.values())
+    numbers = {"evaluations": evaluations, "samples": samples, "extra_weights": extra_weights}
+    given = {"error": error, **numbers}
+    of_search = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    search = search or bool(of_search)
     if search and (reapply or plan is not None):
-        given = (
-            "--search"
-            if all(value is None for value in of_search.values())
-            else ", ".join(option for option, value in of_search.items() if value is not None)
-        )
+        named = ", ".join(of_search) or "--search"
         raise InputError(
-            f"{given} searches, and {'--reapply' if reapply else '--plan'} does not: leave one of them out"
+            f"{named} searches, and {'--reapply' if reapply else '--plan'} does not: leave one of them out"
         )
     if reapply and plan is not None:
-        raise InputError("--reapply takes the plans in the bundle, --plan the one of a file: leave one of them out")
+        raise InputError("--reapply applies the plans in the bundle, --plan applies a file: leave one of them out")
     if save_plan is not None:
         if not (search or reapply):
             raise InputError(
-                "--save-plan writes what a search found: add --search, or --reapply where the bundle's plans are of one"
+                "--save-plan writes the result of a search: add --search, or --reapply if a search made these plans"
             )
         check_writable(save_plan)
     for option, value, choices in (("--to", to, get_args(LowType)), ("--vae", vae, get_args(FloatType))):
@@ -130,7 +121,7 @@ def precision(
     if keep is not None and keep not in get_args(Keepable):
         raise InputError(f"--keep {keep}: expected {', '.join(get_args(Keepable))}")
     if reapply and keep is not None:
-        raise InputError("--reapply takes the plans as they are, and they say what is kept: leave --keep out")
+        raise InputError("--reapply applies the plans unchanged, with the functions that they keep: leave --keep out")
     if report is not None:
         if only:
             raise InputError(
@@ -138,14 +129,8 @@ def precision(
             )
         check_writable(report)
     if reapply and ((data is not None and report is None) or vae != "fp32"):
-        raise InputError("--reapply takes the plans as they are: leave --data and --vae out, or edit the plans")
-    numbers: dict[str, Any] = {
-        "pictures": pictures,
-        "steps": steps,
-        "evaluations": evaluations,
-        "samples": samples,
-        "extra_weights": extra_weights,
-    }
+        raise InputError("--reapply applies the plans unchanged: leave --data and --vae out, or edit the plans")
+    counts: dict[str, Any] = {"pictures": pictures, "steps": steps, **numbers}
     options = (PlanOptions if search or reapply else quick_options)(
         to=to,  # type: ignore[arg-type]
         vae=vae,  # type: ignore[arg-type]
@@ -153,18 +138,9 @@ def precision(
         seed=seed,
         error=error,
         keep=(keep,) if keep is not None else (),  # type: ignore[arg-type]
-        **{name: value for name, value in numbers.items() if value is not None},
+        **{name: value for name, value in counts.items() if value is not None},
     )
-    type_bundle(
-        bundle,
-        options,
-        only=only,
-        reapply=reapply,
-        report=report,
-        search=search,
-        shipped=plan,
-        save=save_plan,
-    )
+    type_bundle(bundle, options, only=only, reapply=reapply, report=report, search=search, shipped=plan, save=save_plan)
 
 
 def type_bundle(
@@ -178,13 +154,19 @@ def type_bundle(
     shipped: Path | None = None,
     save: Path | None = None,
 ) -> Manifest:
-    """Types a bundle's graphs, with progress on the error stream, and prints what came of it.
+    """Writes mixed-precision files into a bundle and prints their plans; progress goes to the error stream.
 
-    `report` is where the errors of modules are written, see `moebius_export.precision.error_report`; None measures
-    none.
-    `search` and `shipped` as of `moebius_export.precision.quick.make_plans`; `save` is where the plan is written for
-    other bundles of the network.
-    Errors as `make_plans` and `moebius_export.precision.write.write_typed`.
+    Args:
+        path: of the bundle.
+        options: of the plans.
+        only: remove the files of other precisions.
+        reapply: apply the plans in the bundle.
+        report: file for the errors of modules (`moebius_export.precision.error_report`); None measures none.
+        search, shipped: as for `moebius_export.precision.quick.make_plans`.
+        save: file for the plan, for other bundles of the network.
+
+    Raises:
+        MoebiusError: as `make_plans` and `moebius_export.precision.write.write_typed`.
     """
     from moebius_export.precision.error_report import measure_errors, write_report
     from moebius_export.precision.quick import make_plans
@@ -192,15 +174,15 @@ def type_bundle(
     from moebius_runtime.bundle.bundle import Bundle
 
     bundle = Bundle.open(path)
-    with Stages("precision") as say:
+    with Stages("precision") as progress:
         if reapply:
             plans = plans_of(bundle, options.to)
         else:
-            plans = make_plans(bundle, options, say, console.warn, search=search, shipped=shipped)
+            plans = make_plans(bundle, options, progress, console.warn, search=search, shipped=shipped)
         if save is not None:
             _save_plan(bundle, plans["unet"], save)
-        manifest = write_typed(bundle, plans, only=only, say=say)
-        errors = None if report is None else measure_errors(Bundle.open(path), options, say)
+        manifest = write_typed(bundle, plans, only=only, progress=progress)
+        errors = None if report is None else measure_errors(Bundle.open(path), options, progress)
     console.out.print(plan_table(plans.values()))
     for plan in plans.values():
         if "budget" in plan.errors and plan.errors["plan"] > plan.errors["budget"]:
@@ -224,7 +206,7 @@ def type_bundle(
 
 
 def _save_plan(bundle: Bundle, plan: Plan, path: Path) -> None:
-    """Writes what a search kept; the plan of the U-Net says it all."""
+    """Writes the modules that a search kept in float32; the U-Net's plan names all of them."""
     from moebius_export.graph.opened import Opened, opened
     from moebius_export.precision.shipped import shipped_from, write_shipped
 
@@ -238,7 +220,7 @@ def _save_plan(bundle: Bundle, plan: Plan, path: Path) -> None:
 
 
 def plan_table(plans: Iterable[Plan]) -> Table:
-    """A row per graph: its errors, its largest magnitude, and what keeps nodes in float32."""
+    """A row per graph: its errors, its largest value, and the reasons why nodes stay float32."""
     columns = ("graph", "nodes low", "fp32", "largest", "blunt", "plan", "fp32 because")
     table = Table(*columns, box=None, header_style="bold")
     for plan in plans:
@@ -257,7 +239,7 @@ def plan_table(plans: Iterable[Plan]) -> Table:
 
 
 def error_table(report: ErrorReport, rows: int = 8) -> Table:
-    """The modules that add most error by themselves, in order, and what comes out of each graph at its end."""
+    """The modules with the largest error of their own, in the graph's order, and the output of each graph."""
     table = Table("graph", "module", "type", box=None, header_style="bold")
     for heading in ("own error", "so far"):
         table.add_column(heading, justify="right")

@@ -20,7 +20,7 @@ def tune(
 ) -> None:
     """Measures the lowerings of Local-λ on this machine, in the bundle's U-Net, and writes the best to a file.
 
-    Each candidate runs in turn with the present choice, on ONNX Runtime's CPU and without compiled kernels, and is
+    Each candidate alternates with the present choice, on ONNX Runtime's CPU without compiled kernels, and is
     kept only where it is faster by more than the present choice's own repeats differ. Exit code 1 where a candidate's
     output was not the present one's.
     """

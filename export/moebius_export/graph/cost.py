@@ -1,7 +1,7 @@
 """Multiply-accumulate operations (MAC) of an ONNX graph, node by node, from its shapes alone. Needs onnx, not torch.
 
-Counted are products that are summed: convolutions, matrix products and Einsum. Element-wise operations,
-normalisations and resizing are not, as in the papers of this field; they cost memory traffic, not products.
+Counts the MACs of convolutions, matrix products and Einsum. Element-wise operations,
+normalisations and resizing do not count, as in the papers of this field; they cost memory traffic, not MACs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from moebius_export.errors import CostError
 Shape = tuple[int, ...]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv")
-# Operators with products that this module does not count: a graph that holds one is refused, not undercounted.
+# Operators with MACs that this module cannot count: a graph that holds one is refused, not undercounted.
 _REFUSED = ("Attention", "DeformConv", "GRU", "LSTM", "RNN", "RotaryEmbedding")
-# Operators of ONNX Runtime's own domain that hold no products to count.
+# Operators of ONNX Runtime's own domain without MACs.
 _FREE_ELSEWHERE = (
     *("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "GroupNorm", "SkipGroupNorm", "SkipLayerNormalization"),
     *("QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid", "QLinearSoftmax", "QLinearAveragePool"),
@@ -35,7 +35,7 @@ _STANDARD = ("", "ai.onnx")
 class NodeCost:
     """MACs of one node.
 
-    `dtype` is the element type that its products are made in, such as FLOAT or INT8. `of_bytes`: both operands are
+    `dtype` is the element type of its multiplications, such as FLOAT or INT8. `of_bytes`: both operands are
     whole numbers of a byte, by their type or because they come from a quantisation, as in the Q/DQ form and in the
     bodies of `moebius::Int8...`; a runtime that knows these multiplies bytes.
     """
@@ -53,7 +53,7 @@ class NodeCost:
 
 
 def node_costs(model: onnx.ModelProto | str | Path, *, batch: int = 1) -> list[NodeCost]:
-    """Every node that has products, in the order of the graph. Model-local functions are counted at each call.
+    """Every node that has MACs, in the order of the graph. Model-local functions are counted at each call.
 
     Args:
         model: the graph or its file. Weights are not needed and not read.
@@ -88,22 +88,22 @@ def node_costs(model: onnx.ModelProto | str | Path, *, batch: int = 1) -> list[N
 
 
 def total_macs(costs: Iterable[NodeCost]) -> int:
-    """All products."""
+    """MACs of all nodes."""
     return sum(cost.macs for cost in costs)
 
 
 def convolution_macs(costs: Iterable[NodeCost]) -> int:
-    """The convolutions' products alone, which is what the paper calls FLOPs."""
+    """MACs of the convolutions alone, which the paper calls FLOPs."""
     return sum(cost.macs for cost in costs if cost.is_convolution)
 
 
 def byte_macs(costs: Iterable[NodeCost]) -> int:
-    """The products of two bytes."""
+    """MACs of INT8 operands."""
     return sum(cost.macs for cost in costs if cost.of_bytes)
 
 
 def macs_by_dtype(costs: Iterable[NodeCost]) -> dict[str, int]:
-    """MACs per element type of the products."""
+    """MACs per element type."""
     counter: Counter[str] = Counter()
     for cost in costs:
         counter[cost.dtype] += cost.macs
@@ -202,7 +202,7 @@ def _einsum(node: _Node) -> int:
 def einsum_macs(equation: str, shapes: Sequence[Shape]) -> int:
     """Products of an Einsum whose operands are joined from left to right, as runtimes do.
 
-    A letter that neither the output nor a later operand has is summed away at once. One operand has no products.
+    A letter that neither the output nor a later operand has is summed away at once. One operand has no MACs.
 
     Raises:
         CostError: the equation does not fit the shapes.

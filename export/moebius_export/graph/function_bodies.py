@@ -178,7 +178,7 @@ Conv3x3 (x, weight, bias) => (y) {
 """
 
 # Row 2i + a of the enlarged picture's convolution sees two rows of the small one, columns likewise: four 2x2
-# convolutions and a shuffle, 16 products instead of 36. The merged kernels are constants once the file is loaded.
+# convolutions and a shuffle, 16 MACs instead of 36. The merged kernels are constants once the file is loaded.
 _UPSAMPLE = """
 UpsampleConv3x3 <phases_shape> (x, weight, bias) => (y) {
   top, middle, bottom = Split <axis = 2, num_outputs = 3> (weight)

@@ -1,6 +1,6 @@
 """The λ operators as ONNX model-local functions of domain `moebius`, one node per layer of the exported graph.
 
-A runtime with a kernel or plugin of that name takes the node whole; any other runs the function's body
+A runtime with a kernel or plugin of that name runs the node as one operator; others run the function's body
 (`moebius_export.graph.function_bodies`). The index tables among a node's inputs belong to the body.
 
 The operators and their meaning are in `moebius.network.lambda_ops`.
@@ -28,7 +28,7 @@ def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
     """Name -> function, with the body of `LocalLambda` in one of `FORMS`."""
     protos = {name: onnx.parser.parse_function(text) for name, text in bodies(form).items()}
     for proto in protos.values():
-        for node in proto.node:  # so that a profile can say which of them it means
+        for node in proto.node:  # names for profiles
             node.name = node.output[0]
     return protos
 

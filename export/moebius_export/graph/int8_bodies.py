@@ -1,4 +1,4 @@
-"""Layers whose products are made in bytes, as functions of domain `moebius` in ONNX's text form.
+"""INT8 layers, as functions of domain `moebius` in ONNX's text format.
 
 An activation x of channel c becomes the whole number round(x * inverse[c] + zero[c]), kept within 0 to 255; weights
 are signed bytes with one scale per output; an output is its sum of products times `scale` plus `offset`, into which

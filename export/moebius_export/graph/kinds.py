@@ -1,4 +1,4 @@
-"""The types that a plan may give, and their numbers. bfloat16 arrays are their 16 bits, as NumPy has no such type."""
+"""Float types of a precision plan, and their limits. bfloat16 arrays are their 16 bits, as NumPy has no such type."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ELEMENT: dict[FloatType, int] = {
 NAME: dict[int, FloatType] = {number: name for name, number in ELEMENT.items()}
 LARGEST: dict[FloatType, float] = {"fp32": 3.4028235e38, "fp16": 65504.0, "bf16": 3.3895314e38}
 SMALLEST: dict[FloatType, float] = {"fp32": 1.4e-45, "fp16": 2.0**-24, "bf16": 9.2e-41}
-"""The smallest number above 0; what is under half of it becomes 0."""
+"""The smallest number above 0; values below half of it become 0."""
 
 
 def tensor_of(values: np.ndarray, name: str, kind: FloatType) -> TensorProto:
-    """A float32 array rounded to nearest, ties to even, as a tensor; what is too large for it becomes infinite."""
+    """A float32 array rounded to nearest, ties to even, as a tensor; values that overflow become infinite."""
     tensor = TensorProto(name=name, data_type=ELEMENT[kind], dims=values.shape)
     tensor.raw_data = _rounded(np.ascontiguousarray(values, np.float32), kind).tobytes()
     return tensor

@@ -1,4 +1,4 @@
-"""Nodes named after the module that they come from, so that a profile of the file speaks the network's language."""
+"""Names nodes after the module that they come from, so that a profile of the file shows the network's modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ONNX graph laid open for typing: functions inlined, constants in one place, and the type of every value known.
+"""ONNX graphs prepared for precision planning: functions inlined, constants as initializers, and all types inferred.
 
 Weights are not loaded: initializers keep their reference to the weights file, and `Weights` reads them one at a time.
 """
@@ -20,7 +20,7 @@ from moebius_export.graph.cost import function_calls
 from moebius_runtime.kernels import DOMAIN
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-# They hand values on unchanged, so they can run in whatever type the values have.
+# They move values unchanged, so they run in any type.
 MOVES = frozenset(
     {
         *("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand"),
@@ -30,13 +30,13 @@ MOVES = frozenset(
 
 
 def opened(path: Path, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The model of a file with its functions inlined, but those named in `keep`, and constants as initializers.
+    """Returns the model of a file with its functions inlined, except those in `keep`, and constants as initializers.
 
     Nodes of a function's body are called CALL/NODE. Every value has the name of the node that makes it (a second
-    output NODE.1), except for the graph's own inputs and outputs, so that a name in a plan says where it is.
+    output NODE.1), except for the graph's own inputs and outputs, so that a name in a plan gives its place.
 
     Args:
-        path: an ONNX file of float32, found undamaged; its weights are not read.
+        path: a float32 ONNX file with a verified hash; its weights are not read.
         keep: names of functions of the domain `moebius` that stay functions.
 
     Raises:
@@ -51,7 +51,7 @@ def opened(path: Path, keep: Collection[str] = ()) -> onnx.ModelProto:
 
 
 def _inlined(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
-    """As `moebius_export.graph.cost.inlined`, but for functions that are kept."""
+    """As `moebius_export.graph.cost.inlined`, except for functions that are kept."""
     kept = [(DOMAIN, name) for name in keep if any(function.name == name for function in model.functions)]
     calls = [node.name for node in function_calls(model) if (node.domain, node.op_type) not in kept]
     before = {node.name for node in model.graph.node}
@@ -206,7 +206,7 @@ class Opened:
 
     @cached_property
     def constant(self) -> frozenset[str]:
-        """Values that depend on no input of the graph: runtimes work them out when they load the file."""
+        """Values that depend on no input of the graph: runtimes compute them when they load the file."""
         found = set(self.stored)
         for node in self.model.graph.node:
             inputs = [name for name in node.input if name]
@@ -216,7 +216,7 @@ class Opened:
 
     @cached_property
     def storable(self) -> list[str]:
-        """Stored float32 numbers that may be stored in less: all but those whose readers take float32 alone."""
+        """Float32 initializers that may be stored in a lower type: not those whose readers accept float32 only."""
         fixed = {
             name
             for node in self.model.graph.node

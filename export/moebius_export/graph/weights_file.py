@@ -1,7 +1,7 @@
 """ONNX models whose weights lie in one shared file beside them.
 
-Tensors with the same bytes are stored once, so the guided and the conditional U-Net cost one set of weights; and one
-that is an entry along the first axis of a stored tensor, as the keys of one branch are of both, is not stored again.
+Tensors with the same bytes are stored once, so the guided and the conditional U-Net share one set of weights. A tensor
+that is an entry along the first axis of a stored one (the keys of one branch, of both branches) is not stored again.
 Offsets are multiples of a page, which lets a runtime map the file instead of reading it.
 """
 
@@ -47,7 +47,7 @@ class WeightsFile:
             _refer(tensor, self.name, self._placed[key], len(data))
 
     def _remember_entries(self, dims: Sequence[int], data: bytes) -> None:
-        """Where each entry of the first axis will lie, for tensors that are one; before the position is moved on."""
+        """Remembers the offset of each entry of the first axis; called before the position moves on."""
         start = self._position + -self._position % _PAGE
         if not 2 <= (dims[0] if dims else 0) <= _MOST_ENTRIES or len(data) // dims[0] % _PAGE:
             return

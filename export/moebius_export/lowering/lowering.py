@@ -1,27 +1,23 @@
-"""Which exact body `LocalLambda` gets: its form, and a tile per resolution. One choice per target, kept in a JSON file.
+"""The body of `LocalLambda` for a target: its kind, and a tile per resolution, in a JSON file.
 
     {"ort-cpu": {"form": "tiles", "tiles": {"64": [2, 8], "32": [2, 8], "16": [1, 16]}}}
 
-A tile is [Ty, Tx] positions; a side that the file leaves out has `moebius.network.lambda_ops.default_tile`. The
-choices that
-come with the package are in `lowerings.json`; `moebius-export tune` writes such a file for the machine it runs on. A
-file may come from anywhere, so it is checked before anything is made from it.
+A tile is [Ty, Tx] positions; a side that the file leaves out has `moebius.network.lambda_ops.default_tile`. The shipped
+choices are in `lowerings.json`; `moebius-export tune` writes such a file for this machine. Files are validated.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from moebius.network.lambda_ops import default_tile
 from moebius_export.errors import ExportError
-from moebius_runtime.console import one_line
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.bundle.json_files import read_json, write_json
 
 Target = Literal["ort-cpu", "tensorrt", "generic"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -63,31 +59,18 @@ _FILE = TypeAdapter(dict[Target, Lowering])
 
 @lru_cache(maxsize=1)
 def shipped() -> Mapping[Target, Lowering]:
-    """The choices that come with the package, one for each of `TARGETS`."""
+    """The shipped choices, one for each of `TARGETS`."""
     return read_lowerings(Path(__file__).with_name("lowerings.json"))
 
 
 def read_lowerings(path: str | Path) -> Mapping[Target, Lowering]:
-    """Target -> lowering of a checked file.
+    """Returns target -> lowering of a validated file.
 
     Raises:
-        ExportError: there is no such file, or it is not one of lowerings.
+        ExportError: the file is missing or is not valid.
     """
-    expected = f"expected lowerings such as {_EXAMPLE}; `moebius-export tune BUNDLE` writes them"
-    try:
-        with open_plain(path) as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; {expected}") from error
-    if len(data) > _MAX_BYTES:
-        raise ExportError(f"{path}: over {_MAX_BYTES >> 10} KiB; {expected}")
-    try:
-        return _FILE.validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part)[:40] for part in first["loc"]) or "content"
-        got = repr(first["input"])[:60]
-        raise ExportError(one_line(f"{path}: {where}: {first['msg']}, got {got}; {expected}")) from error
+    expected = f"lowerings such as {_EXAMPLE}; `moebius-export tune BUNDLE` writes them"
+    return read_json(path, _FILE, _MAX_BYTES, expected, ExportError)
 
 
 def lowering_of(path: str | Path, target: Target) -> Lowering:
@@ -103,6 +86,4 @@ def lowering_of(path: str | Path, target: Target) -> Lowering:
 
 def write_lowerings(lowerings: Mapping[Target, Lowering], path: str | Path) -> None:
     """Writes a file that `read_lowerings` reads, whole or not at all."""
-    lines = [f" {json.dumps(target)}: {json.dumps(lowering.model_dump())}" for target, lowering in lowerings.items()]
-    with atomic_write(path) as stream:
-        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    write_json({target: lowering.model_dump() for target, lowering in lowerings.items()}, path)

@@ -1,4 +1,4 @@
-"""Another body of `LocalLambda` in a model that is already exported: the same network, lowered differently.
+"""Exchanges the body of `LocalLambda` in an exported model.
 
 Changes in a node: its shape attributes and, in the form "tiles", the tile and both index tables. Weights stay where
 they are.
@@ -29,7 +29,7 @@ def present_side(node: onnx.NodeProto) -> int:
 
 
 def present_lowering(model: onnx.ModelProto) -> Lowering:
-    """How the model is lowered now; in the form "convolution" it says of each side that the tile is the default.
+    """Returns the present lowering of a model; with the body "convolution" every tile is the default.
 
     Raises:
         ExportError: the model has no Local-λ as one node, one that is not square, or not one lowering throughout.
@@ -60,7 +60,7 @@ def present_lowering(model: onnx.ModelProto) -> Lowering:
 
 
 def relowered(model: onnx.ModelProto, lowering: Lowering) -> onnx.ModelProto:
-    """A copy of the model with Local-λ as `lowering` says.
+    """Returns a copy of the model with another lowering of Local-λ.
 
     Raises:
         ExportError: a node's window is no constant of the graph, or a tile does not divide its picture.

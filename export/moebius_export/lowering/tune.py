@@ -1,11 +1,11 @@
-"""`moebius-export tune`: which body of `LocalLambda` is fastest on this machine, measured inside the U-Net's graph.
+"""`moebius-export tune`: finds the fastest body of `LocalLambda` on this machine, measured in the U-Net's graph.
 
-One candidate at a time is rewritten into the graph and run in turn with the present choice. Times are those of the
+Each candidate is rewritten into the graph and alternates with the present choice. Times are those of the
 nodes of the bodies, from ONNX Runtime's profile, so that a step's noise does not hide them. A candidate differs from
-the present choice at every resolution at once, and each resolution is judged by its own nodes. The convolution is
-another body, for the whole file, and is judged by the whole step.
+the present choice at every resolution at once, and each resolution is timed by its own nodes. The convolution is
+another body, for the whole file, and is timed by the whole step.
 
-Compiled kernels are left out: they take the node whole and have no choice of this kind.
+Compiled kernels are disabled: they run the node as one operator and have no such choice.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from moebius_export.lowering.relower import local_lambdas, present_lowering, pre
 from moebius_runtime.bundle.bundle import Bundle
 
 TILES = ((1, 8), (2, 8), (4, 4), (4, 8), (8, 8))
-"""Candidates beside a whole row, where they divide the side."""
+"""Candidate tiles that are tried besides a whole row, where they divide the side."""
 
 AGREEMENT = 1e-5
 """Relative L2 distance from the present choice's output that a candidate may have: float32 sums in another order."""
 
 Progress = Callable[[int, int, str], None]
-"""Told (steps done, steps in all, what is being run)."""
+"""Called with the steps done, the steps in all, and what runs."""
 
 Times = dict[int, list[float]]
 """Side -> milliseconds that its bodies took in each run; `BODIES`: those of all sides; `WHOLE`: all nodes."""
@@ -50,7 +50,7 @@ _BODY = re.compile(rf"_inlfunc_LocalLambda(?:_token_(\d+))?_.+{_TIME}")
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate at one side, or at all (`BODIES`, `WHOLE`): medians, beside those of the present choice."""
+    """Medians of a candidate at one side, or at all (`BODIES`, `WHOLE`), and of the present choice."""
 
     side: int
     name: str
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass
 class Tuning:
-    """What was measured and chosen. `spread` of the present choice's own repeats is in milliseconds per side."""
+    """Measurements and choice. `spread` of the present choice's own repeats is in milliseconds per side."""
 
     present: Lowering
     chosen: Lowering
@@ -83,7 +83,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class _Beside:
-    """A candidate's times and the present choice's, run in turn; or why the candidate was not timed."""
+    """Times of a candidate and of the present choice, alternating; or why the candidate was not timed."""
 
     candidate: Lowering
     own: Times = field(default_factory=dict)
@@ -102,7 +102,7 @@ def candidate_tiles(side: int) -> list[tuple[int, int]]:
 
 
 def candidates(present: Lowering) -> list[Lowering]:
-    """What is run beside the present choice: every candidate tile once at each side, and the other form last."""
+    """The candidates: every tile once at each side, and the other body last."""
     others = [[(side, t) for t in candidate_tiles(side) if t != tile] for side, tile in present.tiles.items()]
     mixed = [
         Lowering(form="tiles", tiles=present.tiles | dict(one for one in column if one is not None))
@@ -130,7 +130,7 @@ def tune(
         ExportError: it has no Local-λ to lower, or `rounds` makes no sense.
     """
     if not 2 <= rounds <= 100:
-        raise ExportError(f"--rounds {rounds}: expected 2 to 100; one run alone has no spread to judge by")
+        raise ExportError(f"--rounds {rounds}: expected 2 to 100; one run has no spread")
     opened = Bundle.open(bundle)
     path = opened.model_file("unet")
     model = onnx.load(str(path), load_external_data=False)
@@ -174,12 +174,12 @@ def tune(
         rows = rows if holds else [replace(row, kept=False) for row in rows]
         rows.append(_row(together, judged, "chosen, once more", holds))
         chosen = chosen if holds else present
-    notes = ["the file has the convolution form; tiles are compared from the shipped ones on"]
+    notes = ["the file has the body 'convolution'; its tiles are compared with the shipped ones"]
     return Tuning(present, chosen, rows, spread, notes if found.form == "convolution" else [])
 
 
 class _Comparison:
-    """Runs candidates beside the present choice, with the same inputs."""
+    """Runs candidates and the present choice alternately, with the same inputs."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class _Comparison:
         return output
 
     def _times(self, profiled: Profiled, runs: int) -> Times:
-        """The times of every run but the first, which warms up."""
+        """Times of all runs except the first, which warms up."""
         events = [event for event in profiled.events if event["name"].endswith(_TIME)]
         size, rest = divmod(len(events), runs)
         if rest or not size:
@@ -306,7 +306,7 @@ def _row(one: _Beside, side: int, name: str, kept: bool) -> Row:
 
 
 def _spread(runs: Sequence[float]) -> float:
-    """Between the quartiles; infinite for no runs, so that nothing is kept."""
+    """The interquartile range; infinite for no runs, so that no candidate is kept."""
     if len(runs) < 2:
         return math.inf
     first, _, third = quantiles(runs, n=4)

@@ -1,9 +1,8 @@
 """Multiply-accumulates of a PyTorch module, operation by operation, on meta tensors: shapes only, no arithmetic.
 
-What `moebius_export.graph.cost` counts in a file, before there is one, so that each rewrite can say what it saved.
-Torch's
-own operation counter has the formulas of the standard operators; those of `moebius.network.lambda_ops` and
-`moebius.network.layer_ops` are here. Work whose result nothing uses is not counted, since no exported file holds it.
+Equal to the count of `moebius_export.graph.cost`, but before a file exists, to report what each rewrite saves.
+Torch's operation counter has the formulas of the standard operators; those of `moebius.network.lambda_ops` and
+`moebius.network.layer_ops` are here. Operations whose result nothing uses do not count: an exported file has none.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def module_macs(module: nn.Module, inputs: Iterable[Tensor], form: str = "tiles"
     Raises:
         CostError: an operator outside torch's own has no formula here.
     """
-    # Attention as plain products: the fused forms of some devices are not known to the counter.
+    # Attention as plain matrix products: the counter has no formula for fused attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Recording(form) as recording:
         output = on_meta(module)(*(tensor.to("meta") for tensor in inputs))
     return recording.used_by(output)
@@ -77,7 +76,7 @@ def on_meta(module: nn.Module) -> nn.Module:
 
 
 class _Recording(TorchDispatchMode):
-    """Every operation with its products, the tensors it took and those that it made, in order."""
+    """Records every operation with its MACs, its input and its output tensors, in order."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -87,7 +86,7 @@ class _Recording(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "aten":
-            with self:  # in inference mode some products arrive whole: matmul, linear
+            with self:  # in inference mode matmul and linear arrive undecomposed
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -97,7 +96,7 @@ class _Recording(TorchDispatchMode):
         return result
 
     def used_by(self, output: Any) -> dict[str, int]:
-        """The products that an output depends on."""
+        """MACs of the operations that an output depends on."""
         needed = {id(tensor) for tensor in _tensors(output)}
         total = convolutions = 0
         for name, macs, taken, made in reversed(self._made):
@@ -117,7 +116,7 @@ class _Recording(TorchDispatchMode):
         if func.namespace not in _STANDARD:
             raise CostError(
                 f"operator {func.name()} is not known here, so the network's cost would be too low; "
-                "add its products to moebius_export/module_cost.py"
+                "add its formula to moebius_export/network/module_cost.py"
             )
         return 0
 
@@ -142,7 +141,7 @@ def _local(form: str, query: Tensor, values: Tensor, summary: Tensor, window: Te
 
 
 def local_lambda_macs(form: str, size: Sequence[int], tile: Sequence[int], heads: int, depth: int, reach: int) -> int:
-    """Products of one position in `LocalLambda`, in one of `FORMS`."""
+    """MACs of one position in `LocalLambda`, in one of `FORMS`."""
     if form == "convolution":
         return depth * depth * (reach * reach + heads)
     near = (tile[0] + reach - 1) * (tile[1] + reach - 1)
@@ -154,7 +153,7 @@ LAMBDA_FORMULAS: Mapping[Any, Callable[..., int]] = {
     torch.ops.moebius.interactive_lambda.default: _interactive,
     torch.ops.moebius.local_lambda.default: _local,
 }
-"""Operator -> its products, from the form of `LocalLambda` and the operator's arguments. A new operator's go here."""
+"""Operator -> its MACs, from the body of `LocalLambda` and the operator's arguments. Add new operators here."""
 
 
 def _feed_forward(
@@ -183,6 +182,6 @@ LAYER_FORMULAS: Mapping[Any, Callable[..., int]] = {
     torch.ops.moebius.upsample_conv3x3.default: _upsample_conv3x3,
     torch.ops.moebius.group_norm.default: lambda *arguments: 0,
 }
-"""Operator -> the products of its function's body, all of them convolutions."""
+"""Operator -> the MACs of its function's body, all of them convolutions."""
 
 _CONVOLUTIONS = {operator.name() for operator in LAYER_FORMULAS}

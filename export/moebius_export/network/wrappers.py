@@ -1,6 +1,6 @@
 """The modules that are exported: the network with everything inside that a device should not have to know.
 
-Only a student with the released network's layers goes in; one of `moebius.network.variants` raises `ExportError`.
+Only students with the released network's layers are accepted; those of `moebius.network.variants` raise `ExportError`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,24 @@ class GuidedUNet(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, guidance_scale: Tensor) -> Tensor:
         """Sample float32 [B, 9, S, S], timestep int64 [1], guidance_scale float32 [1] -> noise [B, 4, S, S]."""
+        return self.guided(*self.both(sample, timestep), guidance_scale)
+
+    def both(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise of the unconditional and of the conditional branch, each float32 [B, 4, S, S]."""
         batch = sample.shape[0]
         ids = self.category_ids.repeat_interleave(batch, dim=0)  # [2B, m]
-        noise = self.student(torch.cat([sample, sample]), timestep.expand(2 * batch), ids)
+        noise = self.student(torch.cat([sample, sample]), timestep.expand(2 * batch), ids)  # [2B, 4, S, S]
         unconditional, conditional = noise.chunk(2)
+        return unconditional, conditional
+
+    @staticmethod
+    def guided(unconditional: Tensor, conditional: Tensor, guidance_scale: Tensor) -> Tensor:
+        """The guided noise [B, 4, S, S] of both branches' noise."""
         return unconditional + guidance_scale * (conditional - unconditional)
 
 
 class ConditionalUNet(nn.Module):
-    """The conditional branch alone: what guidance comes to at a scale of 1, at half the cost."""
+    """The conditional branch alone: equal to guidance at a scale of 1, at half the cost."""
 
     branches = 1
     category_ids: Tensor

@@ -40,7 +40,7 @@ def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto
 
     Args:
         spec: the module and example inputs; shapes are static but for the first axis of `spec.dynamic`.
-        on_stage: told the name of each stage as it begins.
+        on_stage: called with the name of each stage when it begins.
 
     Raises:
         ExportError: onnxsim or onnx.checker refuse the graph.

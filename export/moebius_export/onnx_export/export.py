@@ -31,7 +31,7 @@ from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, 
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
-from moebius_export.onnx_export.parity import check_parity, reference_output
+from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.rules.base import Outcome
 from moebius_runtime.backends.ort import import_onnxruntime
@@ -55,9 +55,9 @@ from moebius_runtime.bundle.manifest import (
 from moebius_runtime.files import atomic_write, placed_whole, sha256_file
 
 Progress = Callable[[str, str], None]
-"""Told (graph, stage) as each stage begins."""
+"""Called with (graph, stage) when a stage begins."""
 
-STAGES = ("reference", "trace", "simplify", "write", "check", "compare")
+STAGES = ("reference", "rewrite", "trace", "simplify", "write", "check", "compare")
 _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
 
 
@@ -66,8 +66,8 @@ class ExportOptions:
     """What to export.
 
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
-    apply (`moebius_export.rules`), all by default, none for the network as written. `target` is what the λ
-    operators' bodies are written for; `lowering` says how, by default as shipped for the target. `guidance_scale` is
+    apply (`moebius_export.rules`), all by default, none for the unfused network. `target` is the target of the λ
+    operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
     the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's.
     """
 
@@ -99,12 +99,12 @@ class _Written:
 def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = lambda graph, stage: None) -> Manifest:
     """Exports a bundle and moves it to `out` once every file agrees with PyTorch.
 
-    An older bundle at `out` is replaced; anything else there is left alone.
+    An older bundle at `out` is replaced; anything else there raises an error.
 
     Raises:
-        CheckpointError: weights that cannot be had or do not fit.
+        CheckpointError: weights are not available or do not fit.
         ParityError: a file does not give PyTorch's result.
-        MoebiusError: `out` cannot be written, or an option makes no sense.
+        MoebiusError: `out` cannot be written, or an option is not valid.
     """
     if not 1 <= options.batch <= 64:
         raise ExportError(f"--batch {options.batch}: expected 1 to 64")
@@ -115,7 +115,7 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
     check_names(options.rules)
     if options.target not in TARGETS:
         raise ExportError(f"--target {options.target}: expected one of {', '.join(TARGETS)}")
-    import_onnxruntime()  # what the files are compared in: better missed now than after minutes of work
+    import_onnxruntime()  # needed for the comparison: fail now, not after minutes of work
     _check_place(Path(out))
     with placed_whole(Path(out)) as folder:
         progress("weights", "U-Net")
@@ -192,11 +192,15 @@ def _write_graphs(
         for name, module in modules.items()
     }
     target = folder / group
-    references, files, rewrites = {}, {}, {}
+    files, rewrites = {}, {}
+    progress(next(iter(specs)), "reference")
+    if group == "unet":
+        references = dict(zip(specs, unet_references(specs["unet"], specs["unet_conditional"]), strict=True))
+    else:
+        references = {name: reference_output(spec) for name, spec in specs.items()}
     with weights_file(target, "model.onnx.data") as weights:
         for name, spec in specs.items():
-            progress(name, "reference")
-            references[name] = reference_output(spec)
+            progress(name, "rewrite")
             module, rewrites[name] = _rewritten(name, spec, options)
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
@@ -218,7 +222,7 @@ def _write_graphs(
 
 
 def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tuple[nn.Module, list[Rewrite]]:
-    """The module after those of the rules that are meant for its graph, how often each fired and what it saved."""
+    """Returns the module after its graph's rewrites, and how often each fired with its MACs."""
 
     def count(module: nn.Module) -> int:
         return module_macs(module, spec.inputs.values(), spec.local_lambda_form)["all"]
@@ -293,6 +297,4 @@ def _weights_info(checkpoint: Checkpoint) -> WeightsInfo:
 
 def _check_place(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))):
-        raise ExportError(
-            f"--out {out} exists and is no bundle; it is left as it is. Choose a new folder, or remove that one."
-        )
+        raise ExportError(f"--out {out} exists and is not a bundle. Choose a new folder, or remove that one.")

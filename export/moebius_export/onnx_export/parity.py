@@ -1,4 +1,4 @@
-"""How far an exported file is from PyTorch, on one input that neither has seen."""
+"""Compares an exported file with PyTorch on one random input."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from moebius_export.errors import ParityError
+from moebius_export.network.wrappers import GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec
 from moebius_runtime.backends.ort import add_kernels, import_onnxruntime
 from moebius_runtime.bundle.manifest import Parity
 from moebius_runtime.kernels import VARIANTS
 
-# float32 on both sides: what is left is the order of additions. Measured on the full-size graphs with stand-in weights:
+# float32 on both sides: only the order of additions differs. Measured on the full-size graphs with random test weights:
 # U-Net 8e-6, VAE encoder 1.3e-5, decoder 1.6e-5. A weight tensor that is off by 1 % costs 3.5e-5 or more (16 tensors
 # tried on the small preset); a norm's epsilon off by ten costs 2e-6 to 6e-5, so not every such slip is seen here.
 RELATIVE_BUDGET = 3e-5
@@ -25,6 +26,22 @@ def reference_output(spec: GraphSpec) -> np.ndarray:
     with torch.inference_mode():
         output: np.ndarray = spec.module.eval()(*spec.inputs.values()).numpy()
     return output
+
+
+def unet_references(guided: GraphSpec, conditional: GraphSpec) -> tuple[np.ndarray, np.ndarray]:
+    """PyTorch's outputs of the guided and of the conditional U-Net, from one pass of the network.
+
+    The guided U-Net computes both branches, so the conditional branch needs no pass of its own.
+
+    Raises:
+        ValueError: the two graphs have other inputs, or `guided` is not a `GuidedUNet`.
+    """
+    *inputs, scale = guided.inputs.values()
+    if not isinstance(guided.module, GuidedUNet) or not all(map(torch.equal, inputs, conditional.inputs.values())):
+        raise ValueError("expected a GuidedUNet and a ConditionalUNet with the same sample and timestep")
+    with torch.inference_mode():
+        unconditional, noise = guided.module.eval().both(*inputs)
+        return guided.module.guided(unconditional, noise, scale).numpy(), noise.numpy()
 
 
 def run_file(path: Path, inputs: Mapping[str, np.ndarray], *, kernels: bool = False) -> np.ndarray | None:

@@ -1,1 +1,1 @@
-"""Typed graphs: fp16 and bf16 files made from the fp32 graphs of a bundle, by a plan that says why."""
+"""Mixed-precision graphs: fp16 and bf16 files from the fp32 graphs of a bundle, by a precision plan with reasons."""

@@ -1,10 +1,10 @@
-"""The error-driven half of a plan: which parts are worth keeping in float32.
+"""Chooses by measured errors which parts of a graph stay float32.
 
 The graph is cut into parts: a module's products (convolutions, matrix products), and everything else in it. Each part
 is tried alone in the lower type, which gives the error that it causes in the graph's output. Errors of rounding are
 independent of each other, so their squares add. Parts with the largest errors are cut into their submodules and tried
 again. Then parts are kept in float32, the one first that takes away most squared error for its cost, until what is left
-fits the budget; the plan is then tried as a whole, and more is kept if the sum was too hopeful.
+fits the budget; the plan is then tried as a whole, and more is kept if the sum underestimated the error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _ROUNDS = 4
 EXTRA_WEIGHTS = 0.01
 """Share of the lower type's bytes that weights kept in float32 may add."""
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
+Say = Progress  # its name in version 0.1
 
 
 @dataclass(eq=False)  # a part is itself alone, whatever it holds
@@ -66,7 +67,7 @@ class PartTrial:
 
 @dataclass
 class Choice:
-    """What was found: parts with their errors, those kept, and the errors of the whole graph."""
+    """The result: parts with their errors, the parts kept in float32, and the errors of the whole graph."""
 
     parts: list[PartTrial]
     kept: list[PartTrial] = field(default_factory=list)
@@ -83,7 +84,7 @@ def module_path(name: str) -> str:
 
 
 def node_kind(op_type: str) -> NodeKind:
-    """Whether a node is one of the products."""
+    """The kind of a node: `products` for convolutions and matrix products, `rest` for others."""
     return "products" if op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LocalLambda") else "rest"
 
 
@@ -96,7 +97,7 @@ class Chooser:
         fixed: nodes that stay float32 anyway.
         stores: how each weight is stored in the plan at hand.
         extra: share of the weights' bytes that those stored in float32 in kept parts may add.
-        say: told what is being tried.
+        progress: called with a description of each trial.
     """
 
     def __init__(
@@ -106,9 +107,9 @@ class Chooser:
         fixed: Mapping[str, str],
         stores: Mapping[str, FloatType],
         extra: float = EXTRA_WEIGHTS,
-        say: Say = lambda text: None,
+        progress: Progress = lambda text: None,
     ) -> None:
-        self.trials, self.kind, self.stores, self._extra, self._say = trials, kind, stores, extra, say
+        self.trials, self.kind, self.stores, self._extra, self._progress = trials, kind, stores, extra, progress
         self.graph = trials.graph
         computing = [node for node in self.graph.model.graph.node if self.graph.computes(node)]
         self.everything = [node.name for node in computing]
@@ -129,12 +130,12 @@ class Chooser:
         """
         choice = Choice(self._parts(self.open))
         low: FloatType = self.kind
-        self._say("everything low")
+        self._progress("everything low")
         every: dict[str, FloatType] = dict.fromkeys(self.everything, low)
         choice.errors["blunt"] = self.trials.error(every, dict.fromkeys(self.graph.storable, low))
-        self._say("weights alone")
+        self._progress("weights alone")
         choice.errors["weights"] = self.trials.error({}, self.stores)
-        self._say("the fixed rules alone")
+        self._progress("the fixed rules alone")
         choice.errors["rules"] = self.trials.error(dict.fromkeys(self.open, low), self.stores)
         choice.errors["plan"] = choice.errors["rules"]
         budget = choice.errors["budget"] = hypot(choice.errors["weights"], budget)
@@ -166,7 +167,7 @@ class Chooser:
             choice.parts[place : place + 1] = smaller
 
     def _measure(self, part: PartTrial) -> None:
-        self._say(f"{part.name} alone")
+        self._progress(f"{part.name} alone")
         low: FloatType = self.kind
         stores = {name: self.stores[name] for name in part.weights if name in self.stores}
         part.error = self.trials.error(dict.fromkeys(part.nodes, low), stores)
@@ -179,7 +180,7 @@ class Chooser:
                 best = max(rest, key=lambda part: part.error**2 / part.cost)
                 rest.remove(best)
                 choice.kept.append(best)
-            self._say(f"the plan with {len(choice.kept)} parts kept")
+            self._progress(f"the plan with {len(choice.kept)} parts kept")
             choice.errors["plan"] = self.trials.error(self.computes(choice.kept), self.stored(choice.kept))
             if choice.errors["plan"] <= budget or not rest:
                 return
@@ -188,7 +189,7 @@ class Chooser:
     def stored(self, kept: list[PartTrial]) -> dict[str, FloatType]:
         """How weights are stored where these parts are kept: in float32 as long as that costs few bytes in all.
 
-        The smallest kept parts come first, as their weights take away most error for their bytes.
+        The smallest kept parts come first, as their weights remove the most error per byte.
         """
         total = sum(self.graph.sizes[name] for name in self.graph.storable)
         room = self._extra * total

@@ -1,9 +1,9 @@
-"""What a typed file computes, on a machine without fp16 arithmetic.
+"""Emulates a mixed-precision file in float32, on a machine without fp16 arithmetic.
 
 ONNX Runtime's CPU runs fp16 nodes in float32 and drops the casts that it put between them, so the rounding is lost.
-Here the graph is float32 throughout, and each value that the typed file holds in less goes through a cast to that type
+Here the graph is float32 throughout, and each value of a lower type in the file passes through a cast to that type
 and back, which the runtime keeps. A node computes in float32 and its result is rounded once: as TensorRT does with the
-sums of products. Everything is read from the typed file, nothing from the plan that it was made by.
+sums of products. Everything comes from the file, nothing from its plan.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _LOW = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
 def emulated(path: Path) -> onnx.ModelProto:
-    """The float32 graph of a typed file. Its weights stay in the typed file's weights file.
+    """Returns the float32 graph that emulates a mixed-precision file, whose weights stay in their file.
 
     Args:
-        path: a typed ONNX file, found undamaged.
+        path: a mixed-precision ONNX file with a verified hash.
 
     Raises:
         ExportError: the file's types contradict each other.

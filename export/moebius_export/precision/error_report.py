@@ -1,8 +1,8 @@
-"""Where the error of typed files enters: their values beside float32's, module by module, in the graph's order.
+"""Errors of a mixed-precision file against float32, module by module, in the graph's order.
 
-Both graphs run in one session on the same inputs, the typed one emulated (see `emulate`). The squares of a value and of
-its difference from float32's are summed in that session, so that no activation leaves it. A second run gives each
-module float32's values in place of those of the typed modules before it, which leaves what it adds by itself.
+Both graphs run in one session on the same inputs, the mixed-precision one emulated (see `emulate`). It sums the
+squares of a value and of its difference from float32's, so that no activation leaves it. A second run gives each module
+float32's values as inputs, which leaves the error that the module adds itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.kinds import NAME, FloatType, LowType
 from moebius_export.graph.opened import Opened, layer_of, opened, with_types
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.emulate import emulated_model
 from moebius_export.precision.plan import Measured
 from moebius_export.precision.planning import PlanOptions
-from moebius_export.trajectories.measure import Say, follow
+from moebius_export.trajectories.measure import Progress, follow
 from moebius_export.trajectories.scenes import scenes_of
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName
@@ -42,7 +42,7 @@ class ModuleError:
     Attributes:
         module: as in the names of nodes.
         tensor: the value.
-        type: what the typed file computes it in.
+        type: that the mixed-precision file computes it in.
         rms: root mean square in float32.
         error: relative L2 error over all runs, with all that came in before; infinite where a number is not finite.
         own: the same where the module is given float32's values of the other modules of this list.
@@ -66,8 +66,8 @@ class ErrorReport:
     graphs: dict[GraphName, list[ModuleError]]
 
 
-def measure_errors(bundle: Bundle, options: PlanOptions, say: Say) -> ErrorReport:
-    """Compares the bundle's typed files with its float32 files on a picture that no plan was made from.
+def measure_errors(bundle: Bundle, options: PlanOptions, progress: Progress) -> ErrorReport:
+    """Compares the bundle's mixed-precision files with its float32 files on a picture that no plan was made from.
 
     A drawn picture and its noise have the seed after the plan's last; with `options.data` the first picture there gets
     noise of that seed. The graphs of a guided run are compared; `unet_conditional`, whose plan keeps the same modules,
@@ -76,22 +76,22 @@ def measure_errors(bundle: Bundle, options: PlanOptions, say: Say) -> ErrorRepor
     Args:
         bundle: with float32 files and files of `options.to`.
         options: `to`, `data`, `steps`, `samples`, and `seed` and `pictures` of the plan.
-        say: told each step and graph.
+        progress: called with each step and graph.
 
     Raises:
         BundleError: a file is missing or damaged.
-        ExportError, InputError: the typed file is not of the float32 file; the pictures.
+        ExportError, InputError: the file was not made from the float32 file; a picture is not valid.
     """
     seed = options.seed + options.pictures
     scenes = scenes_of(bundle.manifest, options.steps, 1, seed, options.data)
     for name in bundle.manifest.graphs:  # before the long work
         bundle.model_file(name)
         bundle.model_file(name, options.to)
-    seen = follow(bundle, {}, scenes, True, say)
+    seen = follow(bundle, {}, scenes, True, progress)
     data = "drawn" if options.data is None else "given pictures"
     found = ErrorReport(options.to, Measured(pictures=1, steps=options.steps, seed=seed, data=data), {}, {})
     for done, name in enumerate(seen.inputs):
-        say(f"compare {name}", done, len(seen.inputs))
+        progress(f"compare {name}", done, len(seen.inputs))
         samples = seen.samples(name, options.samples)
         found.runs[name] = len(samples)
         found.graphs[name] = module_errors(bundle.model_file(name), bundle.model_file(name, options.to), samples)
@@ -102,12 +102,12 @@ def module_errors(path: Path, typed: Path, samples: Sequence[Mapping[str, np.nda
     """The error of each module of one graph, in its order.
 
     Args:
-        path: the float32 file, found undamaged.
-        typed: the typed file, found undamaged, in the same folder.
+        path: the float32 file, with a verified hash.
+        typed: the mixed-precision file, with a verified hash, in the same folder.
         samples: inputs of the runs to sum over.
 
     Raises:
-        ExportError: the typed file is not of the float32 file, or there are no samples.
+        ExportError: the file was not made from the float32 file, or there are no samples.
         BundleError: ONNX Runtime cannot load both as one.
     """
     if not samples:
@@ -115,7 +115,7 @@ def module_errors(path: Path, typed: Path, samples: Sequence[Mapping[str, np.nda
     graph, low = Opened(opened(path)), Opened(with_types(onnx.load(str(typed), load_external_data=False)))
     values = last_values(graph)
     if strange := [name for name in values if name not in low.types]:
-        raise ExportError(f"{typed}: it has no {strange[0]}, so it was not typed from {path}; type the bundle again")
+        raise ExportError(f"{typed}: it has no {strange[0]}, so it was not made from {path}; write it again")
     emulated = emulated_model(low.model)
     squares = _squares(_compared(graph, emulated, values, alone=False), path.parent, samples)
     alone = _squares(_compared(graph, emulated, values, alone=True), path.parent, samples)
@@ -153,7 +153,7 @@ def _squares(model: onnx.ModelProto, folder: Path, samples: Sequence[Mapping[str
 def _compared(graph: Opened, low: onnx.ModelProto, values: Collection[str], *, alone: bool) -> onnx.ModelProto:
     """Both graphs in one, and of each value [squares of the difference, squares in float32] as its only outputs.
 
-    With `alone` the typed nodes read these values from the float32 graph.
+    With `alone` the mixed-precision nodes read these values from the float32 graph.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)

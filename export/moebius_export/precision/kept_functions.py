@@ -1,6 +1,6 @@
-"""Functions that stay functions in a typed file, so that a plugin can take their nodes whole.
+"""Functions that stay functions in a mixed-precision file, for a plugin that runs each call as one operator.
 
-Such a node has one type in a plan. What happens inside it is still judged: ranges are those of its whole body, and
+Such a node has one type in a plan. Its inside is still measured: ranges are those of its whole body, and
 trials run the body with every value rounded.
 """
 
@@ -24,7 +24,7 @@ _PLUGIN_INPUTS = 4  # query, values, summary, window
 
 
 def check_kept(graphs: Collection[Opened], keep: Sequence[str], to: LowType) -> None:
-    """Refuses what no plugin could take.
+    """Checks that a plugin can run the functions.
 
     Args:
         graphs: of the bundle, opened with `keep`.
@@ -32,13 +32,13 @@ def check_kept(graphs: Collection[Opened], keep: Sequence[str], to: LowType) -> 
         to: the lower type.
 
     Raises:
-        ExportError: no graph calls such a function, or calls it in another form than "convolution"; a type that the
+        ExportError: no graph calls such a function, or calls it with another body than "convolution"; a type that the
             plugin does not have.
     """
     for name in keep:
         if to != "fp16":
             raise ExportError(
-                f"--keep {name} with {to}: the plugin takes float32 and float16 only; leave --keep out, or type to fp16"
+                f"--keep {name} with {to}: the plugin takes float32 and float16 only; leave --keep out, or use fp16"
             )
         calls = [node for graph in graphs for node in calls_of(graph, (name,))]
         if not calls:
@@ -49,8 +49,8 @@ def check_kept(graphs: Collection[Opened], keep: Sequence[str], to: LowType) -> 
         for node in calls:
             if len(node.input) != _PLUGIN_INPUTS:
                 raise ExportError(
-                    f"--keep {name}: {node.name} has {len(node.input)} inputs, as CPUs run it; the plugin takes "
-                    f"the {_PLUGIN_INPUTS} of the form 'convolution'. Export the bundle with --target tensorrt"
+                    f"--keep {name}: {node.name} has {len(node.input)} inputs, the body for CPUs; the plugin takes "
+                    f"the {_PLUGIN_INPUTS} of the body 'convolution'. Export the bundle with --target tensorrt"
                 )
 
 

@@ -1,12 +1,11 @@
-"""The precision plan of one graph: which type every node and weight has, and why it is not the lower one.
+"""The precision plan of one graph: the type of every node and weight, and the reason where it stays float32.
 
-It lies in the bundle beside the typed file, and may be edited: `moebius-export precision BUNDLE --reapply` makes the
-typed file again as it says. Like every file of a bundle it comes from anywhere, and is checked before it is used.
+It lies in the bundle beside the mixed-precision file and may be edited: `moebius-export precision BUNDLE --reapply`
+applies it. Like every file of a bundle it is validated before use.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +15,9 @@ from moebius_export.errors import ExportError
 from moebius_export.graph.kinds import FloatType
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.kept_functions import Keepable
-from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.bundle.json_files import json_lines, read_json
+from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel
+from moebius_runtime.files import atomic_write
 
 MAX_PLAN_BYTES = 4 << 20
 
@@ -26,7 +26,7 @@ _Size = Annotated[float, Field(ge=0)]
 
 
 class NodeType(StrictModel):
-    """A node's type. `largest` and `rms` are of its output over all trajectories; `reason` says why it is float32."""
+    """A node's type. `largest` and `rms` are of its output over all trajectories; `reason` is why it stays float32."""
 
     type: FloatType
     largest: _Size | None = None
@@ -47,7 +47,7 @@ class WeightType(StrictModel):
 class Part(StrictModel):
     """A part of the graph that was tried in the lower type alone.
 
-    `name` is a module and which of its nodes: its `products`, or the `rest`; `itself` says that its submodules are
+    `name` is a module and which of its nodes: its `products`, or the `rest`; `itself`: its submodules are
     parts of their own. `holds` counts its nodes by operator. `error` is the relative L2 error of the graph's output
     that it causes; `gmac` and `mbytes` (of outputs, in float32) are what float32 costs there.
     """
@@ -103,7 +103,7 @@ class Plan(StrictModel):
         return {name: weight.type for name, weight in self.weights.items()}
 
     def check(self, graph: Opened) -> None:
-        """Refuses a plan that names other nodes or weights than the graph has.
+        """Checks that the plan names exactly the nodes and weights of the graph.
 
         Raises:
             ExportError: names the first of them.
@@ -114,39 +114,22 @@ class Plan(StrictModel):
             ("weight", set(self.weights), set(graph.storable)),
         ):
             if strange := planned - there:
-                raise ExportError(f"the plan of {self.graph} names a {what} {min(strange)!r}, which the graph has not")
+                raise ExportError(f"the plan of {self.graph} names a {what} {min(strange)!r}, which the graph lacks")
             if missing := there - planned:
-                raise ExportError(f"the plan of {self.graph} says nothing of the {what} {min(missing)!r}; add it")
+                raise ExportError(f"the plan of {self.graph} has no entry for the {what} {min(missing)!r}; add it")
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """Returns the plan as JSON, one entry per line."""
+    return json_lines({"schema_version": plan.schema_version} | plan.model_dump(mode="json", exclude_defaults=True))
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Writes a plan, an entry per line, whole or not at all."""
-    content = plan.model_dump(mode="json", exclude_defaults=True) | {"schema_version": plan.schema_version}
-    lines = []
-    for key, value in content.items():
-        if key in ("nodes", "weights"):
-            entries = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
-            lines.append(f" {json.dumps(key)}: {{\n{entries}\n }}")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    """Writes a plan, one entry per line, whole or not at all."""
     with atomic_write(path) as stream:
-        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        stream.write(plan_bytes(plan))
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan from a file.
-
-    Raises:
-        ExportError: the file is missing, too large, no JSON, or has a field that no plan has; the first is named.
-    """
-    try:
-        with open_plain(path) as stream:
-            data = stream.read(MAX_PLAN_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; expected a plan of `moebius-export precision`") from error
-    if len(data) > MAX_PLAN_BYTES:
-        raise ExportError(f"{path}: over {MAX_PLAN_BYTES >> 20} MiB, so it is no precision plan")
-    try:
-        return Plan.model_validate_json(data)
-    except ValueError as error:
-        raise ExportError(f"{path}: not a precision plan: {first_problem(error)}") from error
+    """Returns the plan of a file; `ExportError` as `moebius_runtime.bundle.json_files.read_json`."""
+    return read_json(path, Plan, MAX_PLAN_BYTES, "a precision plan of `moebius-export precision`", ExportError)

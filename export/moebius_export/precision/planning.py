@@ -15,7 +15,7 @@ from moebius_export.precision.kept_functions import Keepable, calls_of, check_ke
 from moebius_export.precision.plan import Measured, NodeType, Part, Plan, WeightType
 from moebius_export.precision.rules import fixed_reasons, keep_vectors, limit_of, overflowing_weights, weight_types
 from moebius_export.precision.trials import Trials
-from moebius_export.trajectories.measure import Say, Trajectories, follow
+from moebius_export.trajectories.measure import Progress, Trajectories, follow
 from moebius_export.trajectories.ranges import Ranges
 from moebius_export.trajectories.scenes import Scene, scenes_of
 from moebius_runtime.bundle.bundle import Bundle
@@ -37,15 +37,15 @@ class PlanOptions:
 
     Attributes:
         to: the lower type of the U-Net.
-        vae: what the VAE computes in. Its weights are stored in `to` where that costs no more than `VAE_ERROR`.
+        vae: type that the VAE computes in. Its weights are stored in `to` where that costs no more than `VAE_ERROR`.
         data: folder of pictures and masks, see `scenes.scenes_of`; None draws them.
         pictures, steps, seed: of the trajectories.
-        samples: runs of each graph that trials are judged by.
+        samples: recorded runs of each graph that trials are measured on.
         error: what computing in less may add to the relative L2 error of the U-Net's output in a step; None takes the
             type's of `ERROR`. What storing the weights in less costs comes on top.
         evaluations: trials of single parts.
         extra_weights: share of the weights' bytes that those stored in float32 for their error may add.
-        keep: functions that stay functions in the typed files, for a plugin; their nodes have one type each.
+        keep: functions that stay functions in the new files, for a plugin; their nodes have one type each.
     """
 
     to: LowType = "fp16"
@@ -64,8 +64,8 @@ class PlanOptions:
 class Planner:
     """Makes the plans of a bundle. Its float32 files must be there."""
 
-    def __init__(self, bundle: Bundle, options: PlanOptions, say: Say) -> None:
-        self.bundle, self.options, self._say = bundle, options, say
+    def __init__(self, bundle: Bundle, options: PlanOptions, progress: Progress) -> None:
+        self.bundle, self.options, self._progress = bundle, options, progress
         self.graphs: dict[GraphName, Opened] = {}
         self.paths: dict[GraphName, Path] = {}
         self._pictures = 0
@@ -78,7 +78,7 @@ class Planner:
         """A plan for every graph.
 
         Raises:
-            PrecisionError: the VAE was asked for in less than float32, and its plan does not prove it.
+            PrecisionError: a VAE below float32 was requested and fails its check.
             BundleError, ExportError, InputError: the bundle, its files, the pictures.
         """
         options = self.options
@@ -98,11 +98,11 @@ class Planner:
     def _follow(
         self, watched: list[GraphName], scenes: Sequence[Scene], *, guided: bool, decode: bool = True
     ) -> Trajectories:
-        """Ranges of these graphs; where functions are kept, of all that their bodies make."""
+        """Ranges of these graphs; where functions are kept, of all values in their bodies."""
         keep = self.options.keep
         kept = [name for name in watched if calls_of(self.graphs[name], keep)]
         inside = {name: self._inlined(name) for name in watched}
-        seen = follow(self.bundle, inside, scenes, guided, self._say, decode=decode)
+        seen = follow(self.bundle, inside, scenes, guided, self._progress, decode=decode)
         seen.ranges |= {name: folded(seen.ranges[name], self.graphs[name], keep) for name in kept}
         return seen
 
@@ -131,7 +131,7 @@ class Planner:
         return self._plan(name, options.to, graph, seen.ranges[name], reasons, weights, choice), choice
 
     def _conditional(self, seen: Trajectories, choice: Choice, theirs: dict[str, WeightType]) -> Plan:
-        """As the guided graph's: the same layers are kept. Its own ranges decide what would overflow."""
+        """The plan of the conditional graph: the guided graph's layers stay float32, and those that may overflow."""
         name: GraphName = "unet_conditional"
         graph, to = self.graphs[name], self.options.to
         weights, reasons = self._fixed(name, to, seen.ranges[name])
@@ -194,7 +194,7 @@ class Planner:
         return Trials(self.graphs[name], self.paths[name].parent, seen.samples(name, self.options.samples))
 
     def _tried(self, text: str) -> None:
-        self._say(f"try: {text}", 0, 0)
+        self._progress(f"try: {text}", 0, 0)
 
     def _plan(
         self,

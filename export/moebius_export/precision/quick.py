@@ -8,15 +8,15 @@ from types import MappingProxyType
 from typing import Any
 
 from moebius_export.errors import ExportError, PrecisionError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.kinds import LowType
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.choose import Choice
 from moebius_export.precision.kept_functions import calls_of, folded
 from moebius_export.precision.plan import Plan
 from moebius_export.precision.planning import VAE_GRAPHS, Planner, PlanOptions, stores_of
 from moebius_export.precision.shipped import RELEASED, ShippedPlan, kept_nodes, read_shipped, stored_name
 from moebius_export.precision.trials import Trials
-from moebius_export.trajectories.measure import Say, Trajectories
+from moebius_export.trajectories.measure import Progress, Trajectories
 from moebius_export.trajectories.ranges import Ranges, observed
 from moebius_export.trajectories.scenes import scenes_of
 from moebius_runtime.bundle.bundle import Bundle
@@ -26,8 +26,8 @@ PICTURES, STEPS = 1, 4
 """Of the check. The strength leaves one step out, so ranges are those of three runs."""
 
 STEP_ERROR: Mapping[LowType, float] = MappingProxyType({"fp16": 3e-2, "bf16": 2.4e-1})
-"""Relative L2 error of a step that is worth a note: an fp16 graph that is no better than INT8 may be (its budget is
-3e-2). Storing the small trained network's weights in fp16 alone costs 9.4e-3 of a first step. bf16 has 3 bits less."""
+"""Relative L2 error of a step above which a note is printed: the budget of an INT8 graph (3e-2). Storing the small
+trained network's weights in fp16 alone costs 9.4e-3 of a first step. bf16 has 3 bits less."""
 
 Note = Callable[[str], None]
 
@@ -40,7 +40,7 @@ def quick_options(**given: Any) -> PlanOptions:
 def make_plans(
     bundle: Bundle,
     options: PlanOptions,
-    say: Say,
+    progress: Progress,
     note: Note,
     *,
     search: bool = False,
@@ -51,31 +51,32 @@ def make_plans(
     Args:
         bundle: with its float32 files.
         options: how to plan.
-        say: told each stage.
-        note: told what the user should know of the plan.
-        search: measure which layers need float32 (minutes to hours) in place of a shipped plan.
-        shipped: file of the plan to apply, which must be one of this network. None takes the one that comes with the
-            package where it is one of this network, else the fixed rules.
+        progress: called with each stage.
+        note: called with messages on the plan for the user.
+        search: measure which layers need float32 (minutes to hours) instead of using a shipped plan.
+        shipped: file of the plan to apply, which must be a plan of this network. None takes the package's own plan
+            if it is one of this network, else the fixed rules.
 
     Raises:
-        PrecisionError: the VAE was asked for in less than float32 and that is not proven, or the plan's output is not
-            finite.
-        BundleError, ExportError, InputError: the bundle, its files, the pictures, the shipped plan.
+        PrecisionError: a VAE below float32 was requested and fails its check, or the plan's output is not finite.
+        BundleError, ExportError, InputError: the bundle, a file, a picture or the shipped plan is not valid.
     """
     if search:
-        return Planner(bundle, options, say).run()
-    return QuickPlanner(bundle, options, say, note, shipped).run()
+        return Planner(bundle, options, progress).run()
+    return QuickPlanner(bundle, options, progress, note, shipped).run()
 
 
 class QuickPlanner(Planner):
-    """Applies a plan that was found before, and checks it.
+    """Applies a shipped plan and checks it.
 
-    A layer whose values came too near to the end of the type's range stays float32, whatever the plan says. Then the
-    whole plan is tried on one step.
+    A layer whose values come too close to the largest number of the type stays float32, whatever the plan says. Then
+    the whole plan is tried on one step.
     """
 
-    def __init__(self, bundle: Bundle, options: PlanOptions, say: Say, note: Note, shipped: Path | None = None) -> None:
-        super().__init__(bundle, options, say)
+    def __init__(
+        self, bundle: Bundle, options: PlanOptions, progress: Progress, note: Note, shipped: Path | None = None
+    ) -> None:
+        super().__init__(bundle, options, progress)
         self._note, self._unknown = note, ""
         self.plan, self.source = self._shipped(shipped)
 
@@ -92,12 +93,12 @@ class QuickPlanner(Planner):
         if "unet_conditional" in self.graphs:
             plans["unet_conditional"] = self._applied("unet_conditional", self._conditional_ranges(seen), None)
         for name in VAE_GRAPHS:
-            self._say(f"weights of {name}", 0, 0)
+            self._progress(f"weights of {name}", 0, 0)
             plans[name] = self._stored(name) if options.vae == "fp32" else self._vae(name, seen)
         return {name: plans[name] for name in self.bundle.manifest.graphs}
 
     def _shipped(self, path: Path | None) -> tuple[ShippedPlan | None, str]:
-        """The plan to apply, and where it is from, in words."""
+        """The plan to apply, and a text with its origin."""
         plan = read_shipped(path or RELEASED)
         why = plan.mismatch(self._inlined("unet"))
         if not why:
@@ -114,9 +115,9 @@ class QuickPlanner(Planner):
         return None, "fixed rules alone"
 
     def _applied(self, name: GraphName, ranges: Ranges, seen: Trajectories | None) -> Plan:
-        """The plan of a U-Net; its error is tried where `seen` has its runs."""
+        """The plan of a U-Net; its error is measured where `seen` has its runs."""
         graph, to = self.graphs[name], self.options.to
-        self._say(f"weights of {name}", 0, 0)
+        self._progress(f"weights of {name}", 0, 0)
         weights, reasons = self._fixed(name, to, ranges)
         if self.plan is not None:
             for node, reason in kept_nodes(self.plan, graph).items():
@@ -128,15 +129,15 @@ class QuickPlanner(Planner):
                     weights[weight] = entry.model_copy(update=update)
         choice = Choice([])
         if seen is not None:
-            self._say("check the plan on a step", 0, 0)
+            self._progress("check the plan on a step", 0, 0)
             last = Trials(graph, self.paths[name].parent, seen.inputs[name][-1:], expected=seen.outputs[name][-1:])
             computes = {node: to for node in graph.nodes if graph.computes(graph.nodes[node]) and node not in reasons}
             choice.errors["plan"] = last.error(dict(computes), stores_of(weights))
-            self._judge(choice.errors["plan"])
+            self._check_error(choice.errors["plan"])
         plan = self._plan(name, to, graph, ranges, reasons, weights, choice)
         return plan.model_copy(update={"source": self.source})
 
-    def _judge(self, error: float) -> None:
+    def _check_error(self, error: float) -> None:
         to, path = self.options.to, self.bundle.path
         search = f"moebius-export precision {path} --to {to} --search"
         if error == float("inf"):
@@ -160,13 +161,13 @@ class QuickPlanner(Planner):
         wanted = [tensor.name for tensor in self.bundle.graph(name).inputs]
         found = Ranges()
         for done, inputs in enumerate(runs):
-            self._say("ranges without guidance", done, len(runs))
+            self._progress("ranges without guidance", done, len(runs))
             values = session.run(None, {key: inputs[key] for key in wanted})
             found.add(dict(zip(outputs, values, strict=True)))
         return folded(found, self.graphs[name], keep) if calls_of(self.graphs[name], keep) else found
 
     def _stored(self, name: GraphName) -> Plan:
-        """A VAE in float32 whose weights are stored in less; what that costs its output is not tried."""
+        """The plan of a float32 VAE with weights stored in the lower type; the error of its output is not measured."""
         graph, to = self.graphs[name], self.options.to
         weights, _ = self._fixed(name, to, Ranges())
         computing = [node.name for node in graph.model.graph.node if graph.computes(node)]

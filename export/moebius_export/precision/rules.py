@@ -1,4 +1,4 @@
-"""What stays float32 whatever its error: what would overflow, and what is never worth the risk."""
+"""Fixed rules: nodes that stay float32 whatever their error, because they may overflow or by their kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moebius_export.precision.plan import WeightType
 from moebius_export.trajectories.ranges import Ranges, largest_of
 
 MARGIN = 4.0
-"""How far below the type's largest number a value must have stayed: pictures to come may go further."""
+"""Ratio of the type's largest number to the largest allowed value; other pictures may reach larger values."""
 
 WEIGHT_ROUNDING = 1e-3
 """Largest relative L2 error of a weight stored in fp16; rounding costs some 2e-4, small numbers that are lost more."""
@@ -46,14 +46,14 @@ def fixed_reasons(graph: Opened, kind: LowType, ranges: Ranges) -> dict[str, str
 
 
 def _overflow(graph: Opened, node: onnx.NodeProto, kind: LowType, ranges: Ranges, limit: float) -> str:
-    said = f"limit {limit:,.0f} ({LARGEST[kind]:,.0f} / {MARGIN:g})" if kind == "fp16" else f"limit {limit:.3g}"
+    allowed = f"limit {limit:,.0f} ({LARGEST[kind]:,.0f} / {MARGIN:g})" if kind == "fp16" else f"limit {limit:.3g}"
     largest = ranges.largest.get(node.output[0], 0.0)
     if largest > limit:
-        return f"overflow: {largest:,.0f} seen, {said}"
+        return f"overflow: {largest:,.0f} seen, {allowed}"
     for index in graph.float_inputs(node):
         largest = largest_of(graph, ranges, node.input[index])
         if largest > limit:
-            return f"overflow: its input {node.input[index]} reached {largest:,.0f}, {said}"
+            return f"overflow: its input {node.input[index]} reached {largest:,.0f}, {allowed}"
     return ""
 
 

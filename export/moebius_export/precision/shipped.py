@@ -1,4 +1,4 @@
-"""Precision plans that come with the package: which modules of a known network stay float32, found once by the search.
+"""Shipped precision plans: the modules of a known network that stay float32, found once by a search.
 
 A file names modules and weights, not nodes, so one file fits every lowering of the network, the guided and the
 conditional graph, with functions inlined or kept. Its topology is a hash of the names and shapes of all weights and of
@@ -23,8 +23,8 @@ from moebius_export.graph.kinds import LowType
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.choose import module_path, node_kind
 from moebius_export.precision.plan import Measured, Plan
-from moebius_runtime.bundle.manifest import Sha256, ShortText, StrictModel, first_problem
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.bundle.json_files import read_json, write_json
+from moebius_runtime.bundle.manifest import Sha256, ShortText, StrictModel
 
 RELEASED = Path(__file__).with_name("released.json")
 """The file for the released network."""
@@ -48,7 +48,7 @@ class KeptModule(StrictModel):
 
 
 class ShippedPlan(StrictModel):
-    """What a search found for a network.
+    """The result of a search for a network.
 
     Attributes:
         topology: of the guided graph, see `topology_of`.
@@ -81,7 +81,7 @@ class ShippedPlan(StrictModel):
 
     @property
     def reasons(self) -> dict[tuple[str, str], str]:
-        """(module, kind) -> why it stays float32."""
+        """(module, kind) -> the reason for float32."""
         return {
             (entry.module, entry.kind): f"error: {entry.part} costs {entry.error:.1e} in the search of the shipped plan"
             for entry in self.modules
@@ -124,7 +124,7 @@ def topology_of(graph: Opened) -> str:
 
 
 def shipped_from(plan: Plan, graph: Opened, network: str, derived: str) -> ShippedPlan:
-    """The plan of a search as a file that fits every bundle of the network.
+    """Returns the plan of a search in a format that fits every bundle of the network.
 
     Args:
         plan: of the guided graph, made by the search.
@@ -166,39 +166,18 @@ def shipped_from(plan: Plan, graph: Opened, network: str, derived: str) -> Shipp
 
 
 def write_shipped(plan: ShippedPlan, path: Path) -> None:
-    """Writes the file, an entry per line, whole or not at all."""
-    lines = []
-    for key, value in plan.model_dump(mode="json").items():
-        if isinstance(value, list) and value:
-            lines.append(f" {json.dumps(key)}: [\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    with atomic_write(path) as stream:
-        stream.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    """Writes the plan, one entry per line, whole or not at all."""
+    write_json(plan.model_dump(mode="json"), path)
 
 
 def read_shipped(path: Path) -> ShippedPlan:
-    """The plan of a file that may come from anywhere.
-
-    Raises:
-        ExportError: the file is missing, too large, no JSON, or has a field that is wrong; the first is named.
-    """
-    expected = "expected a plan that `moebius-export precision BUNDLE --save-plan FILE` wrote"
-    try:
-        with open_plain(path) as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}; {expected}") from error
-    if len(data) > _MAX_BYTES:
-        raise ExportError(f"{path}: over {_MAX_BYTES >> 20} MiB; {expected}")
-    try:
-        return ShippedPlan.model_validate_json(data)
-    except ValueError as error:
-        raise ExportError(f"{path}: {first_problem(error)}; {expected}") from error
+    """Returns the plan of a file; `ExportError` as `moebius_runtime.bundle.json_files.read_json`."""
+    expected = "a plan that `moebius-export precision BUNDLE --save-plan FILE` wrote"
+    return read_json(path, ShippedPlan, _MAX_BYTES, expected, ExportError)
 
 
 def kept_nodes(plan: ShippedPlan, graph: Opened) -> Mapping[str, str]:
-    """Node -> why it stays float32, for every node of the modules that the plan keeps."""
+    """Returns node -> reason for float32, for every node of the modules that the plan keeps."""
     reasons, found = plan.reasons, {}
     for node in graph.model.graph.node:
         reason = reasons.get((module_path(node.name), node_kind(node.op_type)))

@@ -1,17 +1,17 @@
-"""The error that a plan costs: a graph's output on recorded inputs, emulated, against its own in float32."""
+"""Measures the error of a precision plan: a graph's emulated output on recorded inputs against float32's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.kinds import FloatType
 from moebius_export.graph.opened import Opened
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.emulate import emulated_model
 from moebius_export.precision.typed import typed
 
@@ -20,9 +20,16 @@ Types = Mapping[str, FloatType]
 
 
 class Trials:
-    """Runs one graph under any plan. `on_trial` is told of each, before it runs.
+    """Runs one graph under any plan.
 
-    `expected` are the graph's outputs of the samples in float32, where they are known; None makes them.
+    Args:
+        graph: the float32 graph.
+        folder: of its weights file.
+        samples: recorded inputs, at least one.
+        expected: the float32 outputs of the samples; None computes them.
+
+    Raises:
+        ExportError: there are no samples.
     """
 
     def __init__(
@@ -30,13 +37,11 @@ class Trials:
         graph: Opened,
         folder: Path,
         samples: Sequence[Inputs],
-        on_trial: Callable[[int], None] = lambda count: None,
         expected: Sequence[np.ndarray] | None = None,
     ) -> None:
         if not samples:
             raise ExportError("there are no recorded inputs to try a plan on")
-        self.graph, self._folder, self._samples, self._on_trial = graph, folder, samples, on_trial
-        self.count = 0
+        self.graph, self._folder, self._samples = graph, folder, samples
         self._known: dict[str, float] = {}
         self._expected = self._run({}, {}) if expected is None else list(expected)
 
@@ -57,7 +62,5 @@ class Trials:
         return self._known[key]
 
     def _run(self, computes: Types, stores: Types) -> list[np.ndarray]:
-        self._on_trial(self.count)
-        self.count += 1
         session = session_of(emulated_model(typed(self.graph, None, computes, stores)), self._folder)
         return [session.run(None, dict(sample))[0] for sample in self._samples]

@@ -1,4 +1,4 @@
-"""A float32 graph to a strongly typed one: each node computes in the type given to it, each cast is in the file."""
+"""Makes a strongly typed mixed-precision graph of a float32 one; every cast is a node of the file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def typed(
     computes: Mapping[str, FloatType],
     stores: Mapping[str, FloatType],
 ) -> onnx.ModelProto:
-    """The graph with types. Its own inputs and outputs stay as they are.
+    """Returns the mixed-precision graph. Its own inputs and outputs keep their types.
 
     A node's inputs are cast to its type where they have another. Nodes that only move values (`graph.MOVES`) have the
-    type of what they move, or that of their readers where all of these want less, so that less is moved. What can be
-    worked out when a file is loaded is worked out in float32. A weight may be stored in less than it is used in.
+    type of what they move, or that of their readers where all of these have a lower one, so that fewer bytes move.
+    Constants that are computed at loading are computed in float32. A weight may be stored in less than it is used in.
 
     Args:
         graph: a float32 model, see `graph.opened`.

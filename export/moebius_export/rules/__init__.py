@@ -98,7 +98,7 @@ def rewrite_unet(
     `lowering` gives the tiles of Local-λ; without it they are `moebius.network.lambda_ops.default_tile`'s.
 
     Raises:
-        ExportError: an unknown rule, or one that fired another number of times than the network's sizes say.
+        ExportError: an unknown rule, or one that fired another number of times than expected from the network's sizes.
     """
     check_names(names)
     rules = [rule for rule in unet_rules(student, category_ids, lowering) if rule.name in names]
@@ -147,7 +147,7 @@ def _rewrite_vae(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuses rules that there are not; `ExportError` lists those that there are."""
+    """Raises `ExportError` with the known names where a rule is unknown."""
     if unknown := [name for name in names if name not in RULE_NAMES]:
         raise ExportError(f"unknown rule {', '.join(unknown)}; expected some of {', '.join(RULE_NAMES)}")
 

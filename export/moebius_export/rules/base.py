@@ -1,7 +1,7 @@
-"""What a rewrite rule is, and how a list of them is applied to a network.
+"""The base class of rewrite rules, and `apply_rules`.
 
-A rule replaces one kind of module by another that computes the same, cheaper. It never changes the module it found:
-weights that something else uses too stay what they are.
+A rule replaces modules of one class by cheaper, mathematically equal ones. It never changes the original module, whose
+weights other modules may share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moebius_export.network.module_cost import shared_copy
 
 
 class Rule(ABC):
-    """One rewrite. The module's docstring holds the algebra; `check` says why a find is left alone."""
+    """One rewrite. The module's docstring holds the algebra; `check` gives the reason for a refusal."""
 
     name: ClassVar[str]
     target: type[nn.Module]
@@ -50,7 +50,7 @@ def apply_rules(
     Args:
         root: a network in eval mode; it stays as it is.
         rules: in order; each sees what the ones before it made.
-        count: the cost of a call of the network, for the outcomes; without it they do not say.
+        count: the cost of a call of the network, for the outcomes; None leaves it out.
 
     Returns:
         The network and an outcome per rule.

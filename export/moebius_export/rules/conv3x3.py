@@ -1,6 +1,6 @@
 """A plain 3x3 convolution as an operator, `moebius.network.layer_ops.conv3x3`, so that a kernel may take it.
 
-By Winograd's algorithm (Lavin and Gray, 2015) a kernel needs fewer products than the sum over nine taps.
+Winograd's algorithm (Lavin and Gray, 2015) needs fewer MACs than the sum over nine taps.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mix-FFN as one operator, `moebius.network.layer_ops.feed_forward`.
 
-The same products in the same order; what a kernel gains is that the expanded channels need not be written: they are
+The same MACs in the same order. A kernel saves writing the expanded channels: they are
 activated, convolved and gated while they are in the cache.
 """
 

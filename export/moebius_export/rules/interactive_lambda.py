@@ -4,7 +4,7 @@ Per branch, K, softmax(K) and V [m, v] are constants, and with E'[n, m, k] = rel
 
     Y = sum_k Q[h, k, n] (sum_m softmax(K)[k, m] V[v, m] + sum_m rel_pos_emb[n, m, k] V[v, m]) = (Q E') V.
 
-Two products of m = 10 columns take the place of λp [B, n, k, v]. The norm of Q folds into its projection.
+Two matrix products of m = 10 columns replace λp [B, n, k, v]. The norm of Q folds into its projection.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class SharedPrefixUNet(nn.Module):
 
 
 class SharePrefix(Rule):
-    """Rule: `GuidedUNet` -> `SharedPrefixUNet`; needs the transformers as products."""
+    """Rule: `GuidedUNet` -> `SharedPrefixUNet`; needs the transformers as matrix products."""
 
     name = "share_prefix"
     target = GuidedUNet
@@ -74,7 +74,7 @@ class SharePrefix(Rule):
         assert isinstance(level, Level)
         first = level.attentions[0]
         if not isinstance(first, ProductTransformer):
-            return "the first transformer is not written as products"
+            return "the first transformer is not written as matrix products"
         if [type(block) for block in first.transformer_blocks] != [LambdaBlock]:
             return "the first transformer has not one λ block"
         return None

@@ -2,7 +2,7 @@
 
 Row 2i + a of the result sees rows 2i + a - 1, 2i + a, 2i + a + 1 of the enlarged picture, which are rows i - 1, i, i of
 the small one for a = 0 and i, i, i + 1 for a = 1: two rows, with the kernel's rows summed where they meet. Columns
-likewise. 16 products instead of 36: the body of the function `UpsampleConv3x3`. Zero padding stays zero padding: the
+likewise. 16 MACs instead of 36: the body of the function `UpsampleConv3x3`. Zero padding stays zero padding: the
 row above the enlarged picture is the row above the small one.
 
 A kernel needs 9: with d[i] = x[i] - x[i - 1] and s the sum of the kernel's three rows w, the two outputs are
@@ -45,7 +45,7 @@ class SubPixelUpsampling(Rule):
         if not getattr(module, "up", True):
             return "it is a downsampler"
         if getattr(module, "use_conv_transpose", False) or not getattr(module, "interpolate", True):
-            return "it does not enlarge by nearest neighbour"
+            return "its upsampling is not nearest-neighbor"
         if getattr(module, "norm", None) is not None:
             return "it normalises before it enlarges"
         if not isinstance(module.conv, nn.Conv2d):

@@ -18,7 +18,7 @@ from moebius_export.rules.linear import constant, no_matrix, pointwise
 
 
 class ProductTransformer(nn.Module):
-    """`LambdaTransformer` whose projections are products and whose group norm only normalises."""
+    """`LambdaTransformer` whose projections are matrix products and whose group norm has no gain."""
 
     def __init__(self, source: LambdaTransformer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Real trajectories through a bundle: ranges of every value, and inputs of every graph to try plans on."""
+"""Runs pictures through a bundle and records ranges of every value and inputs of every graph."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moebius_export.graph.changed_sessions import ChangedBackend, session_of
 from moebius_export.graph.opened import Opened
+from moebius_export.graph.sessions import ChangedBackend, session_of
 from moebius_export.trajectories.ranges import Ranges, observed
 from moebius_export.trajectories.scenes import Scene, guided_scale
 from moebius_runtime.bundle.bundle import Bundle
@@ -17,13 +17,15 @@ from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
 
-Say = Callable[[str, int, int], None]
-"""Told (what is being done, steps done, steps in all)."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done and the steps in all; both 0 where the number is unknown."""
+
+Say = Progress  # its name in version 0.1
 
 
 @dataclass
 class Trajectories:
-    """What was seen: `ranges` of the graphs that were observed, `inputs` and `outputs` of every run of every graph."""
+    """Recorded: `ranges` of the observed graphs, `inputs` and `outputs` of every run of every graph."""
 
     ranges: dict[GraphName, Ranges] = field(default_factory=dict)
     inputs: dict[GraphName, list[dict[str, np.ndarray]]] = field(default_factory=dict)
@@ -45,18 +47,18 @@ def follow(
     graphs: Mapping[GraphName, Opened],
     scenes: Sequence[Scene],
     guided: bool,
-    say: Say,
+    progress: Progress,
     *,
     decode: bool = True,
 ) -> Trajectories:
-    """Fills the scenes with a bundle in float32, and watches.
+    """Inpaints the scenes with a bundle in float32 and records ranges, inputs and outputs.
 
     Args:
         bundle: whose float32 files run.
-        graphs: those to observe value by value; the others run as they are.
-        scenes: what to fill.
+        graphs: those to observe value by value; the others run unchanged.
+        scenes: the pictures and masks.
         guided: with guidance (see `guided_scale`), or without any, by the graph `unet_conditional` alone.
-        say: told each step.
+        progress: called with each step.
         decode: also run the decoder; False ends each picture after its last step.
 
     Raises:
@@ -84,11 +86,11 @@ def follow(
             what = f"picture {index} of {len(scenes)}" + ("" if guided else ", without guidance")
 
             def step(done: int, total: int, what: str = what) -> None:
-                say(what, done, total)
+                progress(what, done, total)
                 if done == total and not decode:
                     raise _StepsDone
 
-            say(f"{what}, encode", 0, 0)
+            progress(f"{what}, encode", 0, 0)
             with suppress(_StepsDone):
                 pipeline.inpaint(Picture(scene.picture, "RGB"), scene.mask, options, step)
     finally:

@@ -1,4 +1,4 @@
-"""How large every value gets on real trajectories: reductions inside the graph, so that no activation leaves it."""
+"""Ranges of every value on real trajectories, reduced inside the graph, so that no activation leaves it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MARK = "observed/"
 
 @dataclass
 class Ranges:
-    """Largest absolute value of each value that was observed, and the sum over all runs of its mean square."""
+    """Largest magnitude of each observed value, and the sum over all runs of its mean square."""
 
     largest: dict[str, float] = field(default_factory=dict)
     squares: dict[str, float] = field(default_factory=dict)
     runs: int = 0
 
     def add(self, outputs: Mapping[str, np.ndarray]) -> None:
-        """Takes the outputs of one run of an `observed` graph.
+        """Adds the outputs of one run of an `observed` graph.
 
         Raises:
             ExportError: a value is infinite or NaN already in float32.
@@ -45,7 +45,7 @@ class Ranges:
 
 
 def observed(graph: Opened) -> onnx.ModelProto:
-    """The graph with [min, max, mean square] of each value as an output more, for every node that makes values."""
+    """Returns the graph with an extra output [min, max, mean square] for every node that computes values."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     one = numpy_helper.from_array(np.array([1], np.int64), f"{_MARK}shape")

@@ -41,7 +41,7 @@ def guided_scale(manifest: Manifest) -> float:
 
 
 def seeded_scene(manifest: Manifest, steps: int, seed: int) -> Scene:
-    """A drawn scene of the network's size with an uneven hole in it, and noise of the same seed."""
+    """A drawn scene of the network's size with an irregular masked region, and noise of the same seed."""
     size, geometry = manifest.geometry.image_size, manifest.geometry
     shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
     noise = initial_noise(seed, shape, manifest.defaults.noise_offset)
@@ -85,21 +85,21 @@ def scenes_of(manifest: Manifest, steps: int, count: int, seed: int, data: Path 
         return scenes
     if not ((data / "images").is_dir() and (data / "masks").is_dir()):
         raise ExportError(f"--data {data}: expected a folder with two folders, images and masks, paired by stem")
-    jobs = plan_jobs(data / "images", data / "masks", data / ".none")[:count]
+    pairs = plan_jobs(data / "images", data / "masks", data / ".none")[:count]
     size = manifest.geometry.image_size
     found = []
-    for job, scene in zip(jobs, scenes, strict=False):
-        picture = load_picture(job.image)
-        mask = mask_from_picture(load_picture(job.mask), picture.shape, name=str(job.mask), hints="none")
-        crop = regions.whole_crop(picture.shape, size, f"{job.image}: use a picture that is less long")
+    for pair, scene in zip(pairs, scenes, strict=False):
+        picture = load_picture(pair.image)
+        mask = mask_from_picture(load_picture(pair.mask), picture.shape, name=str(pair.mask), hints="none")
+        crop = regions.whole_crop(picture.shape, size, f"{pair.image}: use a picture that is less long")
         part = picture.part(regions.window(crop, picture.shape))
         rgb = regions.to_network(part.to_rgb(), crop, picture.shape, size)
-        hole = regions.mask_to_network(mask, crop, picture.shape, size)
-        if hole.all():
+        region = regions.mask_to_network(mask, crop, picture.shape, size)
+        if region.all():
             raise InputError(
-                f"{job.mask} marks every pixel once it has the network's {size}x{size}; mark less of the picture."
+                f"{pair.mask} marks every pixel once it has the network's {size}x{size}; mark less of the picture."
             )
-        found.append(replace(scene, picture=rgb, mask=hole))
+        found.append(replace(scene, picture=rgb, mask=region))
     return found
 
 

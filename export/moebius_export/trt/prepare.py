@@ -83,5 +83,5 @@ def ensure_precision(
 
     keep: tuple[Keepable, ...] = ("LocalLambda",) if options.plugins else ()
     plans = make_plans(bundle, quick_options(to=precision, keep=keep), say, note)
-    write_typed(bundle, plans, only=False, say=say)
+    write_typed(bundle, plans, only=False, progress=say)
     return Bundle.open(bundle.path)

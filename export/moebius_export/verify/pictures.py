@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moebius_export.graph.changed_sessions import ChangedBackend
+from moebius_export.graph.sessions import ChangedBackend
 from moebius_export.network.torch_runtime import TorchBackend
 from moebius_export.trajectories.scenes import Scene
 from moebius_export.verify.reference import Reference

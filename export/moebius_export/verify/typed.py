@@ -12,10 +12,10 @@ import onnx
 from onnx import TensorProto
 
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.cost import CostError, macs_by_dtype, node_costs
 from moebius_export.graph.kinds import ELEMENT, NAME, round_trip
 from moebius_export.graph.opened import Opened, Weights, opened, with_types
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.emulate import emulated
 from moebius_export.precision.plan import read_plan
 from moebius_export.precision.rules import is_statistic

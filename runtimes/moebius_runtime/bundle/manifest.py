@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from moebius_runtime.errors import BundleError, InputError
-from moebius_runtime.files import atomic_write, open_plain, sha256_file
+from moebius_runtime.files import atomic_write, read_plain, sha256_file
 from moebius_runtime.sampling.schedule import NoiseSchedule, PredictionType
 
 SCHEMA_VERSION = 1
@@ -265,15 +265,12 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     try:
-        with open_plain(path) as stream:
-            data = stream.read(MAX_MANIFEST_BYTES + 1)
+        data = read_plain(path, MAX_MANIFEST_BYTES)
     except OSError as error:
         raise BundleError(
             f"{path}: {error.strerror}; expected a bundle folder with a {MANIFEST_NAME}. "
             "Make one with `moebius-export onnx --out BUNDLE`."
         ) from error
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: over {MAX_MANIFEST_BYTES >> 20} MiB, so it is no manifest. {_AGAIN}")
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:

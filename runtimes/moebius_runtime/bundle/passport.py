@@ -27,7 +27,7 @@ from moebius_runtime.bundle.manifest import (
     first_problem,
 )
 from moebius_runtime.errors import EngineError
-from moebius_runtime.files import MappedFile, atomic_write, open_plain
+from moebius_runtime.files import MappedFile, atomic_write, open_plain, read_plain
 
 PASSPORT_NAME = "passport.json"
 ENGINES = "engines"
@@ -122,11 +122,7 @@ def read_passport(folder: str | Path) -> Passport:
     """
     path = Path(folder) / PASSPORT_NAME
     try:
-        with open_plain(path) as stream:
-            data = stream.read(MAX_PASSPORT_BYTES + 1)
-        if len(data) > MAX_PASSPORT_BYTES:
-            raise ValueError(f"over {MAX_PASSPORT_BYTES >> 20} MiB")
-        content: Any = json.loads(data)
+        content: Any = json.loads(read_plain(path, MAX_PASSPORT_BYTES))
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, found {type(content).__name__}")
         declared = content.pop("passport_sha256", None)

@@ -1,7 +1,7 @@
 """Files and folders: read only where they are plain, written whole or not at all, kept in the user's cache."""
 
 from moebius_runtime.files.folders import link_file, placed_whole
-from moebius_runtime.files.reading import MappedFile, native_path, open_plain, sha256_file
+from moebius_runtime.files.reading import MappedFile, native_path, open_plain, read_plain, sha256_file
 from moebius_runtime.files.writing import atomic_write, check_writable
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "native_path",
     "open_plain",
     "placed_whole",
+    "read_plain",
     "sha256_file",
 ]

@@ -31,6 +31,20 @@ def open_plain(path: str | Path) -> BinaryIO:
     return open(path, "rb")
 
 
+def read_plain(path: str | Path, limit: int) -> bytes:
+    """Returns the content of a plain file of at most `limit` bytes.
+
+    Raises:
+        OSError: as `open_plain`, or the file is larger; `strerror` gives the reason.
+    """
+    with open_plain(path) as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+        raise OSError(errno.EFBIG, f"over {size}")
+    return data
+
+
 def sha256_file(path: str | Path) -> str:
     """Returns the hex SHA-256 of a plain file, read in pieces of 1 MiB; errors as `open_plain`."""
     digest = hashlib.sha256()

@@ -147,7 +147,7 @@ def test_figures_are_those_of_numpy(tmp_path):
 def test_another_graph_s_file_is_refused(unet, fused_bundle):
     path, _, samples = unet
     other = Bundle.open(fused_bundle).model_file("vae_decoder")
-    with pytest.raises(ExportError, match=r"so it was not typed from .*; type the bundle again"):
+    with pytest.raises(ExportError, match=r"so it was not made from .*; write it again"):
         module_errors(path, other, samples)
     with pytest.raises(ExportError, match="no recorded inputs"):
         module_errors(path, path, [])

@@ -226,7 +226,7 @@ def test_the_command_saves_a_plan_and_takes_it(fused_bundle, tmp_path, monkeypat
         (["--search", "--reapply"], "--search searches, and --reapply does not"),
         (["--evaluations", "3", "--plan", "x"], "--evaluations searches, and --plan does not"),
         (["--reapply", "--plan", "x"], "leave one of them out"),
-        (["--save-plan", "x"], "--save-plan writes what a search found: add --search"),
+        (["--save-plan", "x"], "--save-plan writes the result of a search: add --search"),
     ],
 )
 def test_options_that_contradict_each_other(fused_bundle, arguments, words):

@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.kinds import round_trip, tensor_of
 from moebius_export.graph.opened import Opened, Weights, opened
+from moebius_export.graph.sessions import session_of
 from moebius_export.precision.emulate import emulated_model
 from moebius_export.precision.typed import typed
 from moebius_runtime.bundle.bundle import Bundle
