@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from moebius_calibration.formats import FORMATS
-from moebius_calibration.graph_work import Chosen, GraphWork, best_scheme, search_of
-from moebius_calibration.observe import check_scenes, collect
+from moebius_calibration.choice.graph_work import Chosen, GraphWork, best_scheme, search_of
+from moebius_calibration.choice.search import Found, Search
+from moebius_calibration.choice.simulate import Switched
 from moebius_calibration.plan import Calibration, Int8Plan, Observer, Target, choice_of
-from moebius_calibration.scheme import Scheme
-from moebius_calibration.search import Found, Search
-from moebius_calibration.simulate import Switched
-from moebius_calibration.statistics import Statistics
+from moebius_calibration.ranges.formats import FORMATS
+from moebius_calibration.ranges.observe import check_scenes, collect
+from moebius_calibration.ranges.scheme import Scheme
+from moebius_calibration.ranges.statistics import Statistics
 from moebius_export.graph.changed_sessions import ChangedBackend
 from moebius_export.precision.choose import module_path
 from moebius_export.precision.plan import read_plan as read_precision_plan

@@ -104,11 +104,11 @@ def int8(
     measures the layers of this bundle instead, and so do --psnr and --evaluations.
     """
     from moebius_calibration.calibrate import Calibrator, Int8Options, main_graph
+    from moebius_calibration.files.timing import compare
+    from moebius_calibration.files.write import PRECISION, plans_of, write_int8
     from moebius_calibration.placed import PICTURES, STEPS, PlacedCalibrator
     from moebius_calibration.plan import Observer, Target
-    from moebius_calibration.timing import compare
     from moebius_calibration.weights_only import weight_plans
-    from moebius_calibration.write import PRECISION, plans_of, write_int8
     from moebius_runtime.bundle.bundle import Bundle
     from moebius_runtime.files import check_writable
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moebius_calibration.calibrate import Calibrator, Int8Options, same_node
-from moebius_calibration.graph_work import GraphWork
-from moebius_calibration.observe import check_scenes
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.simulate import Switched
 from moebius_calibration.placement import RELEASED, GraphPlacement, ShippedPlacement, read_placement
 from moebius_calibration.plan import Int8Plan, Observer
-from moebius_calibration.scheme import Scheme, scheme_of, with_shifts, with_smoothing
-from moebius_calibration.simulate import Switched
-from moebius_calibration.statistics import Statistics
+from moebius_calibration.ranges.observe import check_scenes
+from moebius_calibration.ranges.scheme import Scheme, scheme_of, with_shifts, with_smoothing
+from moebius_calibration.ranges.statistics import Statistics
 from moebius_export.errors import ExportError, PrecisionError
 from moebius_export.graph.opened import Opened, opened
 from moebius_export.trajectories.measure import Say

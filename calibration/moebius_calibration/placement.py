@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moebius_calibration.calibrate import same_node
-from moebius_calibration.graph_work import ALPHAS, GraphWork
+from moebius_calibration.choice.graph_work import ALPHAS, GraphWork
 from moebius_calibration.plan import Int8Plan, Observer, Target
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Opened

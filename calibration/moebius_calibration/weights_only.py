@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moebius_calibration.calibrate import Int8Options, plan_of, same_node, work_of
-from moebius_calibration.gain import Rates
-from moebius_calibration.graph_work import GraphWork
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.search import Judge, Search, layers_of
+from moebius_calibration.graph.gain import Rates
 from moebius_calibration.plan import Calibration, Int8Plan
-from moebius_calibration.scheme import Scheme
-from moebius_calibration.search import Judge, Search, layers_of
+from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.errors import ExportError
 from moebius_export.graph.changed_sessions import session_of
 from moebius_export.trajectories.measure import Say, Trajectories, follow

@@ -21,7 +21,7 @@ def options():
 def calibrated(tiny_bundle, options, tmp_path_factory):
     """The bundle's folder, its plans and works. Read only: copy the folder."""
     from moebius_calibration.calibrate import Calibrator
-    from moebius_calibration.write import write_int8
+    from moebius_calibration.files.write import write_int8
     from moebius_runtime.bundle.bundle import Bundle
 
     folder = tmp_path_factory.mktemp("int8") / "bundle"
@@ -38,7 +38,7 @@ def in_fp8(calibrated, tmp_path_factory):
     """The same in FP8, with the ranges of INT8's plans: the bundle's folder, its plans and works. Read only."""
     from dataclasses import replace
 
-    from moebius_calibration.write import write_int8
+    from moebius_calibration.files.write import write_int8
     from moebius_runtime.bundle.bundle import Bundle
 
     folder = tmp_path_factory.mktemp("fp8") / "bundle"

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from moebius_calibration import observe
 from moebius_calibration.calibrate import Calibrator, Int8Options, scheme_from, work_of
-from moebius_calibration.gain import Rates, gain_of
-from moebius_calibration.int8_cpu_file import Placement, int8_cpu_model
-from moebius_calibration.observe import check_scenes, collect, observed
+from moebius_calibration.choice.search import Judge, Search
+from moebius_calibration.files.int8_cpu_file import Placement, int8_cpu_model
+from moebius_calibration.files.write import plans_of, write_int8
+from moebius_calibration.graph.gain import Rates, gain_of
 from moebius_calibration.plan import Int8Plan, plan_bytes, read_plan, write_plan
-from moebius_calibration.search import Judge, Search
-from moebius_calibration.statistics import Statistics, load, save
+from moebius_calibration.ranges import observe
+from moebius_calibration.ranges.observe import check_scenes, collect, observed
+from moebius_calibration.ranges.statistics import Statistics, load, save
 from moebius_calibration.weights_only import weight_plans
-from moebius_calibration.write import plans_of, write_int8
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
 from moebius_export.graph.changed_sessions import session_of
@@ -238,7 +238,7 @@ class FakeProduct:
 
 
 def test_depthwise_convolutions_gain_nothing(calibrated):
-    from moebius_calibration.gain import RATES
+    from moebius_calibration.graph.gain import RATES
 
     _, _, works = calibrated
     depthwise = works["unet"].products["conv_in.conv_dw/Conv"]

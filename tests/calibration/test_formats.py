@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.formats import FP8, INT8, activation_scale, as_bytes, weight_scales
+from moebius_calibration.ranges.formats import FP8, INT8, activation_scale, as_bytes, weight_scales
 
 
 def e4m3_numbers():

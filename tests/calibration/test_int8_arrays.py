@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-int8_arrays = pytest.importorskip("moebius_calibration.int8_arrays")
+int8_arrays = pytest.importorskip("moebius_calibration.files.int8_arrays")
 
 RNG = np.random.RandomState(0)
 

@@ -7,9 +7,9 @@ pytest.importorskip("torch", reason="the bundle is a real export")
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.int8_arrays import merged_kernels
-from moebius_calibration.int8_cpu_file import Placement, int8_cpu_model, write_int8_cpu
-from moebius_calibration.ort_cpu import candidates
+from moebius_calibration.files.int8_arrays import merged_kernels
+from moebius_calibration.files.int8_cpu_file import Placement, int8_cpu_model, write_int8_cpu
+from moebius_calibration.graph.cpu_candidates import candidates
 from moebius_export.errors import ExportError
 from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.opened import Weights, opened

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from moebius_calibration import placed
 from moebius_calibration.calibrate import same_node
+from moebius_calibration.choice.search import Search
 from moebius_calibration.placed import PlacedCalibrator
 from moebius_calibration.placement import RELEASED, placement_from, read_placement, write_placement
-from moebius_calibration.search import Search
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError, PrecisionError
 from moebius_export.graph.opened import Opened, opened

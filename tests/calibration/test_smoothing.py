@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from moebius_calibration.observers import range_of
-from moebius_calibration.products import Operand, Product
-from moebius_calibration.scheme import scheme_of, with_smoothing
-from moebius_calibration.statistics import Statistics
+from moebius_calibration.graph.linear_ops import Operand, Product
+from moebius_calibration.ranges.observers import range_of
+from moebius_calibration.ranges.scheme import scheme_of, with_smoothing
+from moebius_calibration.ranges.statistics import Statistics
 
 CHANNELS = 8
 OFFSETS = {

@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from moebius_calibration.calibrate import scheme_from
-from moebius_calibration.graph_work import GraphWork
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.simulate import Switched
+from moebius_calibration.files.tensorrt import quantised
+from moebius_calibration.files.write import model_of
 from moebius_calibration.plan import Int8Plan
-from moebius_calibration.scheme import Scheme
-from moebius_calibration.simulate import Switched
-from moebius_calibration.tensorrt import quantised
-from moebius_calibration.write import model_of
+from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.precision.typed import typed
@@ -303,7 +303,7 @@ def test_tensorrt_rtx_builds_it(bundle):
 
 def test_over_an_fp16_file(calibrated, tmp_path):
     """Scales have the type of what they scale, and are rounded up where fp16 cannot hold them."""
-    from moebius_calibration.write import write_int8
+    from moebius_calibration.files.write import write_int8
     from moebius_export.precision.planning import Planner, PlanOptions
     from moebius_export.precision.write import write_typed
 

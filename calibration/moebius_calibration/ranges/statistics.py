@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moebius_calibration.observers import BINS, Histogram, Seen
+from moebius_calibration.ranges.observers import BINS, Histogram, Seen
 from moebius_export.errors import ExportError
 from moebius_runtime.files import atomic_write, open_plain
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moebius_calibration.gain import Rates, gain_of
+from moebius_calibration.choice.simulate import Switched
+from moebius_calibration.graph.gain import Rates, gain_of
+from moebius_calibration.graph.linear_ops import Product
 from moebius_calibration.plan import Point, Target, Trial
-from moebius_calibration.products import Product
-from moebius_calibration.simulate import Switched
 from moebius_export.errors import ExportError
 from moebius_export.trajectories.measure import Say
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 
 from moebius_calibration.calibrate import graphs_of, scheme_from, work_of
-from moebius_calibration.graph_work import GraphWork
-from moebius_calibration.int8_cpu_file import Placement, write_int8_cpu
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.files.int8_cpu_file import Placement, write_int8_cpu
+from moebius_calibration.files.tensorrt import quantised
 from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan, write_plan
-from moebius_calibration.tensorrt import quantised
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.graph.weights_file import weights_file

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from moebius_calibration.formats import INT8, Format, along, as_bytes, smooth_factors, weight_scales
-from moebius_calibration.observers import range_of
+from moebius_calibration.graph.linear_ops import Operand, Product
 from moebius_calibration.plan import Observer
-from moebius_calibration.products import Operand, Product
-from moebius_calibration.statistics import Statistics
+from moebius_calibration.ranges.formats import INT8, Format, along, as_bytes, smooth_factors, weight_scales
+from moebius_calibration.ranges.observers import range_of
+from moebius_calibration.ranges.statistics import Statistics
 from moebius_export.errors import ExportError
 
 Array = np.ndarray

@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.formats import Format, activation_scale, along, as_bytes, weight_scales
-from moebius_calibration.products import Operand, Product
-from moebius_calibration.scheme import Scheme
-from moebius_calibration.simulate import output_axis
+from moebius_calibration.choice.simulate import output_axis
+from moebius_calibration.graph.linear_ops import Operand, Product
+from moebius_calibration.ranges.formats import Format, activation_scale, along, as_bytes, weight_scales
+from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import with_types
 

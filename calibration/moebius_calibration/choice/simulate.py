@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.formats import activation_scale
-from moebius_calibration.products import Operand, Product, shapes_of
-from moebius_calibration.scheme import Scheme
+from moebius_calibration.graph.linear_ops import Operand, Product, shapes_of
+from moebius_calibration.ranges.formats import activation_scale
+from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.opened import Opened
 

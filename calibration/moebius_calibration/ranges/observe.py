@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.products import Product, shapes_of
-from moebius_calibration.statistics import Statistics, load, save
+from moebius_calibration.graph.linear_ops import Product, shapes_of
+from moebius_calibration.ranges.statistics import Statistics, load, save
 from moebius_export.errors import ExportError
 from moebius_export.graph.changed_sessions import ChangedBackend, session_of
 from moebius_export.graph.opened import Opened

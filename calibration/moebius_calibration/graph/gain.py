@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from moebius_calibration.graph.linear_ops import Product
 from moebius_calibration.plan import Target
-from moebius_calibration.products import Product
 
 
 @dataclass(frozen=True)

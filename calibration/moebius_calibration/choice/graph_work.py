@@ -10,15 +10,15 @@ from typing import get_args
 import numpy as np
 import onnx
 
-from moebius_calibration.formats import FORMATS, INT8, Format
-from moebius_calibration.gain import RATES, gain_of
-from moebius_calibration.ort_cpu import Candidate, candidates
+from moebius_calibration.choice.search import Judge, Search, layers_of
+from moebius_calibration.choice.simulate import Switched
+from moebius_calibration.graph.cpu_candidates import Candidate, candidates
+from moebius_calibration.graph.gain import RATES, gain_of
+from moebius_calibration.graph.linear_ops import Product, constant_values, products_of, source_of
 from moebius_calibration.plan import Observer, Target
-from moebius_calibration.products import Product, constant_values, products_of, source_of
-from moebius_calibration.scheme import Scheme, constant_activations, scheme_of, with_shifts, with_smoothing
-from moebius_calibration.search import Judge, Search, layers_of
-from moebius_calibration.simulate import Switched
-from moebius_calibration.statistics import Statistics
+from moebius_calibration.ranges.formats import FORMATS, INT8, Format
+from moebius_calibration.ranges.scheme import Scheme, constant_activations, scheme_of, with_shifts, with_smoothing
+from moebius_calibration.ranges.statistics import Statistics
 from moebius_export.graph.changed_sessions import session_of
 from moebius_export.graph.opened import Opened, opened
 from moebius_export.trajectories.measure import Say

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx
 
-from moebius_calibration.int8_arrays import Array, Range
-from moebius_calibration.ort_cpu import as_int8, candidates
+from moebius_calibration.files.int8_arrays import Array, Range
+from moebius_calibration.files.ort_cpu import as_int8
+from moebius_calibration.graph.cpu_candidates import candidates
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.graph.weights_file import weights_file
@@ -27,7 +28,7 @@ PRECISION: Precision = "int8_cpu"
 class Placement:
     """What of a graph is made of bytes: names of nodes, the ranges of their activations, and smoothing.
 
-    `ranges` and `smooth` are as `moebius_calibration.ort_cpu.as_int8` takes them. `plan` is the plan that it comes from
+    `ranges` and `smooth` are as `moebius_calibration.files.ort_cpu.as_int8` takes them. `plan` is the plan that it comes from
     as the bytes of a file, which is kept beside the graph.
     """
 
