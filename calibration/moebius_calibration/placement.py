@@ -15,8 +15,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebius_calibration.calibrate import same_node
-from moebius_calibration.choice.graph_work import ALPHAS, GraphWork
+from moebius_calibration.choice.best_scheme import ALPHAS
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.graphs import same_node
 from moebius_calibration.plan import Int8Plan, Observer, Target
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Opened

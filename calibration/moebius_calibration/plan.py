@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from moebius_export.errors import ExportError
 from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel, first_problem
@@ -27,7 +27,7 @@ MAX_CHANNELS = 1 << 16
 _Name = Annotated[str, Field(max_length=300)]
 _Size = Annotated[float, Field(ge=0)]
 _Factors = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=MAX_CHANNELS)]
-_Shifts = Annotated[list[float], Field(min_length=1, max_length=MAX_CHANNELS)]
+_Corrections = Annotated[list[float], Field(min_length=1, max_length=MAX_CHANNELS)]
 _Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
@@ -77,7 +77,8 @@ class Int8Plan(StrictModel):
             inlined (`moebius_export.graph.opened.opened`).
         smooth: activation -> a factor per channel that its values are divided by, and the weights behind it
             multiplied with, before the range applies.
-        shifts: node -> what is added to its output per channel, to make up for the mean error of its weights.
+        bias_correction: node -> what is added to its output per channel, to make up for the mean error of its
+            weights; `shifts` in plans of version 0.1.
         observer: what made the ranges.
         weights_only: the nodes' weights are bytes, their activations stay float; `ranges` is empty.
         calibration: what they were measured on.
@@ -99,7 +100,9 @@ class Int8Plan(StrictModel):
     reasons: dict[_Name, ShortText] = Field(default_factory=dict)
     ranges: dict[_Name, _Range]
     smooth: dict[_Name, _Factors] = Field(default_factory=dict)
-    shifts: dict[_Name, _Shifts] = Field(default_factory=dict)
+    bias_correction: dict[_Name, _Corrections] = Field(
+        default_factory=dict, validation_alias=AliasChoices("bias_correction", "shifts")
+    )
     errors: dict[ShortText, _Size] = Field(default_factory=dict)
     trials: list[Trial] = Field(default_factory=list)
     front: list[Point] = Field(default_factory=list)

@@ -9,12 +9,12 @@ pytest.importorskip("torch", reason="the bundles are real exports")
 
 @pytest.fixture(scope="package")
 def options():
-    """Quick: one picture of two steps, everything allowed."""
-    from moebius_calibration.calibrate import Int8Options
+    """Quick: one picture of two steps, wide budgets, and a device where every operator gains."""
+    from moebius_calibration.graph.gain import Rates
+    from moebius_calibration.options import Int8Options
 
-    return Int8Options(
-        pictures=1, steps=2, samples=1, observer="mse", error=0.4, psnr=5.0, any_gain=True, evaluations=20
-    )
+    every = Rates(per_gmac=1e3, per_activation=0.0, per_weight=0.0)
+    return Int8Options(pictures=1, steps=2, samples=1, observer="mse", error=0.4, psnr=5.0, rates=every, evaluations=20)
 
 
 @pytest.fixture(scope="package")

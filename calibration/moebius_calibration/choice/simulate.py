@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.graph.linear_ops import Operand, Product, shapes_of
+from moebius_calibration.graph.linear_ops import LinearOp, Operand, shapes_of
 from moebius_calibration.ranges.formats import activation_scale
 from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.graph.changed_sessions import session_of
@@ -43,14 +43,14 @@ class Switched:
         self,
         graph: Opened,
         folder: Path,
-        products: Mapping[str, Product],
+        ops: Mapping[str, LinearOp],
         scheme: Scheme,
         weights: Mapping[str, Array],
         weights_only: bool = False,
     ) -> None:
-        self.names = list(products)
+        self.names = list(ops)
         self._on: frozenset[str] = frozenset()
-        model = switched(graph, products, scheme, weights, weights_only=weights_only)
+        model = switched(graph, ops, scheme, weights, weights_only=weights_only)
         self._session = session_of(model, folder)
 
     def set(self, nodes: Collection[str]) -> Switched:
@@ -71,7 +71,7 @@ class Switched:
 
 def switched(
     graph: Opened,
-    products: Mapping[str, Product],
+    ops: Mapping[str, LinearOp],
     scheme: Scheme,
     weights: Mapping[str, Array],
     *,
@@ -83,30 +83,30 @@ def switched(
     del model.graph.value_info[:]
     before = list(model.graph.node)
     del model.graph.node[:]
-    model.graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [len(products)]))
+    model.graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [len(ops)]))
     writer = _Writer(model, shapes_of(graph.model), scheme)
-    flags = {name: index for index, name in enumerate(products)}
+    flags = {name: index for index, name in enumerate(ops)}
     residuals = {}
-    for name, product in products.items():
-        if product.residual is not None and scheme.symmetric and not weights_only:
-            residuals[product.residual[0]] = (name, product.residual[1], product.residual[2])
+    for name, op in ops.items():
+        if op.residual is not None and scheme.symmetric and not weights_only:
+            residuals[op.residual[0]] = (name, op.residual[1], op.residual[2])
     for node in before:
         if node.name in residuals:
             owner, index, _ = residuals[node.name]
             flag = writer.flag(flags[owner])
             node.input[index] = writer.where(f"{node.name}/residual", flag, residuals[node.name][2], node.input[index])
-        if node.name not in products:
+        if node.name not in ops:
             model.graph.node.append(node)
             continue
-        product, flag = products[node.name], writer.flag(flags[node.name])
-        for operand in product.operands:
+        op, flag = ops[node.name], writer.flag(flags[node.name])
+        for operand in op.operands:
             if operand.constant:
-                node.input[operand.index] = writer.weight(node, product, weights[operand.value], flag)
+                node.input[operand.index] = writer.weight(node, op, weights[operand.value], flag)
             elif not weights_only:
                 node.input[operand.index] = writer.activation(node, operand, flag)
         model.graph.node.append(node)
-        if node.name in scheme.shifts:
-            writer.shift(node, product, scheme.shifts[node.name], flag)
+        if node.name in scheme.bias_correction:
+            writer.correction(node, op, scheme.bias_correction[node.name], flag)
     return model
 
 
@@ -131,10 +131,10 @@ class _Writer:
     def activation(self, node: onnx.NodeProto, operand: Operand, flag: str) -> str:
         """What the product reads in place of an activation."""
         factors = self._scheme.factors(operand)
-        if operand.halves and factors is None:
+        if operand.concat_parts and factors is None:
             key = f"{operand.value}/int8/halves"
             if key not in self._made:
-                self._node("Concat", [self._through(half, half) for half, _ in operand.halves], key, axis=1)
+                self._node("Concat", [self._through(part, part) for part, _ in operand.concat_parts], key, axis=1)
             bytes_back = key
         elif factors is None:
             bytes_back = self._through(operand.value, operand.source)
@@ -150,14 +150,14 @@ class _Writer:
         self._node("Where", [flag, bytes_back, operand.value], mark)
         return mark
 
-    def weight(self, node: onnx.NodeProto, product: Product, weight: Array, flag: str) -> str:
+    def weight(self, node: onnx.NodeProto, op: LinearOp, weight: Array, flag: str) -> str:
         """What the product reads in place of its weight."""
-        operand = product.weight
+        operand = op.weight
         assert operand is not None
         mark = f"{node.name}/int8/weight"
         axis: dict[str, Any] = {} if operand.axis is None else {"axis": operand.axis}
         backs = []
-        for index, (numbers, scales) in enumerate(self._scheme.quantised(product, weight)):
+        for index, (numbers, scales) in enumerate(self._scheme.quantized(op, weight)):
             stored = [self._store(f"{mark}{index}/bytes", numbers), self._store(f"{mark}{index}/scale", scales)]
             self._node("DequantizeLinear", stored, f"{mark}{index}", **axis)
             backs.append(f"{mark}{index}")
@@ -167,14 +167,14 @@ class _Writer:
         self._node("Where", [flag, backs[0], operand.value], mark)
         return mark
 
-    def shift(self, node: onnx.NodeProto, product: Product, shift: Array, flag: str) -> None:
+    def correction(self, node: onnx.NodeProto, op: LinearOp, correction: Array, flag: str) -> None:
         """Adds the shift to a product's output."""
         output = node.output[0]
         rank = len(self._shapes[output])
-        axis = output_axis(product, rank)
+        axis = output_axis(op, rank)
         shape = [-1 if index == axis else 1 for index in range(rank)]
         mark = f"{node.name}/int8/shift"
-        added = self._store(f"{mark}/value", shift.reshape(shape).astype(np.float32))
+        added = self._store(f"{mark}/value", correction.reshape(shape).astype(np.float32))
         nothing = self._store("int8/zero", np.zeros((), np.float32))
         node.output[0] = f"{mark}/before"
         self._graph.node[-1].output[0] = node.output[0]
@@ -187,7 +187,7 @@ class _Writer:
         if back in self._made:
             return back
         if self._scheme.symmetric:
-            scale, zero = activation_scale(low, high, self._scheme.form), self._scheme.form.zero
+            scale, zero = activation_scale(low, high, self._scheme.number_format), self._scheme.number_format.zero
         else:
             scale = max((high - low) / 255, 1e-12)
             zero = np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8)
@@ -211,8 +211,8 @@ class _Writer:
             self._graph.node.append(helper.make_node(operator, inputs, [output], name=name or output, **attributes))
 
 
-def output_axis(product: Product, rank: int) -> int:
+def output_axis(op: LinearOp, rank: int) -> int:
     """The axis of a product's output that its weight's outputs are along."""
-    if product.op_type == "Conv":
+    if op.op_type == "Conv":
         return 1
-    return rank - 1 if product.weight is not None and product.weight.index == 1 else rank - 2
+    return rank - 1 if op.weight is not None and op.weight.index == 1 else rank - 2

@@ -32,7 +32,7 @@ def step_of(limits: Range) -> tuple[float, float]:
     return step, float(np.clip(np.round(-low / step), 0, LEVELS))
 
 
-def quantiser(limits: Range, channels: int, factors: Array | None) -> tuple[Array, Array]:
+def quantizer(limits: Range, channels: int, factors: Array | None) -> tuple[Array, Array]:
     """`inverse` and `zero` of an activation, float32 [channels]; `factors` [channels] divide its values first."""
     step, zero = step_of(limits)
     worth = step * (np.ones(channels) if factors is None else np.asarray(factors, np.float64))

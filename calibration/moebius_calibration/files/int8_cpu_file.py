@@ -65,7 +65,7 @@ def int8_cpu_model(bundle: Bundle, name: GraphName, placement: Placement) -> onn
 
 
 def write_int8_cpu(
-    bundle: Bundle, placements: Mapping[GraphName, Placement], say: Say = lambda name: None, *, only: bool = False
+    bundle: Bundle, placements: Mapping[GraphName, Placement], progress: Say = lambda name: None, *, only: bool = False
 ) -> Manifest:
     """Writes `model_int8_cpu.onnx` and so on into the bundle, in place of older ones.
 
@@ -95,7 +95,7 @@ def write_int8_cpu(
             data = f"{group}/model_{PRECISION}.onnx.data"
             with weights_file(folder / group, Path(data).name) as weights:
                 for name in names:
-                    say(name)
+                    progress(name)
                     stem = Path(infos[name].files["fp32"].model).stem
                     model = int8_cpu_model(bundle, name, placements[name])
                     weights.add(model)

@@ -26,7 +26,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from moebius_calibration.files.int8_arrays import Range, int8_product, merged_kernels, packed, quantiser
+from moebius_calibration.files.int8_arrays import Range, int8_product, merged_kernels, packed, quantizer
 from moebius_calibration.graph.cpu_candidates import Candidate
 from moebius_export.errors import ExportError
 from moebius_export.graph.function_bodies import DOMAIN
@@ -96,24 +96,24 @@ class _Writer:
         if candidate.operator == "Int8FeedForward":
             new = [
                 inputs[0],
-                *self._quantiser(candidate, 0),
-                *self._product(candidate, 0, inputs[2], is_packed=True),
+                *self._quantizer(candidate, 0),
+                *self._weights_of(candidate, 0, inputs[2], is_packed=True),
                 *inputs[3:5],
-                *self._quantiser(candidate, 1),
-                *self._product(candidate, 1, None, is_packed=True),
+                *self._quantizer(candidate, 1),
+                *self._weights_of(candidate, 1, None, is_packed=True),
             ]
         elif candidate.operator in ("Int8Linear", "Int8LinearToPicture"):
             to_picture = candidate.operator == "Int8LinearToPicture"
-            product = self._product(candidate, 0, candidate.bias, is_packed=not to_picture, turned=not to_picture)
-            new = [candidate.activations[0], *self._quantiser(candidate, 0), *product]
+            op = self._weights_of(candidate, 0, candidate.bias, is_packed=not to_picture, transposed=not to_picture)
+            new = [candidate.activations[0], *self._quantizer(candidate, 0), *op]
         elif candidate.operator in ("Int8DownsampleConv3x3", "Int8UpsampleConv3x3"):
-            new = [inputs[0], *self._quantiser(candidate, 0), *self._convolution(candidate, inputs[2])]
+            new = [inputs[0], *self._quantizer(candidate, 0), *self._convolution(candidate, inputs[2])]
         else:
             new = inputs[:2]
             for index, half in enumerate((inputs[2:8], inputs[8:14])):
-                new += [*half[:4], *self._quantiser(candidate, index), *self._product(candidate, index, half[5])]
+                new += [*half[:4], *self._quantizer(candidate, index), *self._weights_of(candidate, index, half[5])]
             if len(inputs) > 14:
-                new += [*self._quantiser(candidate, 2), *self._product(candidate, 2, inputs[15])]
+                new += [*self._quantizer(candidate, 2), *self._weights_of(candidate, 2, inputs[15])]
         made = helper.make_node(candidate.operator, new, [candidate.output], name=node.name, domain=DOMAIN)
         if node.domain == DOMAIN:
             made.attribute.extend(node.attribute)
@@ -132,18 +132,18 @@ class _Writer:
         dims = next(tensor.dims for tensor in self._model.graph.initializer if tensor.name == candidate.weights[index])
         return int(dims[0] if candidate.operator == "Int8Linear" else dims[1])
 
-    def _quantiser(self, candidate: Candidate, index: int) -> list[str]:
+    def _quantizer(self, candidate: Candidate, index: int) -> list[str]:
         limits, factors = self._range(candidate, index)
-        inverse, zero = quantiser(limits, self._channels(candidate, index), factors)
+        inverse, zero = quantizer(limits, self._channels(candidate, index), factors)
         at = f"{candidate.node}/int8/{index}"
         return [self._store(f"{at}/inverse", inverse), self._store(f"{at}/zero", zero)]
 
-    def _product(
-        self, candidate: Candidate, index: int, bias: str | None, is_packed: bool = False, turned: bool = False
+    def _weights_of(
+        self, candidate: Candidate, index: int, bias: str | None, is_packed: bool = False, transposed: bool = False
     ) -> list[str]:
         stored = self._load(candidate.weights[index])
         dims = stored.shape[2:]
-        matrix = stored.T if turned else stored.reshape(stored.shape[0], -1)
+        matrix = stored.T if transposed else stored.reshape(stored.shape[0], -1)
         limits, factors = self._range(candidate, index)
         made = int8_product(matrix, None if bias is None else self._load(bias).reshape(-1), limits, factors)
         weight = packed(made.weight) if is_packed else made.weight.reshape(*made.weight.shape, *dims)

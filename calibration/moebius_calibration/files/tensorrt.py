@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from moebius_calibration.choice.simulate import output_axis
-from moebius_calibration.graph.linear_ops import Operand, Product
+from moebius_calibration.graph.linear_ops import LinearOp, Operand
 from moebius_calibration.ranges.formats import Format, activation_scale, along, as_bytes, weight_scales
 from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.errors import ExportError
@@ -32,9 +32,9 @@ MARK = "int8"
 _TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 
 
-def quantised(
+def quantized(
     base: onnx.ModelProto,
-    products: Mapping[str, Product],
+    ops: Mapping[str, LinearOp],
     chosen: Collection[str],
     scheme: Scheme,
     weights: Mapping[str, Array],
@@ -54,14 +54,14 @@ def quantised(
     Raises:
         ExportError: a product is missing in the base, or is of a type that bytes cannot be scaled in (bf16).
     """
-    return _Quantising(base, products, set(chosen), scheme, weights, weights_only).run()
+    return _QuantizedGraph(base, ops, set(chosen), scheme, weights, weights_only).run()
 
 
-class _Quantising:
+class _QuantizedGraph:
     def __init__(
         self,
         base: onnx.ModelProto,
-        products: Mapping[str, Product],
+        ops: Mapping[str, LinearOp],
         chosen: set[str],
         scheme: Scheme,
         weights: Mapping[str, Array],
@@ -71,7 +71,7 @@ class _Quantising:
             raise ExportError("TensorRT takes symmetric ranges only; calibrate for --target tensorrt")
         self.model = onnx.ModelProto()
         self.model.CopyFrom(base)
-        self.products, self.chosen, self.scheme, self.weights = products, chosen, scheme, weights
+        self.ops, self.chosen, self.scheme, self.weights = ops, chosen, scheme, weights
         self.weights_only = weights_only
         graph = self.model.graph
         if missing := chosen - {node.name for node in graph.node}:
@@ -86,9 +86,9 @@ class _Quantising:
 
     def run(self) -> onnx.ModelProto:
         residuals = {
-            product.residual[0]: product.residual
-            for name, product in self.products.items()
-            if name in self.chosen and product.residual is not None and not self.weights_only
+            op.residual[0]: op.residual
+            for name, op in self.ops.items()
+            if name in self.chosen and op.residual is not None and not self.weights_only
         }
         for original in self.model.graph.node:
             node = onnx.NodeProto()
@@ -99,51 +99,55 @@ class _Quantising:
             if node.name not in self.chosen:
                 self.nodes.append(node)
                 continue
-            product = self.products[node.name]
-            halves = product.activations[0].halves
-            if halves and self.scheme.factors(product.activations[0]) is None and not self.weights_only:
-                self._parts(node, product)
+            op = self.ops[node.name]
+            concat_parts = op.activations[0].concat_parts
+            if concat_parts and self.scheme.factors(op.activations[0]) is None and not self.weights_only:
+                self._parts(node, op)
             else:
-                self._whole(node, product)
+                self._whole(node, op)
         return self._model()
 
-    def _whole(self, node: onnx.NodeProto, product: Product) -> None:
+    def _whole(self, node: onnx.NodeProto, op: LinearOp) -> None:
         kind = self._kind(node)
-        factors = self.scheme.factors(product.activations[0]) if not self.weights_only else None
-        scheme = self.scheme if factors is not None else Scheme(True, self.scheme.ranges, form=self.scheme.form)
-        for operand in product.operands:
+        factors = self.scheme.factors(op.activations[0]) if not self.weights_only else None
+        scheme = (
+            self.scheme
+            if factors is not None
+            else Scheme(True, self.scheme.ranges, number_format=self.scheme.number_format)
+        )
+        for operand in op.operands:
             if operand.constant:
-                wide = scheme.smoothed(product, self.weights[operand.value])
-                node.input[operand.index] = self._weight(f"{node.name}/{MARK}/weight", wide, operand, kind, product)
+                wide = scheme.smoothed(op, self.weights[operand.value])
+                node.input[operand.index] = self._weight(f"{node.name}/{MARK}/weight", wide, operand, kind, op)
             elif not self.weights_only:
                 value = node.input[operand.index]
                 if factors is not None and operand.axis is not None:
                     value = self._smoothed(value, operand, factors, kind)
                 node.input[operand.index] = self._pair(value, operand.source, kind)
-        self._finish(node, product, kind)
+        self._finish(node, op, kind)
 
-    def _parts(self, node: onnx.NodeProto, product: Product) -> None:
+    def _parts(self, node: onnx.NodeProto, op: LinearOp) -> None:
         """A sum of convolutions, one of each part that is concatenated."""
-        kind, operand, of_weight = self._kind(node), product.activations[0], product.weight
+        kind, operand, of_weight = self._kind(node), op.activations[0], op.weight
         assert of_weight is not None
         whole = self.weights[of_weight.value]
         concat = next(made for made in self.model.graph.node if node.input[0] in self._makers(made))
         bias = list(node.input[2:])
         output, start, sums = node.output[0], 0, []
-        for index, ((source, count), value) in enumerate(zip(operand.halves, concat.input, strict=True)):
+        for index, ((source, count), value) in enumerate(zip(operand.concat_parts, concat.input, strict=True)):
             part = onnx.NodeProto()
             part.CopyFrom(node)
             part.name = node.name if index == 0 else f"{node.name}/{MARK}/part{index}"
             weight = whole[:, start : start + count]
             start += count
             mark = f"{node.name}/{MARK}/weight{index}"
-            inputs = [self._pair(value, source, kind), self._weight(mark, weight, of_weight, kind, product)]
+            inputs = [self._pair(value, source, kind), self._weight(mark, weight, of_weight, kind, op)]
             del part.input[:]
             part.input.extend([*inputs, *(bias if index == 0 else [])])
             part.output[0] = f"{output}/{MARK}/part{index}"
             self.shapes[part.output[0]] = self.shapes.get(output, whole.ndim)
             if index == 0:
-                self._finish(part, product, kind)
+                self._finish(part, op, kind)
             else:
                 self.nodes.append(part)
             sums.append(part.output[0])
@@ -162,28 +166,28 @@ class _Quantising:
                 found.update(other.output)
         return found
 
-    def _finish(self, node: onnx.NodeProto, product: Product, kind: int) -> None:
+    def _finish(self, node: onnx.NodeProto, op: LinearOp, kind: int) -> None:
         """Appends the product with its shift: in the bias of a convolution, by an Add behind a matrix product."""
-        shift = self.scheme.shifts.get(product.node)
-        if shift is None:
+        correction = self.scheme.bias_correction.get(op.node)
+        if correction is None:
             self.nodes.append(node)
             return
-        name = f"{product.node}/{MARK}/shift"
+        name = f"{op.node}/{MARK}/shift"
         if node.op_type == "Conv" and len(node.input) == 2:
-            node.input.append(self._store(name, shift.astype(_TYPES[kind])))
+            node.input.append(self._store(name, correction.astype(_TYPES[kind])))
         elif node.op_type == "Conv":
             stored = {tensor.name: tensor for tensor in self.model.graph.initializer}
             if (tensor := stored.get(node.input[2])) is not None and not tensor.external_data:
-                moved = numpy_helper.to_array(tensor).astype(np.float32) + shift
+                moved = numpy_helper.to_array(tensor).astype(np.float32) + correction
                 node.input[2] = self._store(name, moved.astype(_TYPES[kind]))
             else:  # a bias that is cast or worked out
-                added = self._store(name, shift.astype(_TYPES[kind]))
+                added = self._store(name, correction.astype(_TYPES[kind]))
                 self._node("Add", [node.input[2], added], f"{name}/bias")
                 node.input[2] = f"{name}/bias"
         else:
             output, rank = node.output[0], self.shapes[node.output[0]]
-            axis = output_axis(product, rank)
-            added = self._store(name, along(shift, rank, axis).astype(_TYPES[kind]))
+            axis = output_axis(op, rank)
+            added = self._store(name, along(correction, rank, axis).astype(_TYPES[kind]))
             node.output[0] = f"{output}/{MARK}/unshifted"
             self.nodes.append(node)
             self.nodes.append(helper.make_node("Add", [node.output[0], added], [output], name=f"{name}/add"))
@@ -197,20 +201,20 @@ class _Quantising:
         self.types[mark] = kind
         return mark
 
-    def _weight(self, mark: str, wide: Array, operand: Operand, kind: int, product: Product) -> str:
+    def _weight(self, mark: str, wide: Array, operand: Operand, kind: int, op: LinearOp) -> str:
         """Bytes and a `DequantizeLinear`; a matrix on the right is stored by its outputs."""
-        turned = operand.axis == 1 and wide.ndim == 2
-        array = np.ascontiguousarray(wide.T) if turned else wide
+        transposed = operand.axis == 1 and wide.ndim == 2
+        array = np.ascontiguousarray(wide.T) if transposed else wide
         axis = None if operand.axis is None else 0
-        form = self.scheme.form
-        scales = _held(weight_scales(array, axis, form), kind, form)
+        number_format = self.scheme.number_format
+        scales = _held(weight_scales(array, axis, number_format), kind, number_format)
         stored = [
-            self._store(f"{mark}/bytes", as_bytes(array, scales.astype(np.float32), axis, form)),
+            self._store(f"{mark}/bytes", as_bytes(array, scales.astype(np.float32), axis, number_format)),
             self._store(f"{mark}/scale", scales),
-            self._store(f"{mark}/zero", np.zeros(scales.shape, form.dtype)),
+            self._store(f"{mark}/zero", np.zeros(scales.shape, number_format.dtype)),
         ]
         self._node("DequantizeLinear", stored, mark, **({} if axis is None else {"axis": 0}))
-        if not turned:
+        if not transposed:
             return mark
         self.nodes.append(helper.make_node("Transpose", [mark], [f"{mark}/turned"], name=f"{mark}/turned", perm=[1, 0]))
         return f"{mark}/turned"
@@ -226,10 +230,10 @@ class _Quantising:
             self._node("Cast", [value], cast, to=kind)
             self.types[cast], value = kind, cast
         low, high = self.scheme.ranges[source]
-        form = self.scheme.form
-        scale = _held(np.array(activation_scale(low, high, form), np.float32), kind, form)
+        number_format = self.scheme.number_format
+        scale = _held(np.array(activation_scale(low, high, number_format), np.float32), kind, number_format)
         mark = f"{value}/{MARK}"
-        stored = [self._store(f"{mark}/scale", scale), self._store(f"{mark}/zero", form.zero)]
+        stored = [self._store(f"{mark}/scale", scale), self._store(f"{mark}/zero", number_format.zero)]
         self._node("QuantizeLinear", [value, *stored], f"{mark}/bytes")
         self._node("DequantizeLinear", [f"{mark}/bytes", *stored], f"{mark}/back")
         return f"{mark}/back"
@@ -266,11 +270,11 @@ class _Quantising:
         return with_types(self.model)
 
 
-def _held(scales: Array, kind: int, form: Format) -> Array:
+def _held(scales: Array, kind: int, number_format: Format) -> Array:
     """Scales in the type, none so small that a value would be cut off: rounded up where rounding goes down."""
     narrow = scales.astype(_TYPES[kind])
     if kind == TensorProto.FLOAT16:
         narrow = np.where(narrow.astype(np.float32) < scales, np.nextafter(narrow, np.float16(np.inf)), narrow)
-        if (narrow.astype(np.float32) * form.largest > np.finfo(np.float16).max).any():
+        if (narrow.astype(np.float32) * number_format.largest > np.finfo(np.float16).max).any():
             raise ExportError("a range is beyond what float16 holds; keep that node in float")
     return np.asarray(narrow, _TYPES[kind])

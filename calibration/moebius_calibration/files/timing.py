@@ -23,7 +23,7 @@ class Compared:
     ratio: float
 
     @property
-    def in_words(self) -> str:
+    def message(self) -> str:
         """A sentence for the terminal."""
         times = f"fp32 {self.float32:.3g} s, INT8 {self.int8:.3g} s"
         if self.ratio > 1:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import onnx
 
-from moebius_calibration.calibrate import graphs_of, scheme_from, work_of
 from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.graphs import graphs_of, work_of
 from moebius_calibration.files.int8_cpu_file import Placement, write_int8_cpu
-from moebius_calibration.files.tensorrt import quantised
+from moebius_calibration.files.tensorrt import quantized
 from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan, write_plan
+from moebius_calibration.ranges.scheme import scheme_from
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.graph.weights_file import weights_file
@@ -79,10 +80,7 @@ def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto
         ExportError: the plan does not fit the graph.
     """
     needed = [
-        name
-        for node in plan.chosen
-        if node in work.products and not plan.weights_only
-        for name in work.products[node].ranged
+        name for node in plan.chosen if node in work.ops and not plan.weights_only for name in work.ops[node].ranged
     ]
     plan.check(work.groups, needed)
     computes, stores = {}, {}
@@ -91,14 +89,14 @@ def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto
         precision.check(work.graph)
         computes, stores = precision.computes, precision.stores
     base = typed(work.graph, Weights(work.path.parent), computes, stores)
-    return quantised(base, work.products, plan.chosen, scheme_from(plan), work.weights, weights_only=plan.weights_only)
+    return quantized(base, work.ops, plan.chosen, scheme_from(plan), work.weights, weights_only=plan.weights_only)
 
 
 def write_int8(
     bundle: Bundle,
     plans: Mapping[GraphName, Int8Plan],
     works: Mapping[GraphName, GraphWork] | None,
-    say: Say,
+    progress: Say,
     *,
     only: bool = False,
 ) -> Manifest:
@@ -119,7 +117,7 @@ def write_int8(
         OutputError: the bundle cannot be written.
     """
     if any(plan.target == "ort-cpu" for plan in plans.values()):
-        return _write_cpu(bundle, plans, works, say, only)
+        return _write_cpu(bundle, plans, works, progress, only)
     works = works or {name: work_of(bundle, name, plan.target) for name, plan in plans.items()}
     (precision,) = {PRECISION[plan.target] for plan in plans.values()}
     with placed_whole(bundle.path) as folder:
@@ -132,7 +130,7 @@ def write_int8(
             data = f"model_{precision}.onnx.data"
             with weights_file(folder / group, data) as weights:
                 for name in names:
-                    say(f"write {name}", done, len(groups))
+                    progress(f"write {name}", done, len(groups))
                     stem = Path(infos[name].files["fp32"].model).stem
                     model_path = f"{group}/{stem}_{precision}.onnx"
                     plan_path = f"{group}/{stem.replace('model', 'precision', 1)}_{precision}.json"
@@ -158,7 +156,7 @@ def _write_cpu(
     bundle: Bundle,
     plans: Mapping[GraphName, Int8Plan],
     works: Mapping[GraphName, GraphWork] | None,
-    say: Say,
+    progress: Say,
     only: bool,
 ) -> Manifest:
     """The CPU's form; a graph without any node in INT8 gets a file that holds float32."""
@@ -168,4 +166,4 @@ def _write_cpu(
         plan.check(work.groups, [])
         scheme = scheme_from(plan)
         placements[name] = Placement(frozenset(plan.chosen), scheme.ranges, scheme.smooth, plan_bytes(plan))
-    return write_int8_cpu(bundle, placements, lambda name: say(f"write {name}", 0, 0), only=only)
+    return write_int8_cpu(bundle, placements, lambda name: progress(f"write {name}", 0, 0), only=only)

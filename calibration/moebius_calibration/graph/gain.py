@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from moebius_calibration.graph.linear_ops import Product
+from moebius_calibration.graph.linear_ops import LinearOp
 from moebius_calibration.plan import Target
 
 
@@ -32,11 +32,9 @@ RATES: Mapping[Target, Rates] = MappingProxyType(
 )
 
 
-def gain_of(products: Iterable[Product], rates: Rates) -> float:
+def gain_of(ops: Iterable[LinearOp], rates: Rates) -> float:
     """Microseconds that INT8 saves over all of them; below 0 where it costs more than it saves."""
     return sum(
-        rates.per_gmac * product.gmac
-        - rates.per_activation * product.elements / 1e6
-        + rates.per_weight * product.weights / 1e6
-        for product in products
+        rates.per_gmac * op.gmac - rates.per_activation * op.elements / 1e6 + rates.per_weight * op.weights / 1e6
+        for op in ops
     )

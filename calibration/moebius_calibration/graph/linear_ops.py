@@ -40,11 +40,11 @@ class Operand:
     constant: bool
     source: str
     axis: int | None
-    halves: tuple[tuple[str, int], ...] = ()
+    concat_parts: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
-class Product:
+class LinearOp:
     """A convolution or matrix product.
 
     Attributes:
@@ -80,17 +80,17 @@ class Product:
         return tuple(
             name
             for operand in self.activations
-            for name in ([half for half, _ in operand.halves] if operand.halves else [operand.source])
+            for name in ([part for part, _ in operand.concat_parts] if operand.concat_parts else [operand.source])
         )
 
     @property
     def watched(self) -> tuple[str, ...]:
         """Values that a range is measured of: `ranged`, whole inputs that are cut in halves, and the residual."""
-        whole = [operand.source for operand in self.activations if operand.halves]
+        whole = [operand.source for operand in self.activations if operand.concat_parts]
         return (*self.ranged, *whole, *([self.residual[2]] if self.residual else []))
 
 
-def products_of(graph: Opened) -> dict[str, Product]:
+def linear_ops_of(graph: Opened) -> dict[str, LinearOp]:
     """The products of an opened float32 graph, by node and in its order: those that run, not those of weights alone."""
     macs: dict[str, float] = {}
     for cost in node_costs(graph.model):
@@ -102,7 +102,7 @@ def products_of(graph: Opened) -> dict[str, Product]:
             continue
         operands = tuple(_operand(graph, node, index, shapes) for index in (0, 1))
         activations = [operand for operand in operands if not operand.constant]
-        found[node.name] = Product(
+        found[node.name] = LinearOp(
             node=node.name,
             op_type=node.op_type,
             operands=operands,
@@ -142,7 +142,7 @@ def _operand(graph: Opened, node: onnx.NodeProto, index: int, shapes: Mapping[st
             return Operand(index, value, True, value, 0)
         return Operand(index, value, True, value, 1 - _summed(node, index, rank) if rank == 2 else None)
     if node.op_type == "Conv":
-        return Operand(index, value, False, source_of(graph, value), 1, _halves(graph, node, shapes))
+        return Operand(index, value, False, source_of(graph, value), 1, _concat_parts(graph, node, shapes))
     other = node.input[1 - index]
     meets = other in graph.constant and len(shapes.get(other, ())) == 2
     return Operand(index, value, False, source_of(graph, value), _summed(node, index, rank) if meets else None)
@@ -151,12 +151,14 @@ def _operand(graph: Opened, node: onnx.NodeProto, index: int, shapes: Mapping[st
 def _summed(node: onnx.NodeProto, index: int, rank: int) -> int:
     """The axis of an operand that a matrix product sums over."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    turned = bool(attributes.get("transB" if index == 1 else "transA", 0))
-    last = (index == 0) != turned
+    transposed = bool(attributes.get("transB" if index == 1 else "transA", 0))
+    last = (index == 0) != transposed
     return rank - 1 if last else rank - 2
 
 
-def _halves(graph: Opened, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, int], ...]:
+def _concat_parts(
+    graph: Opened, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[str, int], ...]:
     """What a convolution's input is concatenated from along its channels, where it can be cut at these places."""
     maker = graph.producers.get(node.input[0])
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}

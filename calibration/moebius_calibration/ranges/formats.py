@@ -38,24 +38,26 @@ FP8 = Format("FP8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
 FORMATS: Mapping[Target, Format] = MappingProxyType({"tensorrt": INT8, "tensorrt-fp8": FP8, "ort-cpu": INT8})
 
 
-def activation_scale(low: float, high: float, form: Format = INT8) -> float:
+def activation_scale(low: float, high: float, number_format: Format = INT8) -> float:
     """What the number 1 of a byte is worth."""
-    return max(max(-low, high) / form.largest, _SMALLEST)
+    return max(max(-low, high) / number_format.largest, _SMALLEST)
 
 
-def weight_scales(weight: Array, axis: int | None, form: Format = INT8) -> Array:
+def weight_scales(weight: Array, axis: int | None, number_format: Format = INT8) -> Array:
     """What the number 1 is worth: float32 [outputs] along `axis`, or a scalar array for the whole tensor."""
     if axis is None:
-        return np.array(max(float(np.abs(weight).max()) / form.largest, _SMALLEST), np.float32)
+        return np.array(max(float(np.abs(weight).max()) / number_format.largest, _SMALLEST), np.float32)
     others = tuple(index for index in range(weight.ndim) if index != axis)
     largest = np.abs(weight).max(axis=others)
-    return (np.where(largest > 0, largest, form.largest * _SMALLEST) / form.largest).astype(np.float32)
+    return (np.where(largest > 0, largest, number_format.largest * _SMALLEST) / number_format.largest).astype(
+        np.float32
+    )
 
 
-def as_bytes(weight: Array, scales: Array, axis: int | None, form: Format = INT8) -> Array:
+def as_bytes(weight: Array, scales: Array, axis: int | None, number_format: Format = INT8) -> Array:
     """Numbers of the format in the weight's shape, rounded to nearest, ties to even."""
-    scaled = np.clip(weight / along(scales, weight.ndim, axis), -form.largest, form.largest)
-    return (np.rint(scaled) if form is INT8 else scaled).astype(form.dtype)
+    scaled = np.clip(weight / along(scales, weight.ndim, axis), -number_format.largest, number_format.largest)
+    return (np.rint(scaled) if number_format is INT8 else scaled).astype(number_format.dtype)
 
 
 def along(values: Array, rank: int, axis: int | None) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.graph.linear_ops import Product, shapes_of
+from moebius_calibration.graph.linear_ops import LinearOp, shapes_of
 from moebius_calibration.ranges.statistics import Statistics, load, save
 from moebius_export.errors import ExportError
 from moebius_export.graph.changed_sessions import ChangedBackend, session_of
@@ -36,7 +36,7 @@ SAMPLE = 1 << 16
 _KEPT_PICTURES = 2  # whose inputs are kept to judge plans by
 
 
-def observed(graph: Opened, products: Mapping[str, Product]) -> onnx.ModelProto:
+def observed(graph: Opened, ops: Mapping[str, LinearOp]) -> onnx.ModelProto:
     """The graph with statistics of what its products read as further outputs.
 
     `range:NAME` float [3]: lowest and highest value, mean square. `sample:NAME` float [<= `SAMPLE`]. `channels:NAME`
@@ -45,12 +45,9 @@ def observed(graph: Opened, products: Mapping[str, Product]) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     add = _Adder(model, shapes_of(graph.model))
-    sources = dict.fromkeys(name for product in products.values() for name in product.watched)
+    sources = dict.fromkeys(name for op in ops.values() for name in op.watched)
     axes = {
-        operand.value: operand.axis
-        for product in products.values()
-        for operand in product.activations
-        if operand.axis is not None
+        operand.value: operand.axis for op in ops.values() for operand in op.activations if operand.axis is not None
     }
     # The last value's first, so that ONNX Runtime reduces each as soon as it is there, see `precision.ranges.observed`.
     places = {name: place for place, name in enumerate(graph.producers)}
@@ -139,12 +136,11 @@ def check_scenes(scenes: Sequence[Scene], wanted: int, data: Path | None) -> Non
 
 def collect(
     bundle: Bundle,
-    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, Product]]],
+    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, LinearOp]]],
     scenes: Sequence[Scene],
-    say: Say,
+    progress: Say,
     *,
     guided: bool = True,
-    one_timestep: bool = False,
     state: Path | None = None,
 ) -> dict[GraphName, Statistics]:
     """Fills the scenes with a bundle in float32, and watches what the products read.
@@ -155,7 +151,6 @@ def collect(
         scenes: what to fill; see `check_scenes`.
         say: told each step.
         guided: with guidance (see `guided_scale`), or by `unet_conditional` alone.
-        one_timestep: watch only each picture's first run of a graph: what calibration without trajectories is.
         state: where the statistics are kept after each picture, and taken up again. None keeps none.
 
     Raises:
@@ -164,20 +159,16 @@ def collect(
     """
     found: dict[GraphName, Statistics] = {name: Statistics() for name in graphs}
     done = 0
-    identity = _identity(bundle, graphs, scenes, guided, one_timestep)
+    identity = _identity(bundle, graphs, scenes, guided)
     if state is not None and state.exists():
         done, before = load(state, identity)
         if set(before) != set(graphs):
             raise ExportError(f"{state}: it holds other graphs than are calibrated; remove the file to begin anew")
         found = {name: before[name] for name in graphs}
-    runs: dict[GraphName, int] = {}
     at = done
 
     def watch(graph: GraphName, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         if graph not in found:
-            return
-        runs[graph] = runs.get(graph, 0) + 1
-        if one_timestep and runs[graph] > 1:
             return
         step = int(inputs["timestep"][0]) if "timestep" in inputs else 0
         found[graph].add(step, outputs)
@@ -185,10 +176,8 @@ def collect(
             found[graph].inputs.append({name: array.copy() for name, array in inputs.items()})
 
     sessions = {
-        name: lambda name=name, graph=graph, products=products: session_of(
-            observed(graph, products), bundle.model_file(name).parent
-        )
-        for name, (graph, products) in graphs.items()
+        name: lambda name=name, graph=graph, ops=ops: session_of(observed(graph, ops), bundle.model_file(name).parent)
+        for name, (graph, ops) in graphs.items()
     }
     pipeline = InpaintPipeline(
         ChangedBackend(bundle, sessions, watch), memory="low"
@@ -198,13 +187,12 @@ def collect(
             scene = scenes[at]
             options = replace(scene.options, guidance_scale=guided_scale(bundle.manifest) if guided else 1.0)
             what = f"calibrate: picture {at + 1} of {len(scenes)}" + ("" if guided else ", without guidance")
-            runs.clear()
-            say(what, 0, 0)
+            progress(what, 0, 0)
             pipeline.inpaint(
                 Picture(scene.picture, "RGB"),
                 scene.mask,
                 options,
-                lambda step, total, what=what: say(what, step, total),  # type: ignore[misc]
+                lambda step, total, what=what: progress(what, step, total),  # type: ignore[misc]
             )
             if state is not None:
                 save(state, identity, at + 1, {str(name): one for name, one in found.items()})
@@ -215,10 +203,9 @@ def collect(
 
 def _identity(
     bundle: Bundle,
-    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, Product]]],
+    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, LinearOp]]],
     scenes: Sequence[Scene],
     guided: bool,
-    one_timestep: bool,
 ) -> str:
     """What a state must have in common with a calibration to be one of it."""
     digest = hashlib.sha256()
@@ -230,5 +217,5 @@ def _identity(
         digest.update(scene.picture.tobytes() + scene.mask.tobytes())
         if scene.options.noise is not None:
             digest.update(scene.options.noise.tobytes())
-        digest.update(json.dumps([scene.options.steps, guided, one_timestep]).encode())
+        digest.update(json.dumps([scene.options.steps, guided]).encode())
     return digest.hexdigest()

@@ -133,8 +133,8 @@ def _mse_range(histogram: Histogram, low: float, high: float, symmetric: bool) -
         step = (ends[1] - ends[0]) / levels
         if step <= 0:
             continue
-        quantised = np.round(np.clip(values, *ends) / step) * step
-        error = float((counts * np.square(values - quantised)).sum())
+        quantized = np.round(np.clip(values, *ends) / step) * step
+        error = float((counts * np.square(values - quantized)).sum())
         if error < best:
             best, found = error, (float(ends[0]), float(ends[1]))
     return found
@@ -153,18 +153,18 @@ def _entropy_clip(histogram: Histogram) -> float:
         full = counts[:kept] > 0
         sums = np.bincount(groups, counts[:kept], _LEVELS)
         sizes = np.bincount(groups[full], minlength=_LEVELS)
-        quantised = np.where(full, sums[groups] / np.maximum(sizes[groups], 1), 0.0)
-        divergence = _divergence(reference, quantised)
+        quantized = np.where(full, sums[groups] / np.maximum(sizes[groups], 1), 0.0)
+        divergence = _divergence(reference, quantized)
         if divergence < best:
             best, found = divergence, kept
     return found * width
 
 
-def _divergence(reference: npt.NDArray[np.float64], quantised: npt.NDArray[np.float64]) -> float:
+def _divergence(reference: npt.NDArray[np.float64], quantized: npt.NDArray[np.float64]) -> float:
     """Kullback-Leibler divergence; what the other distribution has not counts as `_RARE` there."""
     seen = reference > 0
-    if not quantised.sum():
+    if not quantized.sum():
         return np.inf
     p = reference[seen] / reference.sum()
-    q = np.maximum(quantised[seen] / quantised.sum(), _RARE)
+    q = np.maximum(quantized[seen] / quantized.sum(), _RARE)
     return float((p * np.log(p / q)).sum())
