@@ -1,4 +1,4 @@
-"""INT8 plans without a search: nodes from a placement file or from the cost model, and one check of the error budget."""
+"""INT8 plans without a search: nodes from a placement file or the cost model, and one check of the error budget."""
 
 from __future__ import annotations
 

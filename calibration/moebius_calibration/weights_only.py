@@ -42,13 +42,13 @@ def weight_plans(bundle: Bundle, options: Int8Options, progress: Say) -> dict[Gr
     """
     if options.target == "tensorrt-fp8":
         raise ExportError(
-            "--weights-only with --target tensorrt-fp8: an FP8 weight is as large as an INT8 weight and less exact; use "
-            "--target tensorrt"
+            "--weights-only with --target tensorrt-fp8: an FP8 weight is as large as an INT8 weight and less exact; "
+            "use --target tensorrt"
         )
     if options.target != "tensorrt":
         raise ExportError(
-            f"--weights-only with --target {options.target}: ONNX Runtime's CPU would convert such weights to float in every run; "
-            "use --target tensorrt, or leave --weights-only out"
+            f"--weights-only with --target {options.target}: ONNX Runtime's CPU would widen such weights in "
+            "every run; use --target tensorrt, or leave --weights-only out"
         )
     scenes = scenes_of(bundle.manifest, options.steps, 1, options.seed, options.data)
     works = {name: work_of(bundle, name, options.target) for name in bundle.manifest.graphs}

@@ -440,8 +440,8 @@ def picture(seed):
 
 GREY = np.full((128, 128, 3), 90, np.uint8)
 REFUSED = [
-    ([picture(0)], ["--pictures", "2"], "1 pictures are too small a set, --pictures asks for 2"),
-    ([GREY], ["--pictures", "1"], "picture 1 is of one colour"),
+    ([picture(0)], ["--pictures", "2"], "1 pictures are too small a set, --pictures expects 2"),
+    ([GREY], ["--pictures", "1"], "picture 1 has a single colour"),
     ([picture(0), picture(0)], ["--pictures", "2"], "all 2 pictures are the same"),
     ([picture(0)], ["--target", "cuda"], "--target cuda: expected one of tensorrt, tensorrt-fp8, ort-cpu"),
     ([picture(0)], ["--observer", "best"], "--observer best: expected one of minmax"),
@@ -470,7 +470,7 @@ def test_a_machine_without_vnni_is_told_what_to_expect(fused_bundle, monkeypatch
         monkeypatch.setattr(ort_integer, "saturates", lambda words=words: words == "avx2")
         code, out, error = invoke(*command)
         assert code != 0
-        assert "is of one colour" in str(error)
+        assert "has a single colour" in str(error)
         said = " ".join(out.split())
         assert (f"this machine's kernels: {words}. INT8 is fast with AVX512-VNNI only" in said) is told
         assert ("ONNX Runtime's own INT8 operators" in said) is (words == "avx2")

@@ -59,7 +59,7 @@ def test_onnx_runtime_rounds_e4m3_alike():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("form", "largest"), [(INT8, 127), (FP8, 448)])
+@pytest.mark.parametrize(("number_format", "largest"), [(INT8, 127), (FP8, 448)])
 def test_the_largest_value_becomes_the_largest_number(number_format, largest):
     weight = np.array([[0.5, -2.0], [0.0, 0.0], [3.0, 0.1]], np.float32)
     scales = weight_scales(weight, 0, number_format)

@@ -129,7 +129,7 @@ class Search:
 
 
 def layers_of(groups: Mapping[str, Sequence[LinearOp]], most: int, target: Target) -> dict[str, list[LinearOp]]:
-    """Layers that are tried together: each node; for TensorRT, above `most` nodes, those of a module without shortcuts."""
+    """What is tried together: each node, or for TensorRT above `most` nodes those of a module, shortcuts apart."""
     if target == "ort-cpu" or len(groups) <= most:
         return {name: list(group) for name, group in groups.items()}
     found: dict[str, list[LinearOp]] = {}

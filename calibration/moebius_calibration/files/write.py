@@ -1,4 +1,4 @@
-"""INT8 files into a bundle, whole or not at all, by plans that were just made or lie there."""
+"""Writes INT8 and FP8 files into a bundle, whole or not at all, from new plans or from those in the bundle."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ PRECISION: Mapping[Target, Precision] = {
 
 
 def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
-    """The INT8 plans that lie in a bundle, as they are now, edited or not.
+    """The quantization plans in a bundle, edited or not.
 
     Raises:
-        ExportError: there is none, one is no plan, or one is of another graph or other float32 files.
+        ExportError: a plan is missing or invalid, or belongs to another graph or other float32 files.
     """
     plans: dict[GraphName, Int8Plan] = {}
     for name in graphs_of(bundle, target):
@@ -55,14 +55,14 @@ def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
 
 
 def check_belongs(bundle: Bundle, name: GraphName, target: Target, plan: Int8Plan, path: Path) -> None:
-    """Refuses a plan of another graph, target or other float32 files.
+    """Checks that a plan belongs to the graph, the target and the float32 files.
 
     Raises:
-        ExportError: says what it is of.
+        ExportError: it belongs to others; the message names them.
     """
     files, source = bundle.manifest.files, bundle.graph(name).files.get("fp32")
     if source is None:
-        raise ExportError(f"{bundle.path}: {name} has no fp32 file to make INT8 of; export the bundle again")
+        raise ExportError(f"{bundle.path}: {name} has no fp32 file to quantize; export the bundle again")
     expected = (name, files[source.model].sha256, files[source.weights].sha256 if source.weights else None)
     if (plan.graph, plan.graph_sha256, plan.weights_sha256) != expected:
         raise ExportError(
@@ -74,7 +74,7 @@ def check_belongs(bundle: Bundle, name: GraphName, target: Target, plan: Int8Pla
 
 
 def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto:
-    """The graph in TensorRT's form, its weights inside it: over the fp16 types if the bundle has them, else float32.
+    """The graph with Q/DQ pairs, its weights inside: over the FP16 model if the bundle has one, else over float32.
 
     Raises:
         ExportError: the plan does not fit the graph.
@@ -102,15 +102,14 @@ def write_int8(
 ) -> Manifest:
     """Writes the INT8 files and their plans into the bundle, in place of older ones.
 
-    The bundle is made anew beside itself, with its other files linked, and exchanged when it is complete.
+    A complete new bundle is written, with links to the other files, and exchanged with the old one.
 
     Args:
         bundle: with its float32 files.
         plans: one for each graph.
-        works: the graphs, where they are open already.
-        say: told each graph.
-        only: leave out the files of all other precisions, and engines, which were built from them. For the CPU those
-            of the U-Net; the autoencoder has no others.
+        works: the opened graphs; None opens them.
+        progress: called with each graph.
+        only: leave out the files of all other precisions, and engines. For the CPU only those of the U-Net.
 
     Raises:
         ExportError: a plan does not fit its graph.
@@ -159,7 +158,7 @@ def _write_cpu(
     progress: Say,
     only: bool,
 ) -> Manifest:
-    """The CPU's form; a graph without any node in INT8 gets a file that holds float32."""
+    """Writes the files for the CPU; that of a graph without INT8 nodes is float32."""
     placements: dict[GraphName, Placement] = {}
     for name, plan in plans.items():
         work = works[name] if works else work_of(bundle, name, plan.target)

@@ -15,15 +15,15 @@ _BLOCKS = ("ResidualBlock", "ProjectedResidualBlock")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node that can be made of bytes.
+    """A node that an INT8 operator can replace.
 
     Attributes:
         node: its name.
-        operator: what it becomes.
-        activations: names of the values that need a range, in the order of the new operator's quantisers.
-        weights: names of the stored matrices of its products, in that order; [outputs, inputs] but for `Int8Linear`.
-        absorbed: names of other nodes that go with it.
-        output: the value that the new node makes.
+        operator: the INT8 operator.
+        activations: values that need a range, in the order of the operator's quantizers.
+        weights: stored matrices, in the same order; [outputs, inputs], for `Int8Linear` [inputs, outputs].
+        absorbed: other nodes that it replaces too.
+        output: the value that the new node computes.
         bias: the stored bias of a linear layer.
     """
 
@@ -37,7 +37,7 @@ class Candidate:
 
 
 def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, str]]:
-    """What nodes of a fused float32 graph can be made of bytes: node -> candidate, and node -> why it cannot.
+    """The nodes of a fused float32 graph that INT8 operators can replace, and why others cannot: both by node name.
 
     Args:
         model: the graph as `moebius-export onnx` writes it, functions not inlined; weights need not be loaded.
@@ -50,7 +50,7 @@ def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, 
             made: Candidate | str = _feed_forward(view, node)
         elif node.domain == DOMAIN and node.op_type in _BLOCKS:
             made = _block(view, node)
-        elif (node.domain, node.op_type) == (DOMAIN, "UpsampleConv3x3") or _halves(view, node):
+        elif (node.domain, node.op_type) == (DOMAIN, "UpsampleConv3x3") or _is_downsampling(view, node):
             made = _convolution(view, node)
         elif node.op_type == "Gemm" and node.input[1] in view.dims:
             made = _gemm(view, node)
@@ -66,32 +66,32 @@ def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, 
 
 
 class _View:
-    """Who makes and who takes each value, and the sizes of stored tensors."""
+    """Producers and consumers of each value, and the shapes of stored tensors."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-        self.makers = {output: node for node in model.graph.node for output in node.output}
-        self.takers: dict[str, list[onnx.NodeProto]] = {}
+        self.producers = {output: node for node in model.graph.node for output in node.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             for name in node.input:
-                self.takers.setdefault(name, []).append(node)
-        self.results = {value.name for value in model.graph.output}
+                self.consumers.setdefault(name, []).append(node)
+        self.outputs = {value.name for value in model.graph.output}
 
-    def sole_taker(self, value: str) -> onnx.NodeProto | None:
-        takers = self.takers.get(value, [])
-        return takers[0] if len(takers) == 1 and value not in self.results else None
+    def sole_consumer(self, value: str) -> onnx.NodeProto | None:
+        consumers = self.consumers.get(value, [])
+        return consumers[0] if len(consumers) == 1 and value not in self.outputs else None
 
 
-def _of_fours(channels: int) -> str | None:
-    return f"{channels} channels are no multiple of 4" if channels % 4 else None
+def _not_in_fours(channels: int) -> str | None:
+    return f"{channels} channels are not a multiple of 4" if channels % 4 else None
 
 
 def _feed_forward(view: _View, node: onnx.NodeProto) -> Candidate | str:
     hidden, channels = view.dims[node.input[1]][:2]
     if hidden % (2 * PACKED):
-        return f"{hidden} expanded channels are no multiple of {2 * PACKED}"
+        return f"{hidden} expanded channels are not a multiple of {2 * PACKED}"
     activations = (node.input[0], f"{node.name}/gated")
-    return _of_fours(channels) or Candidate(
+    return _not_in_fours(channels) or Candidate(
         node.name, "Int8FeedForward", activations, (node.input[1], node.input[5]), node.output[0]
     )
 
@@ -105,11 +105,11 @@ def _block(view: _View, node: onnx.NodeProto) -> Candidate | str:
         activations.append(node.input[0])
         weights.append(node.input[14])
     made = Candidate(node.name, f"Int8{node.op_type}", tuple(activations), tuple(weights), node.output[0])
-    return _of_fours(inputs) or _of_fours(outputs) or made
+    return _not_in_fours(inputs) or _not_in_fours(outputs) or made
 
 
-def _halves(view: _View, node: onnx.NodeProto) -> bool:
-    """Whether a convolution is 3x3 with stride 2 and padding 1, each output of all inputs, with a bias."""
+def _is_downsampling(view: _View, node: onnx.NodeProto) -> bool:
+    """Whether a node is a 3x3 convolution with stride 2, padding 1, one group and a stored bias."""
     if node.op_type != "Conv":
         return False
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
@@ -122,41 +122,41 @@ def _halves(view: _View, node: onnx.NodeProto) -> bool:
 def _convolution(view: _View, node: onnx.NodeProto) -> Candidate | str:
     operator = "Int8UpsampleConv3x3" if node.op_type == "UpsampleConv3x3" else "Int8DownsampleConv3x3"
     made = Candidate(node.name, operator, (node.input[0],), (node.input[1],), node.output[0])
-    return _of_fours(view.dims[node.input[1]][1]) or made
+    return _not_in_fours(view.dims[node.input[1]][1]) or made
 
 
 def _gemm(view: _View, node: onnx.NodeProto) -> Candidate | str:
-    """As simplifiers write a small graph's products of tokens: rows [tokens, inputs], weights [inputs, outputs]."""
+    """A product of tokens [tokens, inputs] by weights [inputs, outputs], as simplifiers write it in small graphs."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     if attributes.get("transA", 0) or attributes.get("transB", 0) or {attributes.get("alpha", 1.0)} != {1.0}:
-        return "it transposes or scales what it multiplies"
+        return "it transposes or scales its inputs"
     inputs, outputs = view.dims[node.input[1]]
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and (view.dims.get(bias) != (outputs,) or attributes.get("beta", 1.0) != 1.0):
         return "its bias is not one stored number for each output"
     made = Candidate(node.name, "Int8Linear", (node.input[0],), (node.input[1],), node.output[0], (), bias)
-    return _of_fours(inputs) or made
+    return _not_in_fours(inputs) or made
 
 
 def _linear(view: _View, node: onnx.NodeProto) -> Candidate | str:
     of_tokens = node.input[1] in view.dims
     weight, x = (node.input[1], node.input[0]) if of_tokens else (node.input[0], node.input[1])
     if len(view.dims[weight]) != 2:
-        return "its weights are no matrix"
+        return "its weight is not a matrix"
     outputs, inputs = view.dims[weight][::-1] if of_tokens else view.dims[weight]
     output, absorbed, bias = node.output[0], [], None
     if not of_tokens:
-        turn = view.makers.get(x)
+        turn = view.producers.get(x)
         if turn is None or turn.op_type != "Transpose" or list(turn.attribute[0].ints) != [0, 2, 1]:
-            return "its right side is not made of tokens by a transposition"
-        if view.sole_taker(x) is not None:  # another taker keeps the transposition
+            return "its right input is not a transposition of tokens"
+        if view.sole_consumer(x) is not None:  # another consumer needs the transposition
             absorbed.append(turn.name)
         x = turn.input[0]
-    add = view.sole_taker(output)
+    add = view.sole_consumer(output)
     if add is not None and add.op_type == "Add":
         other = add.input[1] if add.input[0] == output else add.input[0]
         if view.dims.get(other) == ((outputs,) if of_tokens else (outputs, 1)):
             output, bias = add.output[0], other
             absorbed.append(add.name)
     operator = "Int8Linear" if of_tokens else "Int8LinearToPicture"
-    return _of_fours(inputs) or Candidate(node.name, operator, (x,), (weight,), output, tuple(absorbed), bias)
+    return _not_in_fours(inputs) or Candidate(node.name, operator, (x,), (weight,), output, tuple(absorbed), bias)

@@ -1,4 +1,4 @@
-"""What INT8 saves, by a model of the device: a guide for the search, not a measurement."""
+"""The cost model: an estimate of the time that INT8 saves on a device, to guide the search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moebius_calibration.plan import Target
 
 @dataclass(frozen=True)
 class Rates:
-    """Microseconds: saved per GMAC, spent per million numbers that become bytes, saved per million weights read."""
+    """Microseconds: saved per GMAC, spent per million activations quantized, saved per million weights read."""
 
     per_gmac: float
     per_activation: float
@@ -20,9 +20,8 @@ class Rates:
 
 
 # A small RTX card, as in `moebius_export.precision.choose`: 25 TMAC/s in fp16, twice of that in INT8 and FP8, 100 GB/s.
-# Bytes that an activation's maker writes save traffic, bytes that a kernel of their own makes cost it; the latter weigh
-# more.
-# CPU: ONNX Runtime with compiled kernels on two cores with AVX512-VNNI; bytes are made while values are in the cache.
+# Quantizing in the kernel that writes an activation saves traffic; in a kernel of its own it costs more than that.
+# CPU: ONNX Runtime with compiled kernels on two cores with AVX512-VNNI, which quantize values in the cache.
 RATES: Mapping[Target, Rates] = MappingProxyType(
     {
         "tensorrt": Rates(20.0, 5.0, 10.0),
@@ -33,7 +32,7 @@ RATES: Mapping[Target, Rates] = MappingProxyType(
 
 
 def gain_of(ops: Iterable[LinearOp], rates: Rates) -> float:
-    """Microseconds that INT8 saves over all of them; below 0 where it costs more than it saves."""
+    """Microseconds that INT8 saves over all of these operators; negative where it is slower."""
     return sum(
         rates.per_gmac * op.gmac - rates.per_activation * op.elements / 1e6 + rates.per_weight * op.weights / 1e6
         for op in ops

@@ -1,7 +1,7 @@
 """Statistics on real trajectories: every timestep of the schedule, both branches of the guidance, and the VAE.
 
-The graph that runs has reductions of each activation as outputs more, and a part of its values, evenly spread, for the
-histogram. So one run sees them all, activations never leave it, and what it needs does not grow with their number.
+The graph that runs has extra outputs: reductions of each activation, and an evenly spread part of its values for a
+histogram. One run observes all activations, none leaves the session, and memory does not grow with the number of runs.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
 
 SAMPLE = 1 << 16
-"""At most so many values of an activation go into the histogram, in each run."""
+"""Largest number of values of an activation that go into its histogram in each run."""
 
-_KEPT_PICTURES = 2  # whose inputs are kept to judge plans by
+_KEPT_PICTURES = 2  # whose inputs are kept to evaluate plans on
 
 
 def observed(graph: Opened, ops: Mapping[str, LinearOp]) -> onnx.ModelProto:
-    """The graph with statistics of what its products read as further outputs.
+    """The graph with extra outputs: statistics of what its linear operators read.
 
     `range:NAME` float [3]: lowest and highest value, mean square. `sample:NAME` float [<= `SAMPLE`]. `channels:NAME`
-    float [3, channels], for values that meet a weight: lowest value, highest value and mean of each channel.
+    float [3, channels], for values that multiply a weight: lowest value, highest value and mean of each channel.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -49,9 +49,9 @@ def observed(graph: Opened, ops: Mapping[str, LinearOp]) -> onnx.ModelProto:
     axes = {
         operand.value: operand.axis for op in ops.values() for operand in op.activations if operand.axis is not None
     }
-    # The last value's first, so that ONNX Runtime reduces each as soon as it is there, see `precision.ranges.observed`.
-    places = {name: place for place, name in enumerate(graph.producers)}
-    for name in sorted(dict.fromkeys((*sources, *axes)), key=lambda name: -places.get(name, -1)):
+    # Last value first, so that ONNX Runtime reduces each as soon as it is computed, see `precision.ranges.observed`.
+    positions = {name: position for position, name in enumerate(graph.producers)}
+    for name in sorted(dict.fromkeys((*sources, *axes)), key=lambda name: -positions.get(name, -1)):
         if name in sources:
             add.range(name)
         if name in axes:
@@ -68,15 +68,15 @@ class _Adder:
     def range(self, name: str) -> None:
         mark, one = f"range:{name}", self._number([1])
         self._node("Mul", [name, name], f"{mark}/squares")
-        parts = []
+        rows = []
         for operator, source in (("ReduceMin", name), ("ReduceMax", name), ("ReduceMean", f"{mark}/squares")):
             self._node(operator, [source], f"{mark}/{operator}", keepdims=0)
             self._node("Reshape", [f"{mark}/{operator}", one], f"{mark}/{operator}/row")
-            parts.append(f"{mark}/{operator}/row")
-        self._node("Concat", parts, mark, axis=0)
+            rows.append(f"{mark}/{operator}/row")
+        self._node("Concat", rows, mark, axis=0)
         size = prod(self._shapes[name])
         self._node("Reshape", [name, self._number([-1])], f"{mark}/flat")
-        ends = [self._number([0]), self._number([size]), self._number([0]), self._number([_step(size)])]
+        ends = [self._number([0]), self._number([size]), self._number([0]), self._number([_stride(size)])]
         self._node("Slice", [f"{mark}/flat", *ends], f"sample:{name}")
         self._output(mark)
         self._output(f"sample:{name}")
@@ -85,12 +85,12 @@ class _Adder:
         mark, shape = f"channels:{name}", self._shapes[name]
         others = self._number([index for index in range(len(shape)) if index != axis])
         row = self._number([1, shape[axis]])
-        parts = []
+        rows = []
         for operator in ("ReduceMin", "ReduceMax", "ReduceMean"):
             self._node(operator, [name, others], f"{mark}/{operator}", keepdims=0)
             self._node("Reshape", [f"{mark}/{operator}", row], f"{mark}/{operator}/row")
-            parts.append(f"{mark}/{operator}/row")
-        self._node("Concat", parts, mark, axis=0)
+            rows.append(f"{mark}/{operator}/row")
+        self._node("Concat", rows, mark, axis=0)
         self._output(mark)
 
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
@@ -107,31 +107,31 @@ class _Adder:
         return name
 
 
-def _step(size: int) -> int:
-    """Every how manieth value is taken: a number that shares no factor with the size, so that all channels are met."""
-    step = max(1, -(-size // SAMPLE))
-    while gcd(step, size) > 1:
-        step += 1
-    return step
+def _stride(size: int) -> int:
+    """Stride between the sampled values: it shares no factor with the size, so that samples come from all channels."""
+    stride = max(1, -(-size // SAMPLE))
+    while gcd(stride, size) > 1:
+        stride += 1
+    return stride
 
 
 def check_scenes(scenes: Sequence[Scene], wanted: int, data: Path | None) -> None:
-    """Refuses pictures that prove nothing.
+    """Checks that pictures can be calibrated on.
 
     Raises:
-        InputError: there are fewer than asked for, one is of one colour, or all of several are the same.
+        InputError: there are fewer than wanted, one has a single colour, or several are all the same.
     """
     where = "the drawn pictures" if data is None else f"--data {data}"
     if len(scenes) < wanted:
         raise InputError(
-            f"{where}: {len(scenes)} pictures are too small a set, --pictures asks for {wanted}; add pictures, or ask "
-            "for fewer"
+            f"{where}: {len(scenes)} pictures are too small a set, --pictures expects {wanted}; add pictures, or "
+            "lower --pictures"
         )
     for index, scene in enumerate(scenes, 1):
         if scene.picture.min() == scene.picture.max():
-            raise InputError(f"{where}: picture {index} is of one colour, which no range can be had from; take it out")
+            raise InputError(f"{where}: picture {index} has a single colour, which gives no range; remove it")
     if len(scenes) > 1 and len({scene.picture.tobytes() for scene in scenes}) == 1:
-        raise InputError(f"{where}: all {len(scenes)} pictures are the same; give different ones")
+        raise InputError(f"{where}: all {len(scenes)} pictures are the same; expected different ones")
 
 
 def collect(
@@ -143,19 +143,19 @@ def collect(
     guided: bool = True,
     state: Path | None = None,
 ) -> dict[GraphName, Statistics]:
-    """Fills the scenes with a bundle in float32, and watches what the products read.
+    """Inpaints the scenes with a bundle in float32, and observes what the linear operators read.
 
     Args:
         bundle: whose float32 files run.
-        graphs: those to watch, with their products.
-        scenes: what to fill; see `check_scenes`.
-        say: told each step.
+        graphs: those to observe, with their operators.
+        scenes: pictures and masks; see `check_scenes`.
+        progress: called with each step.
         guided: with guidance (see `guided_scale`), or by `unet_conditional` alone.
-        state: where the statistics are kept after each picture, and taken up again. None keeps none.
+        state: file for the statistics after each picture, from which a stopped calibration resumes; None for none.
 
     Raises:
         BundleError, InputError, OutputError: as `InpaintPipeline.inpaint`.
-        ExportError: a value is not finite; `state` is another calibration's.
+        ExportError: a value is not finite, or `state` belongs to another calibration.
     """
     found: dict[GraphName, Statistics] = {name: Statistics() for name in graphs}
     done = 0
@@ -163,7 +163,7 @@ def collect(
     if state is not None and state.exists():
         done, before = load(state, identity)
         if set(before) != set(graphs):
-            raise ExportError(f"{state}: it holds other graphs than are calibrated; remove the file to begin anew")
+            raise ExportError(f"{state}: it holds other graphs than this calibration; remove the file to start again")
         found = {name: before[name] for name in graphs}
     at = done
 
@@ -207,7 +207,7 @@ def _identity(
     scenes: Sequence[Scene],
     guided: bool,
 ) -> str:
-    """What a state must have in common with a calibration to be one of it."""
+    """A hash of everything that a state depends on: files of the bundle, scenes, noise, steps and guidance."""
     digest = hashlib.sha256()
     files = bundle.manifest.files
     for name in graphs:

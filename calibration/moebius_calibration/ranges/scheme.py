@@ -82,7 +82,7 @@ def summed_axis(op: LinearOp) -> int:
         return 1
     axis = op.weight.axis if op.weight is not None else None
     if axis is None:
-        raise ExportError(f"{op.node} multiplies by no stored matrix, so it cannot be smoothed; this is a bug")
+        raise ExportError(f"{op.node} has no stored weight matrix, so it cannot be smoothed; this is a bug")
     return 1 - axis
 
 
@@ -116,7 +116,7 @@ def scheme_of(
 
 
 def constant_activations(statistics: Statistics, ops: Mapping[str, LinearOp]) -> dict[str, str]:
-    """Products that read an activation which had one value alone -> that activation: no range can be had from it."""
+    """Operators that read a constant activation, which gives no range -> that activation."""
     flat = {name for name, seen in statistics.seen.items() if seen.low == seen.high}
     found = {}
     for name, op in ops.items():
@@ -132,10 +132,10 @@ def with_smoothing(
     weights: Mapping[str, Array],
     alpha: float,
 ) -> Scheme:
-    """The scheme with SmoothQuant's factors for activations that only linear layers read, all with a stored matrix.
+    """The scheme with SmoothQuant's factors, for activations that only linear layers with stored matrices read.
 
-    Of an asymmetric range each end is that of the divided activation: the channel with the lowest value and that with
-    the highest are divided by different factors. A range that the observer had clipped stays clipped by the same share.
+    The ends of an asymmetric range shrink separately: the channels of the lowest and of the highest value have
+    different factors. A range that the observer clipped stays clipped by the same share.
     """
     readers: dict[str, list[tuple[LinearOp, Operand]]] = {}
     for op in ops.values():
@@ -156,7 +156,7 @@ def with_smoothing(
             continue
         peaks = []
         for op, _ in pairs:
-            weight = weights[op.weight.value]  # type: ignore[union-attr]  # axis says that there is one
+            weight = weights[op.weight.value]  # type: ignore[union-attr]  # an operand with an axis multiplies a weight
             other = tuple(index for index in range(weight.ndim) if index != summed_axis(op))
             peaks.append(np.abs(weight).max(axis=other))
         factors = smooth_factors(largest, peaks, alpha)
@@ -170,7 +170,7 @@ def with_smoothing(
 
 
 def _shrunk(ends: Array, factors: Array) -> float:
-    """The largest of `ends` [channels] after their division by `factors`, over that before; 1 where none is > 0."""
+    """The ratio of the largest of `ends` [channels] after and before the division by `factors`; 1 where none is > 0."""
     whole = float(ends.max())
     return float((ends / factors).max()) / whole if whole > 0 else 1.0
 
@@ -182,10 +182,10 @@ def with_bias_correction(
     weights: Mapping[str, Array],
     only: Collection[str] | None = None,
 ) -> Scheme:
-    """The scheme with bias correction: what rounding the weights adds to each output channel on average, taken away.
+    """The scheme with bias correction: minus the mean error that rounding the weights adds to each output channel.
 
     Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), section 4.2,
-    with measured means. At the rim of a padded convolution it is taken as inside.
+    with measured means. Padding is ignored: the border of a convolution gets the correction of the inside.
     """
     bias_correction = dict(scheme.bias_correction)
     for name, op in ops.items():
@@ -204,7 +204,7 @@ def with_bias_correction(
         factors = scheme.factors(operand)
         if factors is not None:
             mean = mean / factors
-        error = rounded - scheme.smoothed(op, weight)  # of the weight that meets the divided activation
+        error = rounded - scheme.smoothed(op, weight)  # of the weight that multiplies the divided activation
         if op.op_type == "Conv":
             by_input = error.reshape(*error.shape[:2], -1).sum(axis=2)  # [outputs, inputs of a group]
             groups = len(mean) // by_input.shape[1]
