@@ -109,7 +109,7 @@ def test_the_command_calibrates_and_writes(tiny_bundle, file, tmp_path, no_searc
 
 EDITS = [
     (lambda c: c.update(topology="0" * 64), "a placement for another bundle"),
-    (lambda c: c.update(target="ort-cpu"), "it is for ort-cpu, asked for was tensorrt"),
+    (lambda c: c.update(target="ort-cpu"), "it is for ort-cpu, expected tensorrt"),
     (lambda c: c["graphs"]["unet"]["nodes"].append("nowhere/Conv"), "unet has no node nowhere/Conv"),
     (lambda c: c["graphs"].update(unet_conditional=c["graphs"]["unet"]), "whose nodes the other takes over"),
     (lambda c: c["graphs"].clear(), "whose nodes the other takes over"),

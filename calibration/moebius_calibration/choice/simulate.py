@@ -1,8 +1,7 @@
-"""INT8 and FP8 simulated in float32: one session in which each product is quantised or not, by a switch.
+"""Simulated quantization in float32: one session in which a switch quantizes each linear operator, or does not.
 
-Activations and weights pass through bytes and back (`QuantizeLinear`, `DequantizeLinear`), the product itself is made
-in float32, which holds sums of bytes exactly enough. So a search tries any set of layers without loading the graph
-again.
+Activations and weights pass through `QuantizeLinear` and `DequantizeLinear`; the operator itself runs in float32, which
+is exact enough for sums of products of bytes. So a search tries any set of layers in one session.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from moebius_export.graph.opened import Opened
 Array = np.ndarray
 
 FLAGS = "int8_flags"
-"""Input bool [products]: which are quantised."""
+"""Input bool [operators]: which of them are quantized."""
 
 
 class Switched:
-    """A session with a switch for each product.
+    """A session with a switch for each linear operator.
 
     Args:
         graph: opened float32 graph.
         folder: of its weights file.
-        products: those with a switch.
-        scheme: the numbers; ranges of all that the products read.
-        weights: the numbers of the products' weights, by the name of the value.
-        weights_only: leave activations as they are.
+        ops: those with a switch.
+        scheme: the numbers, with ranges of all that the operators read.
+        weights: float32 values of their weights, by tensor name.
+        weights_only: do not quantize activations.
     """
 
     def __init__(
@@ -54,16 +53,16 @@ class Switched:
         self._session = session_of(model, folder)
 
     def set(self, nodes: Collection[str]) -> Switched:
-        """The same session with these products in INT8 from now on."""
+        """Switches these operators on and all others off; returns the session."""
         self._on = frozenset(nodes)
         return self
 
     def get_outputs(self) -> Any:
-        """As a session's."""
+        """As `InferenceSession.get_outputs`."""
         return self._session.get_outputs()
 
     def run(self, names: Sequence[str] | None, inputs: Mapping[str, Array]) -> list[Array]:
-        """As a session's: the outputs, with the products of `set` in INT8."""
+        """As `InferenceSession.run`, with the operators of `set` quantized."""
         flags = np.array([name in self._on for name in self.names], np.bool_)
         found: list[Array] = self._session.run(names, {**inputs, FLAGS: flags})
         return found
@@ -116,7 +115,7 @@ class _Writer:
         self._made: set[str] = set()
 
     def flag(self, index: int) -> str:
-        """The scalar switch of a product."""
+        """The scalar switch of an operator."""
         name = f"int8/flag/{index}"
         if name not in self._made:
             place = self._store(f"{name}/place", np.array(index, np.int64))
@@ -124,20 +123,20 @@ class _Writer:
         return name
 
     def where(self, mark: str, flag: str, source: str, value: str) -> str:
-        """A value through bytes where the flag says so."""
+        """A value, quantized where the flag is set."""
         self._node("Where", [flag, self._through(value, source), value], mark)
         return mark
 
     def activation(self, node: onnx.NodeProto, operand: Operand, flag: str) -> str:
-        """What the product reads in place of an activation."""
+        """The input in place of an activation: quantized where the flag is set."""
         factors = self._scheme.factors(operand)
         if operand.concat_parts and factors is None:
             key = f"{operand.value}/int8/halves"
             if key not in self._made:
                 self._node("Concat", [self._through(part, part) for part, _ in operand.concat_parts], key, axis=1)
-            bytes_back = key
+            dequantized = key
         elif factors is None:
-            bytes_back = self._through(operand.value, operand.source)
+            dequantized = self._through(operand.value, operand.source)
         else:
             rank = len(self._shapes[operand.value])
             shape = [-1 if index == operand.axis else 1 for index in range(rank)]
@@ -145,13 +144,13 @@ class _Writer:
             if key not in self._made:
                 inverse = self._store(f"{key}/factors", (1 / factors).reshape(shape).astype(np.float32))
                 self._node("Mul", [operand.value, inverse], key)
-            bytes_back = self._through(key, operand.source)
+            dequantized = self._through(key, operand.source)
         mark = f"{node.name}/int8/{operand.index}"
-        self._node("Where", [flag, bytes_back, operand.value], mark)
+        self._node("Where", [flag, dequantized, operand.value], mark)
         return mark
 
     def weight(self, node: onnx.NodeProto, op: LinearOp, weight: Array, flag: str) -> str:
-        """What the product reads in place of its weight."""
+        """The input in place of a weight: quantized where the flag is set."""
         operand = op.weight
         assert operand is not None
         mark = f"{node.name}/int8/weight"
@@ -168,12 +167,12 @@ class _Writer:
         return mark
 
     def correction(self, node: onnx.NodeProto, op: LinearOp, correction: Array, flag: str) -> None:
-        """Adds the shift to a product's output."""
+        """Adds the bias correction to an operator's output."""
         output = node.output[0]
         rank = len(self._shapes[output])
         axis = output_axis(op, rank)
         shape = [-1 if index == axis else 1 for index in range(rank)]
-        mark = f"{node.name}/int8/shift"
+        mark = f"{node.name}/int8/correction"
         added = self._store(f"{mark}/value", correction.reshape(shape).astype(np.float32))
         nothing = self._store("int8/zero", np.zeros((), np.float32))
         node.output[0] = f"{mark}/before"
@@ -212,7 +211,7 @@ class _Writer:
 
 
 def output_axis(op: LinearOp, rank: int) -> int:
-    """The axis of a product's output that its weight's outputs are along."""
+    """The axis of an operator's output that holds the output channels of its weight."""
     if op.op_type == "Conv":
         return 1
     return rank - 1 if op.weight is not None and op.weight.index == 1 else rank - 2

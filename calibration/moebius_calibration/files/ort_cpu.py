@@ -1,9 +1,7 @@
-"""ONNX Runtime's CPU form of INT8: whole layers whose products are made in bytes, float32 at their edges.
+"""INT8 files for ONNX Runtime on the CPU: whole layers become INT8 operators with float32 inputs and outputs.
 
-Quantise and dequantise nodes between operators cost more than integer products save, so there are none: a node of the
-fused float32 graph becomes an operator of `moebius_export.graph.int8_bodies` that makes bytes of its activations
-while they
-are in the cache. What can be one:
+Nodes `QuantizeLinear` and `DequantizeLinear` would cost more than INT8 arithmetic saves. So a node of the fused
+float32 graph becomes an operator of `moebius_export.graph.int8_bodies`, which quantizes activations in the cache.
 
 | node | becomes | activations that need a range |
 | --- | --- | --- |
@@ -44,18 +42,18 @@ def as_int8(
     ranges: Mapping[str, Range],
     smooth: Mapping[str, Array] | None = None,
 ) -> onnx.ModelProto:
-    """The graph with the chosen nodes made of bytes.
+    """The graph with INT8 operators in place of the chosen nodes.
 
     Args:
-        model: as for `candidates`; stays as it is. Stored tensors that remain keep their place in the weights file.
+        model: as for `candidates`; unchanged. Stored tensors that remain keep their place in the weights file.
         load: gives the float32 values of a stored tensor by name.
         chosen: some of the candidates, by node.
         ranges: lowest and highest value of each activation that a candidate names.
-        smooth: activation -> a factor per channel [channels] that its values are divided by and the weights behind it
-            multiplied with, before the range applies.
+        smooth: activation -> factors [channels] that divide its values and multiply the following weights, before the
+            range applies.
 
     Raises:
-        ExportError: a range is missing or no range.
+        ExportError: a range is missing or invalid.
     """
     smooth = smooth or {}
     absorbed = {name for candidate in chosen.values() for name in candidate.absorbed}
@@ -84,7 +82,7 @@ def as_int8(
 
 
 class _Writer:
-    """Makes the new nodes and their stored tensors."""
+    """Adds the new nodes and their stored tensors."""
 
     def __init__(
         self, model: onnx.ModelProto, load: Load, ranges: Mapping[str, Range], smooth: Mapping[str, Array]
@@ -104,8 +102,10 @@ class _Writer:
             ]
         elif candidate.operator in ("Int8Linear", "Int8LinearToPicture"):
             to_picture = candidate.operator == "Int8LinearToPicture"
-            op = self._weights_of(candidate, 0, candidate.bias, is_packed=not to_picture, transposed=not to_picture)
-            new = [candidate.activations[0], *self._quantizer(candidate, 0), *op]
+            weights = self._weights_of(
+                candidate, 0, candidate.bias, is_packed=not to_picture, transposed=not to_picture
+            )
+            new = [candidate.activations[0], *self._quantizer(candidate, 0), *weights]
         elif candidate.operator in ("Int8DownsampleConv3x3", "Int8UpsampleConv3x3"):
             new = [inputs[0], *self._quantizer(candidate, 0), *self._convolution(candidate, inputs[2])]
         else:
@@ -155,16 +155,16 @@ class _Writer:
         ]
 
     def _convolution(self, candidate: Candidate, bias: str) -> list[str]:
-        """Weights by output, tap and input; an enlarged picture's with its four places first."""
+        """Weights [outputs, taps, inputs]; after an upsampling [4 positions, outputs, taps, inputs]."""
         stored = self._load(candidate.weights[0])
-        enlarged = candidate.operator == "Int8UpsampleConv3x3"
-        kernels = merged_kernels(stored) if enlarged else stored
+        upsampled = candidate.operator == "Int8UpsampleConv3x3"
+        kernels = merged_kernels(stored) if upsampled else stored
         outputs, inputs, *taps = kernels.shape[-4:]
         by_tap = np.moveaxis(kernels, -3, -1).reshape(-1, taps[0] * taps[1] * inputs)
         limits, factors = self._range(candidate, 0)
         every_tap = None if factors is None else np.tile(factors, taps[0] * taps[1])
         made = int8_product(by_tap, np.tile(self._load(bias), len(by_tap) // outputs), limits, every_tap)
-        lead = (4, outputs) if enlarged else (outputs,)
+        lead = (4, outputs) if upsampled else (outputs,)
         at = f"{candidate.node}/int8/0"
         return [
             self._store(f"{at}/weight", made.weight.reshape(*lead, *taps, inputs)),
@@ -178,7 +178,7 @@ class _Writer:
 
 
 def _in_order(graph: onnx.GraphProto) -> None:
-    """Nodes after those whose values they take: one that took over its bias makes its value where the product was."""
+    """Sorts nodes after their producers: a node with the bias of a later Add now computes the value of that Add."""
     made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
     waiting, ordered = list(graph.node), []
     while waiting:
@@ -194,7 +194,7 @@ def _in_order(graph: onnx.GraphProto) -> None:
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
-    """Nodes and stored tensors that nothing reads any more."""
+    """Removes nodes and stored tensors that nothing reads."""
     needed = {value.name for value in model.graph.output}
     kept = []
     for node in reversed(model.graph.node):

@@ -1,11 +1,12 @@
-"""TensorRT's form of INT8 and FP8: Q/DQ pairs in the typed graph.
+"""Q/DQ files for TensorRT, in INT8 and FP8.
 
-Its rules: signed bytes, or E4M3, with zero point 0; weights per output channel on axis 0, stored as bytes; activations
-per tensor; every input of a convolution or matrix product is quantised, and so is the other input of an Add that a
-quantised convolution runs into, which lets the two fuse; no Q/DQ on a bias. Scales have the type of what they scale.
+The rules: signed bytes, or E4M3, with zero point 0; weights are stored quantized, per output channel on axis 0;
+activations have one scale; every input of a quantized convolution or matrix product is quantized, and so is the other
+input of an Add that a quantized convolution ends in, so that the two fuse; biases are not; scales have the type of what
+they scale.
 
-A matrix on the right of a product is stored transposed, so that its outputs are axis 0, and turned back behind its
-`DequantizeLinear`. A convolution of concatenated parts becomes a sum of one convolution of each, with their own scales.
+A matrix on the right of a product is stored transposed, so that its outputs are axis 0, with a Transpose after its
+`DequantizeLinear`. A convolution of a concatenation becomes a sum of one convolution per part, with their own scales.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from moebius_export.graph.opened import with_types
 Array = np.ndarray
 
 MARK = "int8"
-"""What is inserted is called VALUE/int8/..."""
+"""Inserted nodes and tensors are named VALUE/int8/..."""
 
 _TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 
@@ -41,18 +42,18 @@ def quantized(
     *,
     weights_only: bool = False,
 ) -> onnx.ModelProto:
-    """The typed graph with Q/DQ pairs.
+    """The mixed-precision graph with Q/DQ pairs.
 
     Args:
-        base: typed (or float32) graph of `moebius_export.precision.typed`, its weights inside it or referred to.
-        products: of the float32 graph that it was typed from; their nodes have the same names in it.
-        chosen: nodes to have in INT8.
+        base: graph of `moebius_export.precision.typed` in FP16 or float32, its weights inside it or external.
+        ops: linear operators of the float32 graph; their nodes have the same names in `base`.
+        chosen: nodes to quantize.
         scheme: their numbers, symmetric.
-        weights: float32 numbers of their weights, by the name of the value.
-        weights_only: bytes for weights alone: `DequantizeLinear` without quantised activations.
+        weights: float32 values of their weights, by tensor name.
+        weights_only: quantize weights alone: `DequantizeLinear`, and float activations.
 
     Raises:
-        ExportError: a product is missing in the base, or is of a type that bytes cannot be scaled in (bf16).
+        ExportError: a node is missing in `base`, or has a type that Q/DQ does not support here (bf16).
     """
     return _QuantizedGraph(base, ops, set(chosen), scheme, weights, weights_only).run()
 
@@ -75,7 +76,7 @@ class _QuantizedGraph:
         self.weights_only = weights_only
         graph = self.model.graph
         if missing := chosen - {node.name for node in graph.node}:
-            raise ExportError(f"the typed graph has no node {min(missing)!r}; type the bundle again")
+            raise ExportError(f"the FP16 model has no node {min(missing)!r}; run `moebius-export precision` again")
         self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
         self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
         self.shapes = {
@@ -102,7 +103,7 @@ class _QuantizedGraph:
             op = self.ops[node.name]
             concat_parts = op.activations[0].concat_parts
             if concat_parts and self.scheme.factors(op.activations[0]) is None and not self.weights_only:
-                self._parts(node, op)
+                self._split(node, op)
             else:
                 self._whole(node, op)
         return self._model()
@@ -126,12 +127,12 @@ class _QuantizedGraph:
                 node.input[operand.index] = self._pair(value, operand.source, kind)
         self._finish(node, op, kind)
 
-    def _parts(self, node: onnx.NodeProto, op: LinearOp) -> None:
-        """A sum of convolutions, one of each part that is concatenated."""
+    def _split(self, node: onnx.NodeProto, op: LinearOp) -> None:
+        """Appends a sum of convolutions, one for each concatenated part."""
         kind, operand, of_weight = self._kind(node), op.activations[0], op.weight
         assert of_weight is not None
         whole = self.weights[of_weight.value]
-        concat = next(made for made in self.model.graph.node if node.input[0] in self._makers(made))
+        concat = next(made for made in self.model.graph.node if node.input[0] in self._outputs_of(made))
         bias = list(node.input[2:])
         output, start, sums = node.output[0], 0, []
         for index, ((source, count), value) in enumerate(zip(operand.concat_parts, concat.input, strict=True)):
@@ -156,8 +157,8 @@ class _QuantizedGraph:
             total = output if index == len(sums) - 1 else f"{output}/{MARK}/sum{index}"
             self.nodes.append(helper.make_node("Add", [left, sums[index]], [total], name=f"{total}/{MARK}/add"))
 
-    def _makers(self, node: onnx.NodeProto) -> set[str]:
-        """What a Concat makes: its output, or a cast of it that the typing put behind it."""
+    def _outputs_of(self, node: onnx.NodeProto) -> set[str]:
+        """The output of a Concat and casts of it, which mixed precision inserts; empty for other nodes."""
         if node.op_type != "Concat":
             return set()
         found = set(node.output)
@@ -167,12 +168,12 @@ class _QuantizedGraph:
         return found
 
     def _finish(self, node: onnx.NodeProto, op: LinearOp, kind: int) -> None:
-        """Appends the product with its shift: in the bias of a convolution, by an Add behind a matrix product."""
+        """Appends an operator, its bias correction in the bias of a convolution or in an Add after a matrix product."""
         correction = self.scheme.bias_correction.get(op.node)
         if correction is None:
             self.nodes.append(node)
             return
-        name = f"{op.node}/{MARK}/shift"
+        name = f"{op.node}/{MARK}/correction"
         if node.op_type == "Conv" and len(node.input) == 2:
             node.input.append(self._store(name, correction.astype(_TYPES[kind])))
         elif node.op_type == "Conv":
@@ -180,7 +181,7 @@ class _QuantizedGraph:
             if (tensor := stored.get(node.input[2])) is not None and not tensor.external_data:
                 moved = numpy_helper.to_array(tensor).astype(np.float32) + correction
                 node.input[2] = self._store(name, moved.astype(_TYPES[kind]))
-            else:  # a bias that is cast or worked out
+            else:  # a bias that is cast or computed
                 added = self._store(name, correction.astype(_TYPES[kind]))
                 self._node("Add", [node.input[2], added], f"{name}/bias")
                 node.input[2] = f"{name}/bias"
@@ -188,7 +189,7 @@ class _QuantizedGraph:
             output, rank = node.output[0], self.shapes[node.output[0]]
             axis = output_axis(op, rank)
             added = self._store(name, along(correction, rank, axis).astype(_TYPES[kind]))
-            node.output[0] = f"{output}/{MARK}/unshifted"
+            node.output[0] = f"{output}/{MARK}/uncorrected"
             self.nodes.append(node)
             self.nodes.append(helper.make_node("Add", [node.output[0], added], [output], name=f"{name}/add"))
             return
@@ -202,7 +203,7 @@ class _QuantizedGraph:
         return mark
 
     def _weight(self, mark: str, wide: Array, operand: Operand, kind: int, op: LinearOp) -> str:
-        """Bytes and a `DequantizeLinear`; a matrix on the right is stored by its outputs."""
+        """Stores a quantized weight and adds its `DequantizeLinear`; a matrix on the right is stored by outputs."""
         transposed = operand.axis == 1 and wide.ndim == 2
         array = np.ascontiguousarray(wide.T) if transposed else wide
         axis = None if operand.axis is None else 0
@@ -220,11 +221,13 @@ class _QuantizedGraph:
         return f"{mark}/turned"
 
     def _pair(self, value: str, source: str, kind: int | None = None) -> str:
-        """A value through bytes; one pair serves all that read it."""
+        """Adds a Q/DQ pair for a value; all its readers share it."""
         own = self.types[value]
         kind = kind or own
         if kind not in _TYPES:
-            raise ExportError(f"{value} is {TensorProto.DataType.Name(kind)}, which INT8 files are not made from")
+            raise ExportError(
+                f"{value} is {TensorProto.DataType.Name(kind)}, not quantizable here; expected float16 or float32"
+            )
         if own != kind:
             cast = f"{value}/{MARK}/as_{TensorProto.DataType.Name(kind).lower()}"
             self._node("Cast", [value], cast, to=kind)
@@ -241,7 +244,9 @@ class _QuantizedGraph:
     def _kind(self, node: onnx.NodeProto) -> int:
         kind = self.types.get(node.input[0], 0)
         if kind not in _TYPES:
-            raise ExportError(f"{node.name}: INT8 files are made from fp16 or fp32 only; type the bundle so")
+            raise ExportError(
+                f"{node.name}: INT8 files are made from fp16 or fp32 only; run `moebius-export precision --to fp16`"
+            )
         return kind
 
     def _store(self, name: str, array: Array) -> str:
@@ -271,7 +276,7 @@ class _QuantizedGraph:
 
 
 def _held(scales: Array, kind: int, number_format: Format) -> Array:
-    """Scales in the type, none so small that a value would be cut off: rounded up where rounding goes down."""
+    """Scales in a narrower type, rounded up where rounding down would clip values."""
     narrow = scales.astype(_TYPES[kind])
     if kind == TensorProto.FLOAT16:
         narrow = np.where(narrow.astype(np.float32) < scales, np.nextafter(narrow, np.float16(np.inf)), narrow)
