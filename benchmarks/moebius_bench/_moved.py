@@ -5,7 +5,7 @@ MOVED = {
     "efficiency": "moebius_bench.paper.efficiency",
     "html_report": "moebius_bench.report.html_report",
     "inpainting": "moebius_bench.paper.inpainting",
-    "jobs": "moebius_bench.measure.jobs",
+    "jobs": "moebius_bench.measure.worker_job",
     "layers": "moebius_bench.paper.layers",
     "machine": "moebius_bench.measure.machine",
     "mask_sets": "moebius_bench.paper.mask_sets",

@@ -12,10 +12,10 @@ from moebius_runtime.errors import InputError
 
 
 def students(
-    preset: Annotated[str, typer.Option(help="Sizes of the networks: full, small or tiny.")] = "full",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    preset: Annotated[str, typer.Option(help="Preset of the networks: full, small or tiny.")] = "full",
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
 ) -> None:
-    """Parameters and cost of the students of the paper's table 2, beside the figures printed there."""
+    """Counts parameters and MACs of the students of the paper's table 2, with the figures of the paper."""
     from moebius_export.network.torch_runtime import import_torch
 
     if json_file is not None and not json_file.parent.is_dir():

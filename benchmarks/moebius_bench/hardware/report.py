@@ -35,7 +35,7 @@ class Check(_Strict):
 class Bound(_Strict):
     """The least seconds that the chip needs: bytes over its bandwidth, MACs over its matrix rate, the larger of both.
 
-    `bytes` are the weights, inputs and outputs, each once; `macs` are those of the fused form.
+    `bytes` are the weights, inputs and outputs, each once; `macs` are those of the fused network.
     """
 
     bytes: int

@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from moebius_bench.hardware.recorder import Request, read_output
 from moebius_bench.hardware.report import ChipRate, HardwareReport, StageOutput, StageResult, Status
 from moebius_bench.hardware.stages import STAGES
-from moebius_bench.measure.machine import describe_machine
+from moebius_bench.measure.machine import describe_machine, installed_version
 from moebius_runtime.hardware.nvidia import describe_gpus
 
 COMMAND = (sys.executable, "-m", "moebius_bench.hardware.worker")
@@ -57,7 +56,7 @@ class Plan:
         preset: of the networks.
         budget: seconds for all stages together.
         bundle: see `recorder.Request`.
-        dry_run: fewer repetitions; the report says so.
+        dry_run: fewer repetitions; marked in the report.
     """
 
     name: str
@@ -85,14 +84,14 @@ def run_stages(plan: Plan, announce: Announce, command: Sequence[str] = COMMAND)
     return HardwareReport(
         name=plan.name,
         created=created.isoformat(timespec="seconds"),
-        version=_version("moebius-edge") or "from a source tree",
+        version=installed_version("moebius-edge") or "from a source tree",
         commit=_commit(),
         profile=plan.profile,
         dry_run=plan.dry_run,
         device=plan.device,
         machine=describe_machine(),
         gpus=describe_gpus(),
-        libraries={name: _version(name) or "not installed" for name in LIBRARIES},
+        libraries={name: installed_version(name) or "not installed" for name in LIBRARIES},
         preset=plan.preset,
         weights=WEIGHTS,
         seconds=time.monotonic() - began,
@@ -172,7 +171,7 @@ def _process(request: Request, command: Sequence[str]) -> tuple[Status, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a stage's process and what it started: asked first, as a GPU's driver likes to be left in order."""
+    """Ends the process of a stage and its children: by SIGTERM, so that the GPU is released, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -213,13 +212,6 @@ def find_device() -> Literal["cuda", "cpu"]:
     except subprocess.TimeoutExpired:
         return "cpu"
     return "cuda" if done.returncode == 0 and done.stdout.strip() == "True" else "cpu"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -1,4 +1,4 @@
-"""Numbers and sentences that the text and the page share."""
+"""Numbers and sentences that the text report and the HTML page share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gmac(macs: float) -> str:
 
 
 def ratio_line(ratio: Ratio) -> str:
-    """One ratio in words, with its spread."""
+    """One ratio with its spread, as a sentence."""
     return (
         f"{ratio.above} over {ratio.below}, {ratio.what}: {ratio.median:.2f}x "
         f"({ratio.min:.2f} to {ratio.max:.2f}, {len(ratio.rounds)} round{'s' * (len(ratio.rounds) != 1)})"
@@ -55,7 +55,7 @@ def roofline_lines(row: VariantResult) -> list[str]:
     lines = []
     for stage, cost in row.cost.items():
         share = "" if cost.share_of_rate is None else f", {cost.share_of_rate:.0%} of the matrix-product rate"
-        of_bytes = f" ({cost.byte_macs / cost.macs:.0%} of bytes)" if cost.byte_macs else ""
+        of_bytes = f" ({cost.byte_macs / cost.macs:.0%} INT8)" if cost.byte_macs else ""
         if share and cost.least_seconds is not None:
             share += f": at least {seconds(cost.least_seconds)}"
         lines.append(f"{stage}: {gmac(cost.macs)} GMAC a run{of_bytes}, {gmac(cost.macs_per_second)} GMAC/s{share}")
@@ -76,7 +76,7 @@ def warmup_line(report: Report) -> str:
     """What was left out, and how often everything ran."""
     s = report.settings
     return (
-        f"{s.rounds} round{'s' * (s.rounds != 1)}, a fresh process each, in turn; {s.repeats} counted "
+        f"{s.rounds} round{'s' * (s.rounds != 1)}, each variant in a fresh process; {s.repeats} counted "
         f"picture{'s' * (s.repeats != 1)} a process. Not counted: the first picture of each process, with "
         f"{s.warmup_steps} step{'s' * (s.warmup_steps != 1)} (its times are the cold ones)."
     )
