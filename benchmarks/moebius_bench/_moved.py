@@ -1,6 +1,7 @@
 """Modules of version 0.1 and where they are now, for `moebius_runtime.moved`."""
 
 MOVED = {
+    "cli_students": "moebius_bench.cli",
     "costs": "moebius_bench.measure.costs",
     "efficiency": "moebius_bench.paper.efficiency",
     "html_report": "moebius_bench.report.html_report",

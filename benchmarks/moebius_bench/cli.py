@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moebius_bench import cli_inpaint, cli_students
+from moebius_bench import cli_inpaint
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
@@ -209,7 +209,26 @@ def masks(
     )
 
 
-app.command()(cli_students.students)
+@app.command()
+def students(
+    preset: Annotated[str, typer.Option(help="Preset of the networks: full, small or tiny.")] = "full",
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
+) -> None:
+    """Counts parameters and MACs of the students of the paper's table 2, with the figures of the paper."""
+    from moebius_export.network.torch_runtime import import_torch
+
+    if json_file is not None and not json_file.parent.is_dir():
+        raise InputError(f"{json_file}: its folder does not exist; make it first")
+    import_torch()
+    from moebius_bench.paper.students import count_students, students_table, to_json
+    from moebius_bench.report.text_report import wide
+
+    rows = count_students(preset, _announce)
+    wide(console.out).print(students_table(rows, preset), soft_wrap=False)
+    if json_file is not None:
+        _write(json_file, to_json(rows, preset))
+
+
 app.command()(cli_inpaint.inpaint)
 
 
