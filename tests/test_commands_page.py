@@ -19,7 +19,7 @@ def test_the_page_is_current(monkeypatch):
 
 
 def test_options_have_the_names_that_they_declare():
-    text = (Path(__file__).parents[1] / "docs/commands.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
     assert "`--json`" in text
     assert "`--masks --holes`" in text
     assert "--json-file" not in text

@@ -1,4 +1,4 @@
-"""Stage `limits`: what the chip reaches by itself, measured: square matrix products and copies within its memory.
+"""Stage `limits`: measures the rates of the chip, of square matrix products and of copies within its memory.
 
 All limits of the report come from these measurements, none from a data sheet.
 """

@@ -1,4 +1,4 @@
-"""The parent: each stage in a process of its own, watched by the clock, and the report of all."""
+"""Runs each stage in a process of its own, with a time limit, and gathers the report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OUTPUT_LINES = 3  # of a broken process's standard error
 _GRACE = 5.0  # seconds for a process to end after it was asked to
 
 Announce = Callable[[str, str], None]
-"""Given a stage's name, and what happens to it."""
+"""Called with the name of a stage and its progress."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _one(
 
 
 def _process(request: Request, command: Sequence[str]) -> tuple[Status, str]:
-    """How a stage's process ended. It leads a group of its own, which ends with it."""
+    """Runs the process of a stage and returns how it ended. Its process group ends with it."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
@@ -186,7 +186,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def private(text: str) -> str:
-    """A text without the folders of this user: reports are published."""
+    """A text with the folders of this user replaced, because reports are published."""
     for folder, name in ((str(Path.cwd()), "."), (str(Path.home()), "~"), (tempfile.gettempdir(), "TMP")):
         if len(folder) > 1:
             text = text.replace(folder, name)
@@ -205,7 +205,7 @@ def _private_output(path: Path) -> StageOutput:
 
 
 def find_device() -> Literal["cuda", "cpu"]:
-    """`cuda` where PyTorch sees a GPU. Asked in a process of its own: a broken driver can end the one that asks."""
+    """`cuda` where PyTorch sees a GPU. A separate process checks it, because a broken driver can end that process."""
     script = "import torch; print(torch.cuda.is_available())"
     try:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
@@ -215,7 +215,7 @@ def find_device() -> Literal["cuda", "cpu"]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; None where there is none or no git."""
+    """The commit of this checkout; None outside a checkout or without git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
