@@ -72,7 +72,7 @@ def test_the_text(report):
         "step: 315.98 GMAC a run, 3159.77 GMAC/s, 2394% of the matrix-product rate",
         "matrix-product rate of this machine: 132.00 GMAC/s fp32",
         "min = 100 ms, max = 100 ms, mean = 100 ms, median = 100 ms, p90 = 100 ms, p99 = 100 ms, drift 1.000",
-        "Not counted: the first picture of each process, with 1 step",
+        "Not measured: the first picture of each process, with 1 step",
         "read from a test",
         "note: stand-in weights [bold]",
         "installed: 139 MB",

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 RateKind = Literal["fp32", "bytes"]
+RATE_NAMES: dict[RateKind, str] = {"fp32": "fp32", "bytes": "INT8"}
+"""Number formats as shown to users."""
 
 STAGES = ("preprocess", "encode", "step", "decode", "paste")
 

@@ -11,14 +11,22 @@ from typing import Any, Literal
 
 from moebius_bench.measure.aggregate import Round, aggregate
 from moebius_bench.measure.processes import Answer, Runner
-from moebius_bench.measure.results import BundleFacts, GraphProfile, Rate, RateKind, Ratio, VariantResult, WorkerResult
+from moebius_bench.measure.results import (
+    RATE_NAMES,
+    BundleFacts,
+    GraphProfile,
+    Rate,
+    RateKind,
+    Ratio,
+    VariantResult,
+    WorkerResult,
+)
 from moebius_bench.measure.stats import median, ratio
 from moebius_bench.measure.variants import TORCH, Variant
 from moebius_bench.measure.worker_job import Job
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import MANIFEST_NAME
 
-_NAMED: dict[RateKind, str] = {"fp32": "fp32", "bytes": "INT8"}
 _COMPARED: tuple[Literal["step", "total"], ...] = ("step", "total")
 OnTurn = Callable[[int, str], None]
 """Called with the round, from 1, and what runs now."""
@@ -94,11 +102,11 @@ def measure_variants(
                 if number > 1 and key not in rates:
                     continue  # it could not be measured, which is in the notes
                 runtime, threads, kind = key
-                on_turn(number, f"matrix products in {_NAMED[kind]}, {runtime}")
+                on_turn(number, f"matrix products in {RATE_NAMES[kind]}, {runtime}")
                 precision = "int8_cpu" if kind == "bytes" else "fp32"
                 answer = run(Job(kind="rate", runtime=runtime, threads=threads, precision=precision))
                 if answer.result is None:
-                    notes.append(f"matrix-product rate of {runtime} in {_NAMED[kind]} not measured: {answer.error}")
+                    notes.append(f"matrix-product rate of {runtime} in {RATE_NAMES[kind]} not measured: {answer.error}")
                 else:
                     rates.setdefault(key, []).append(Rate.model_validate(answer.result))
             for index, variant in enumerate(variants):
