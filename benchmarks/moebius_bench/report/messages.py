@@ -66,8 +66,9 @@ def rate_line(rate: Rate) -> str:
     """The matrix-product rate of the machine, and how it was measured."""
     value = rate.macs_per_second
     limit = f". {SATURATES}" if rate.saturates else ""
+    named = RATE_NAMES[rate.kind]
     return (
-        f"matrix-product rate of this machine: {gmac(value.median)} GMAC/s {RATE_NAMES[rate.kind]} ({gmac(value.min)} to "
+        f"matrix-product rate of this machine: {gmac(value.median)} GMAC/s {named} ({gmac(value.min)} to "
         f"{gmac(value.max)}; {rate.size}^3 in {rate.library}, {rate.threads} thread{'s' * (rate.threads != 1)}){limit}"
     )
 
