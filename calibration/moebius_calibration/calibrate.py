@@ -85,7 +85,7 @@ class Calibrator(BundleCalibration):
         """Chooses the numbers of a graph, then its layers within the error budget."""
         work, options = self.works[name], self.options
         work.keep_in_float(statistics, options.cost_model)
-        evaluator = work.evaluator(statistics, options.samples)
+        evaluator = work.evaluator(statistics.samples(options.samples))
         best = best_scheme(work, statistics, evaluator, options.observer, self._progress)
         session = work.switched(best.scheme)
 
@@ -165,7 +165,7 @@ class Calibrator(BundleCalibration):
         on_there = {same_node(name) for name in main.chosen}
         on = {name for name in work.groups if name not in work.float_reasons and same_node(name) in on_there}
         reasons = {name: work.float_reasons.get(name, f"as in {main.graph}") for name in work.groups if name not in on}
-        evaluator = work.evaluator(statistics, self.options.samples)
+        evaluator = work.evaluator(statistics.samples(self.options.samples))
         best = best_scheme(work, statistics, evaluator, main.observer, self._progress)
         error = evaluator.error(work.switched(best.scheme), [op.node for name in on for op in work.groups[name]])
         plan = self._plan_of(work, statistics, main.observer, best.scheme, on, reasons)

@@ -122,7 +122,7 @@ class PlacedCalibrator(BundleCalibration):
             return plan.model_copy(update={"verdict": verdict})
         self._progress(f"{name}: check against the error budget", 0, 0)
         session = Switched(work.graph, work.path.parent, ops, scheme, work.weights)
-        error = work.evaluator(statistics, options.samples).error(session, list(ops))
+        error = work.evaluator(statistics.samples(options.samples)).error(session, list(ops))
         if error > options.error:
             raise PrecisionError(
                 f"{self.bundle.path}: with {len(on)} nodes in {named} {name} is off by {error:.2g}, over "

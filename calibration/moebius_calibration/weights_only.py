@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moebius_calibration.choice.evaluator import Evaluator
 from moebius_calibration.choice.graph_work import GraphWork
 from moebius_calibration.choice.graphs import plan_of, same_node, work_of
 from moebius_calibration.choice.search import Search, layers_of
@@ -13,7 +12,6 @@ from moebius_calibration.options import Int8Options
 from moebius_calibration.plan import Calibration, Int8Plan
 from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.errors import ExportError
-from moebius_export.graph.changed_sessions import session_of
 from moebius_export.trajectories.measure import Say, Trajectories, follow
 from moebius_export.trajectories.scenes import scenes_of
 from moebius_runtime.bundle.bundle import Bundle
@@ -79,8 +77,7 @@ def _plan(
         elif op.weights < FEWEST:
             work.float_reasons[node] = f"small: its weight has only {op.weights} values"
     scheme = Scheme(True, {})
-    plain = session_of(work.graph.model, work.path.parent)
-    evaluator = Evaluator(seen.samples(work.name, options.samples), lambda inputs: plain.run(None, dict(inputs))[0])
+    evaluator = work.evaluator(seen.samples(work.name, options.samples))
     session = work.switched(scheme, weights_only=True)
     errors = {"all": evaluator.error(session, list(work.open_ops)), "budget": options.error}
     reasons, tables = dict(work.float_reasons), {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +15,21 @@ Inputs = Mapping[str, Array]
 
 
 class Evaluator:
-    """Measures the error that a set of quantized operators causes in a graph's output, on recorded inputs."""
+    """Measures the error that a set of quantized operators causes in a graph's output.
 
-    def __init__(self, samples: Sequence[Inputs], run: Callable[[Inputs], Array]) -> None:
+    Args:
+        samples: recorded inputs.
+        reference: the session of the float32 graph, whose outputs are compared with.
+
+    Raises:
+        ExportError: there are no samples.
+    """
+
+    def __init__(self, samples: Sequence[Inputs], reference: Any) -> None:
         if not samples:
             raise ExportError("there are no recorded inputs to try INT8 on; calibrate on more pictures")
         self._samples = samples
-        self._expected = [run(sample).astype(np.float64) for sample in samples]
+        self._expected = [reference.run(None, dict(sample))[0].astype(np.float64) for sample in samples]
 
     def error(self, session: Switched, nodes: Collection[str]) -> float:
         """Relative L2 error over all samples, rounded to 6 digits.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from moebius_calibration.choice.evaluator import Evaluator
+from moebius_calibration.choice.evaluator import Evaluator, Inputs
 from moebius_calibration.choice.simulate import Switched
 from moebius_calibration.graph.cpu_candidates import Candidate, candidates
 from moebius_calibration.graph.gain import Rates, gain_of
@@ -114,10 +114,9 @@ class GraphWork:
             if rates is not None and (gain := gain_of(group, rates)) <= 0:
                 self.float_reasons.setdefault(node, f"no gain: INT8 would take {-gain:.3g} us more by the cost model")
 
-    def evaluator(self, statistics: Statistics, samples: int) -> Evaluator:
-        """The evaluator of this graph, on recorded runs of the calibration."""
-        plain = session_of(self.graph.model, self.path.parent)
-        return Evaluator(statistics.samples(samples), lambda inputs: plain.run(None, dict(inputs))[0])
+    def evaluator(self, samples: Sequence[Inputs]) -> Evaluator:
+        """The evaluator of this graph on recorded inputs."""
+        return Evaluator(samples, session_of(self.graph.model, self.path.parent))
 
     def switched(self, scheme: Scheme, weights_only: bool = False) -> Switched:
         """A session that simulates a scheme, with a switch for each of `open_ops`."""
