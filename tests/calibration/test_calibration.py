@@ -445,8 +445,8 @@ REFUSED = [
     ([picture(0), picture(0)], ["--pictures", "2"], "all 2 pictures are the same"),
     ([picture(0)], ["--target", "cuda"], "--target cuda: expected one of tensorrt, tensorrt-fp8, ort-cpu"),
     ([picture(0)], ["--observer", "best"], "--observer best: expected one of minmax"),
-    ([picture(0)], ["--reapply"], "leave --data, --state"),
-    ([picture(0)], ["--target", "tensorrt-fp8", "--weights-only"], "as large as one of INT8 and less exact"),
+    ([picture(0)], ["--reapply"], "leave out --data, --state and --weights-only"),
+    ([picture(0)], ["--target", "tensorrt-fp8", "--weights-only"], "as large as an INT8 weight and less exact"),
 ]
 
 
@@ -472,7 +472,7 @@ def test_a_machine_without_vnni_is_told_what_to_expect(fused_bundle, monkeypatch
         assert code != 0
         assert "has a single colour" in str(error)
         said = " ".join(out.split())
-        assert (f"this machine's kernels: {words}. INT8 is fast with AVX512-VNNI only" in said) is told
+        assert (f"this machine's kernels: {words}. INT8 is fast only with AVX512-VNNI" in said) is told
         assert ("ONNX Runtime's own INT8 operators" in said) is (words == "avx2")
 
 
