@@ -55,7 +55,9 @@ def _table(function: Callable[..., Any]) -> list[str]:
         if info is None or info.hidden or parameter.name == "version":
             continue
         option = isinstance(info, typer.models.OptionInfo)
-        name = " ".join(info.param_decls or ()) or f"--{parameter.name.replace('_', '-')}"
+        # In `Annotated` the first name that an option declares is where its default would stand.
+        declared = [*([info.default] if isinstance(info.default, str) else []), *(info.param_decls or ())]
+        name = " ".join(declared) or f"--{parameter.name.replace('_', '-')}"
         default = parameter.default
         unset = default is inspect.Parameter.empty or default is None or default is False
         value = "" if unset else f"`{getattr(default, 'value', default)}`"

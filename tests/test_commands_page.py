@@ -16,3 +16,10 @@ def test_the_page_is_current(monkeypatch):
 
     assert commands_page.PAGE.read_text(encoding="utf-8") == commands_page.page(), "run `make docs`"
     sys.modules.pop("commands_page")
+
+
+def test_options_have_the_names_that_they_declare():
+    text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    assert "`--json`" in text
+    assert "`--masks --holes`" in text
+    assert "--json-file" not in text

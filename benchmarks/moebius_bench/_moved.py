@@ -1,11 +1,12 @@
 """Modules of version 0.1 and where they are now, for `moebius_runtime.moved`."""
 
 MOVED = {
+    "cli_students": "moebius_bench.cli",
     "costs": "moebius_bench.measure.costs",
     "efficiency": "moebius_bench.paper.efficiency",
     "html_report": "moebius_bench.report.html_report",
     "inpainting": "moebius_bench.paper.inpainting",
-    "jobs": "moebius_bench.measure.jobs",
+    "jobs": "moebius_bench.measure.worker_job",
     "layers": "moebius_bench.paper.layers",
     "machine": "moebius_bench.measure.machine",
     "mask_sets": "moebius_bench.paper.mask_sets",

@@ -1,16 +1,16 @@
-"""`moebius-bench`: latency, efficiency, quality, and the masks to judge quality with."""
+"""`moebius-bench`: latency, efficiency and quality of a bundle, and masks to measure quality with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moebius_bench import cli_inpaint, cli_students
+from moebius_bench import cli_inpaint
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
@@ -33,37 +33,49 @@ app = typer.Typer(
 
 @app.callback()
 def _commands(version: console.Version = False) -> None:
-    """What a bundle costs on this machine, and how good its pictures are. `moebius-bench BUNDLE` means `run BUNDLE`."""
+    """Measures speed, memory and quality of bundles. `moebius-bench BUNDLE` means `moebius-bench run BUNDLE`."""
 
 
 @app.command(name=DEFAULT_COMMAND)
 def run_command(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles; several are compared.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to measure; several are compared.")],
     runtime: Annotated[
-        str, typer.Option(help="One or more of moebius-inpaint's, separated by commas; each is run or reported failed.")
+        str,
+        typer.Option(help="Runtimes of moebius-inpaint, separated by commas; each is measured or reported as failed."),
     ] = "ort-cpu",
-    precision: Annotated[str, typer.Option(help="One or more of the bundle's precisions.")] = "fp32",
-    threads: Annotated[str | None, typer.Option(help="One or more numbers; default: the physical cores.")] = None,
-    steps: Annotated[str | None, typer.Option(help="One or more numbers; default: the bundle's.")] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="torch: the network as written, in eager PyTorch; plain: an unfused bundle.")
+    precision: Annotated[str, typer.Option(help="Precisions of the bundle, separated by commas.")] = "fp32",
+    threads: Annotated[
+        str | None, typer.Option(help="Numbers of threads, separated by commas; default: the physical cores.")
     ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Also where the time goes, in a run of its own.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Each round runs every variant in a fresh process.")] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted pictures in each process.")] = 1,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps of each process's first, uncounted picture.")] = 1,
-    image: Annotated[Path | None, typer.Option(help="A picture; default: a drawn one.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Its mask; default: the middle quarter.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Numbers of steps, separated by commas; default: the bundle's.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="torch: the unfused network in eager PyTorch; plain: an unfused bundle.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also profile by operator and part of the network, in a separate run.")
+    ] = False,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of rounds; each runs every variant in a fresh process.")
+    ] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of measured pictures in each process.")] = 1,
+    warmup: Annotated[
+        int, typer.Option(min=1, help="Steps of the first picture of each process, which is not measured.")
+    ] = 1,
+    image: Annotated[Path | None, typer.Option(help="Picture to inpaint; default: a drawn one.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Mask of --image; default: the middle quarter.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default: the bundle's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the picture and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn picture and the noise.")] = 0,
     weights: Annotated[
-        str | None, typer.Option(help="Of the baselines; default: what the bundle was made from, if stand-in.")
+        str | None,
+        typer.Option(help="Weights of the baselines; default: those of the bundle where they are random test weights."),
     ] = None,
     vae: Annotated[str | None, typer.Option(help="As --weights, for the autoencoder.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with plots there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="File for a page with plots.")] = None,
 ) -> None:
-    """Measures latency, stage by stage, of every combination of the options, in turn."""
+    """Measures the latency of each stage for every combination of the options, interleaved round by round."""
     from moebius_bench.measure.plain import plain_bundle
     from moebius_bench.measure.rounds import Plan
     from moebius_bench.measure.variants import combine, parse_list
@@ -96,7 +108,7 @@ def run_command(
     if unknown := [kind for kind in kinds if kind not in ("torch", "plain")]:
         raise InputError(f"--baseline {', '.join(unknown)}: expected torch, plain, or both with a comma")
     _check(variants)
-    with plain_bundle(variants[0].bundle, plan) if "plain" in kinds else _nothing() as plain:
+    with plain_bundle(variants[0].bundle, plan) if "plain" in kinds else nullcontext() as plain:
         variants += _baselines(variants, kinds, plain)
         report = _measure(variants, plan)
     _deliver(report, json_file, html_file)
@@ -106,14 +118,14 @@ def run_command(
 @app.command()
 def efficiency(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Measured for ms a step; without one only costs are counted.")
+        Path | None, typer.Argument(help="Bundle to time; without one only parameters and MACs are counted.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Inference steps of a picture.")] = 20,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds, each in a fresh process.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
 ) -> None:
-    """The columns of the paper's tables 1 and 2 for this model, beside the figures that the paper quotes."""
+    """Prints the columns of the paper's tables 1 and 2 for this model, with the figures of the paper."""
     from moebius_bench.paper.efficiency import efficiency_table, measured_row, to_json
 
     row = measured_row(None if bundle is None else str(bundle), steps, threads, rounds, _announce)
@@ -124,13 +136,13 @@ def efficiency(
 
 @app.command()
 def layers(
-    preset: Annotated[str, typer.Option(help="Sizes of the network: full, small or tiny.")] = "full",
-    batch: Annotated[int, typer.Option(min=1, help="Samples, 2 or more.")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Each times both forms, one after the other.")] = 5,
+    preset: Annotated[str, typer.Option(help="Preset of the network: full, small or tiny.")] = "full",
+    batch: Annotated[int, typer.Option(min=1, help="Batch size, 2 or more.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; each times both implementations.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
 ) -> None:
-    """The λ layers in PyTorch, as written over their fast form: forward, and forward with backward."""
+    """Times the λ layers in PyTorch, original against fast: forward, and forward with backward."""
     from moebius_bench.measure.machine import describe_machine
     from moebius_export.network.torch_runtime import import_torch
 
@@ -141,11 +153,13 @@ def layers(
     from moebius_bench.report.text_report import wide
 
     machine = describe_machine()
-    with _progress() as tell:
-        report = measure_layers(preset, batch, rounds, threads, machine, tell)
+    with _progress() as progress:
+        report = measure_layers(preset, batch, rounds, threads, machine, progress)
     wide(console.out).print(layers_table(report), soft_wrap=False)
     if float(machine.get("load_average", 0)) > _BUSY:
-        console.warn(f"other work ran at the start (load average {machine['load_average']}): trust ratios, not times")
+        console.warn(
+            f"the machine was loaded at the start (load average {machine['load_average']}): trust ratios, not times"
+        )
     if json_file is not None:
         _write(json_file, report.model_dump_json(indent=1))
 
@@ -153,17 +167,19 @@ def layers(
 @app.command()
 def quality(
     real: Annotated[Path, typer.Option(help="Folder of the true pictures.")],
-    fake: Annotated[Path, typer.Option(help="Folder of the filled pictures, paired by stem.")],
-    mask: Annotated[Path | None, typer.Option(help="Folder of masks: PSNR and SSIM inside them too.")] = None,
+    fake: Annotated[Path, typer.Option(help="Folder of the inpainted pictures, paired by stem.")],
+    mask: Annotated[
+        Path | None, typer.Option(help="Folder of masks, for PSNR and SSIM inside the masked region.")
+    ] = None,
     fid_weights: Annotated[
         Path | None, typer.Option(help="The Inception network of FID, a TorchScript archive (a program: it is run).")
     ] = None,
     lpips_weights: Annotated[
         Path | None, typer.Option(help="The LPIPS network, a TorchScript archive (a program: it is run).")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
 ) -> None:
-    """PSNR and SSIM, and FID and LPIPS where their networks are given, of filled pictures against true ones."""
+    """Compares inpainted pictures with true ones: PSNR, SSIM, and FID and LPIPS where their networks are given."""
     from moebius_bench.paper.quality import measure_quality, quality_lines
 
     result = measure_quality(real, fake, mask, fid_weights, lpips_weights, _announce)
@@ -179,26 +195,45 @@ def masks(
     kind: Annotated[
         str, typer.Option(help="mat-large, mat-small, lama-thick, lama-medium, lama-thin, or ratio-40-50.")
     ] = "mat-large",
-    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many masks.")] = 100,
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of masks.")] = 100,
     size: Annotated[int, typer.Option(min=16, max=8192, help="Side in pixels.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same masks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 0,
 ) -> None:
-    """Draws one of the paper's mask sets, white = fill."""
+    """Draws one of the paper's mask sets; the masked region is white."""
     from moebius_bench.paper.mask_sets import write_masks
 
     ratios = write_masks(out, kind, count, size, seed)
     console.out.print(
-        f"{out}: {count} masks of set {kind}, {size}x{size}, seed {seed}; holes {min(ratios):.1%} to "
+        f"{out}: {count} masks of set {kind}, {size}x{size}, seed {seed}; they mask {min(ratios):.1%} to "
         f"{max(ratios):.1%} of the picture, mean {sum(ratios) / len(ratios):.1%}"
     )
 
 
-app.command()(cli_students.students)
+@app.command()
+def students(
+    preset: Annotated[str, typer.Option(help="Preset of the networks: full, small or tiny.")] = "full",
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
+) -> None:
+    """Counts parameters and MACs of the students of the paper's table 2, with the figures of the paper."""
+    from moebius_export.network.torch_runtime import import_torch
+
+    if json_file is not None and not json_file.parent.is_dir():
+        raise InputError(f"{json_file}: its folder does not exist; make it first")
+    import_torch()
+    from moebius_bench.paper.students import count_students, students_table, to_json
+    from moebius_bench.report.text_report import wide
+
+    rows = count_students(preset, _announce)
+    wide(console.out).print(students_table(rows, preset), soft_wrap=False)
+    if json_file is not None:
+        _write(json_file, to_json(rows, preset))
+
+
 app.command()(cli_inpaint.inpaint)
 
 
 def _check(variants: Sequence[Variant]) -> None:
-    """Refuses before anything is started what could only fail."""
+    """Opens every bundle, so that a wrong one fails before anything is measured."""
     from moebius_bench.measure.rounds import bundle_facts
 
     for bundle in dict.fromkeys(variant.bundle for variant in variants):
@@ -225,19 +260,13 @@ def _baselines(variants: Sequence[Variant], kinds: Sequence[str], plain: str | N
     return list(found.values())
 
 
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext(None)
-
-
 def _announce(text: str) -> None:
     console.err.print(text, style="dim")
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done and for how long; what it yields changes its words."""
+    """Shows a line with the current work and its time; yields a function that sets the text."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -257,10 +286,10 @@ def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
     sensors = find_sensors()
     machine = describe_machine() | describe_jetson()
     before = describe_gpus()
-    with _progress() as tell:
+    with _progress() as progress:
 
         def turn(number: int, what: str) -> None:
-            tell(f"round {number} of {plan.rounds}: {what}")
+            progress(f"round {number} of {plan.rounds}: {what}")
 
         measured = measure_variants(variants, plan, lambda job: run_worker(job, sensors), turn, sensors.power_source)
     after = describe_gpus()
@@ -269,25 +298,19 @@ def _measure(variants: Sequence[Variant], plan: Plan) -> Report:
 
 
 def _report(measured: Measured, plan: Plan, machine: dict[str, str], gpus: list[dict[str, str]]) -> Report:
-    from importlib import metadata
-
-    from moebius_bench.measure.machine import installed_sizes
+    from moebius_bench.measure.machine import installed_sizes, installed_version
     from moebius_bench.measure.results import Report, Settings
 
-    try:
-        version = metadata.version("moebius-edge")
-    except metadata.PackageNotFoundError:
-        version = "from a source tree"
     notes = list(measured.notes)
     if any(row.bundle is not None and row.bundle.stand_in for row in measured.variants):
-        notes.append("stand-in weights are random numbers: times hold, the pictures mean nothing")
+        notes.append("random test weights (stand-in): times are valid, pictures are not")
     if float(machine.get("load_average", 0)) > _BUSY:
         notes.append(
-            f"other work ran at the start (load average {machine['load_average']}): times are too long, trust ratios"
+            f"the machine was loaded at the start (load average {machine['load_average']}): trust ratios, not times"
         )
     return Report(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=version,
+        version=installed_version("moebius-edge") or "from a source tree",
         machine=machine,
         gpus=gpus,
         installed=installed_sizes(),

@@ -22,32 +22,39 @@ _CLASSICAL = ("mean", "telea", "ns")
 
 def inpaint(
     bundles: Annotated[
-        list[Path] | None, typer.Argument(help="Bundles whose networks fill, beside the others.")
+        list[Path] | None, typer.Argument(help="Bundles to evaluate, with the classical methods.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Repeatable. Default: scenes:24 and photographs, their held-out parts.")
+        list[str] | None,
+        typer.Option(help="Source of pictures; repeatable. Default: the held-out parts of scenes:24 and photographs."),
     ] = None,
-    real: Annotated[Path | None, typer.Option(help="A folder of pictures in place of --data; with --mask.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="The folder of their masks, paired by stem.")] = None,
-    size: Annotated[int, typer.Option(min=64, help="Pixels of a side.")] = 512,
-    holes: Annotated[str, typer.Option(help="small, or training (the paper's).")] = "small",
-    classical: Annotated[str, typer.Option(help="Of mean, telea, ns; empty for none.")] = "mean,telea,ns",
+    real: Annotated[Path | None, typer.Option(help="Folder of pictures in place of --data; with --mask.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Folder of their masks, paired by stem.")] = None,
+    size: Annotated[int, typer.Option(min=64, help="Side of the pictures, in pixels.")] = 512,
+    masks: Annotated[
+        str, typer.Option("--masks", "--holes", help="Masks to draw: small, or training (the paper's).")
+    ] = "small",
+    classical: Annotated[
+        str, typer.Option(help="Classical methods, of mean, telea and ns; empty for none.")
+    ] = "mean,telea,ns",
     vae: Annotated[
-        bool, typer.Option(help="Also each bundle's VAE on the true picture: the most that its network could reach.")
+        bool, typer.Option(help="Also encode and decode the true picture: the upper bound for the network.")
     ] = True,
-    runtime: Annotated[str, typer.Option(help="Of moebius-inpaint.")] = "ort-cpu",
-    precision: Annotated[str, typer.Option(help="One or more of the bundle's precisions.")] = "fp32",
-    mode: Annotated[str, typer.Option(help="best or reference, as of moebius-inpaint.")] = "best",
+    runtime: Annotated[str, typer.Option(help="Runtime of moebius-inpaint.")] = "ort-cpu",
+    precision: Annotated[str, typer.Option(help="Precisions of the bundle, separated by commas.")] = "fp32",
+    mode: Annotated[str, typer.Option(help="best or reference, as in moebius-inpaint.")] = "best",
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the bundle's.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Default: the bundle's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of holes and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of masks and noise.")] = 0,
     reference: Annotated[
-        str | None, typer.Option(help="Compare with this method's pictures, such as fp32, in place of the truth.")
+        str | None, typer.Option(help="Compare with the pictures of this method, such as fp32, in place of the truth.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Every score.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="A PNG of the pictures around their holes.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all scores, as JSON.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="PNG file for the pictures, cut around their masked regions.")
+    ] = None,
 ) -> None:
-    """Fills holes of pictures that nothing was trained on; PSNR and SSIM inside of them, beside classical methods."""
+    """Inpaints held-out pictures with bundles and classical methods; PSNR and SSIM inside the masked regions."""
     if (real is None) != (mask is None):
         raise InputError("--real and --mask go together: the folder of pictures and that of their masks")
     if real is not None and data:
@@ -93,8 +100,8 @@ def inpaint(
         cases = folder_cases(real, mask)
         described: dict[str, Any] = {"real": str(real), "mask": str(mask)}
     else:
-        cases = held_out_cases(texts, size, holes, seed)
-        described = {"data": texts, "holes": holes, "size": size}
+        cases = held_out_cases(texts, size, masks, seed)
+        described = {"data": texts, "masks": masks, "size": size}
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console.err) as bars:
         bar = bars.add_task("", total=len(cases) * len(methods))
@@ -102,7 +109,7 @@ def inpaint(
             cases, methods, reference, lambda case, method: bars.update(bar, advance=1, description=method)
         )
     against = "the truth" if reference is None else reference
-    title = f"inside the hole, against {against}"
+    title = f"inside the masked region, against {against}"
     table = Table(
         "method",
         "pictures",
@@ -148,5 +155,5 @@ def inpaint(
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """The PSNR of equal pictures is infinite, which JSON cannot say: null."""
+    """Infinite values (the PSNR of equal pictures), which JSON has not, as null."""
     return {name: None if isinstance(value, float) and math.isinf(value) else value for name, value in values.items()}

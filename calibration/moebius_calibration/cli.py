@@ -1,14 +1,12 @@
-"""`moebius-export int8`: calibrates on trajectories, searches, and writes INT8 files with their plans."""
+"""`moebius-export int8`: calibrates, chooses the quantized nodes, and writes files with their plans."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich.table import Table
 
 from moebius_runtime import console, kernels
 from moebius_runtime.commands.stages import Stages
@@ -25,90 +23,92 @@ def int8(
     target: Annotated[
         str,
         typer.Option(
-            help="tensorrt (Q/DQ pairs), tensorrt-fp8 (the same in E4M3, for Ada and newer), or ort-cpu (layers in "
-            "bytes, for processors with VNNI)."
+            help="tensorrt (Q/DQ pairs), tensorrt-fp8 (Q/DQ pairs in E4M3, for Ada and newer), or ort-cpu (INT8 "
+            "operators, for processors with VNNI)."
         ),
     ] = "tensorrt",
     data: Annotated[
-        Path | None, typer.Option(help="Folder with folders images and masks, paired by stem; default: drawn ones.")
+        Path | None,
+        typer.Option(help="Folder with the folders images and masks, paired by stem; default: drawn pictures."),
     ] = None,
     pictures: Annotated[
         int | None,
-        typer.Option(min=1, max=100_000, help="How many pictures to calibrate on; default 2, of a search 8."),
+        typer.Option(min=1, max=100_000, help="Number of pictures to calibrate on; default 2, with --search 8."),
     ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1000, help="Inference steps of each, all of which are calibrated on; default 10, of a search 20."
+            min=1,
+            max=1000,
+            help="Inference steps of each picture; all are calibrated on. Default 10, with --search 20.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture and noise.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture and its noise.")] = 1,
     observer: Annotated[
         str,
         typer.Option(
-            help="minmax, minmean, percentile, entropy, mse, or auto: the placement's, in a search the one with the "
+            help="minmax, minmean, percentile, entropy, mse, or auto: that of the placement, with --search the one of "
             "least error."
         ),
     ] = "auto",
-    error: Annotated[float, typer.Option(min=0, help="Most relative error of a graph's output in a run.")] = 0.03,
+    error: Annotated[
+        float, typer.Option(min=0, help="Error budget: largest relative L2 error of a graph's output in a run.")
+    ] = 0.03,
     search: Annotated[
         bool,
-        typer.Option("--search", help="Measure which layers to place, and the observer: half an hour at full size."),
+        typer.Option(
+            "--search", help="Measure which layers can be INT8, and which observer: half an hour at full size."
+        ),
     ] = False,
     placement: Annotated[
-        Path | None, typer.Option(help="File of --save-placement to apply, in place of the placement that is shipped.")
+        Path | None, typer.Option(help="Apply this file of --save-placement in place of the shipped placement.")
     ] = None,
     save_placement: Annotated[
         Path | None,
-        typer.Option(help="Write what the search placed as a file for other bundles of this network (--placement)."),
+        typer.Option(help="Write the nodes that the search chose to a file for other bundles of this network."),
     ] = None,
     psnr: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=100,
-            help="Of a search: least dB inside the mask of a whole picture, against fp32; default 35.",
+            help="With --search: least PSNR in dB inside the mask of a whole picture, against fp32; default 35.",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, max=1000, help="Recorded runs that each trial is judged on.")] = 2,
-    evaluations: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Of a search: with more products than this, those of a module are tried together; default 400.",
-        ),
-    ] = None,
-    any_gain: Annotated[
-        bool, typer.Option("--any-gain", help="Try also layers that the cost model sees no gain in.")
-    ] = False,
-    one_timestep: Annotated[
-        bool, typer.Option("--one-timestep", help="Calibrate on each picture's first timestep alone, to compare.")
-    ] = False,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of recorded runs that each trial is evaluated on.")
+    ] = 2,
     state: Annotated[
-        Path | None, typer.Option(help="File for the statistics after each picture; a stopped run goes on from it.")
+        Path | None,
+        typer.Option(help="File for the statistics after each picture, from which a stopped calibration resumes."),
     ] = None,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="Weights as bytes, activations in float: for size; target tensorrt.")
+        bool,
+        typer.Option("--weights-only", help="INT8 weights, float activations: small files; for --target tensorrt."),
     ] = False,
     reapply: Annotated[
-        bool, typer.Option("--reapply", help="Take the plans in the bundle as they are now; no error is measured.")
+        bool, typer.Option("--reapply", help="Write the files again from the plans in the bundle, without measuring.")
     ] = False,
     only: Annotated[
-        bool, typer.Option("--only", help="Leave the files of other precisions out; for ort-cpu those of the U-Net.")
+        bool,
+        typer.Option("--only", help="Leave out the files of other precisions; for ort-cpu, those of the U-Net."),
     ] = False,
 ) -> None:
-    """Calibrates on whole trajectories, keeps in float what INT8 harms or does not speed up, and writes the files.
+    """Calibrates on whole trajectories and writes INT8 or FP8 files; what they would harm or not speed up stays float.
 
-    Which layers are INT8 is the placement shipped for the released network; for other networks all that gain by the
-    cost model. One evaluation then checks it against --error, and exit code 1 says that a search is needed. --search
-    measures the layers of this bundle instead, and so do --psnr and --evaluations.
+    The quantized nodes come from the placement that is shipped for the released network. For other networks they are
+    all nodes of the U-Net that gain by the cost model. One evaluation checks the result against --error; exit code 1
+    means that a search is needed. --search measures the layers of this bundle instead; --psnr implies it.
     """
-    from moebius_calibration.calibrate import Calibrator, Int8Options, main_graph
+    from moebius_calibration.calibrate import Calibrator
+    from moebius_calibration.choice.graphs import main_graph
+    from moebius_calibration.files.timing import compare
+    from moebius_calibration.files.write import PRECISION, plans_of, write_int8
+    from moebius_calibration.options import Int8Options
     from moebius_calibration.placed import PICTURES, STEPS, PlacedCalibrator
     from moebius_calibration.plan import Observer, Target
-    from moebius_calibration.timing import compare
+    from moebius_calibration.report import plan_table, print_findings
     from moebius_calibration.weights_only import weight_plans
-    from moebius_calibration.write import PRECISION, plans_of, write_int8
     from moebius_runtime.bundle.bundle import Bundle
     from moebius_runtime.files import check_writable
 
@@ -120,15 +120,15 @@ def int8(
             raise InputError(f"{option} {value}: expected one of {', '.join(choices)}")
     if reapply and (data is not None or state is not None or weights_only):
         raise InputError(
-            "--reapply takes the plans as they are: leave --data, --state and --weights-only out, or edit the plans"
+            "--reapply writes the files from the plans in the bundle: leave out --data, --state and --weights-only"
         )
-    search = search or psnr is not None or evaluations is not None
+    search = search or psnr is not None
     if placement is not None and (search or reapply or weights_only):
         raise InputError("--placement is applied without a search, --reapply or --weights-only: leave one of them out")
     if search and (reapply or weights_only):
-        if psnr is None and evaluations is None:
-            raise InputError("--search means nothing with --reapply or --weights-only: leave one of them out")
-        search = False  # they took these two before, and take them still
+        if psnr is None:
+            raise InputError("--search has no meaning with --reapply or --weights-only: leave one of them out")
+        search = False  # --psnr alone is ignored there, as in version 0.1
     if save_placement is not None and not (search or reapply):
         raise InputError("--save-placement writes what a search found: add --search, or --reapply after one")
     for path in (state, save_placement):
@@ -145,9 +145,6 @@ def int8(
         error=error,
         psnr=35.0 if psnr is None else psnr,
         samples=samples,
-        evaluations=evaluations or 400,
-        any_gain=any_gain,
-        one_timestep=one_timestep,
         state=state,
     )
     opened = Bundle.open(bundle)
@@ -155,37 +152,37 @@ def int8(
         from moebius_runtime.backends import ort_integer
 
         console.warn(
-            f"this machine's kernels: {words}. INT8 is fast with AVX512-VNNI only: expect 1.2 to 1.5 times the speed "
+            f"this machine's kernels: {words}. INT8 is fast only with AVX512-VNNI: expect 1.2 to 1.5 times the speed "
             "of fused fp32 in a layer with other kernels, less without any. The files are exact everywhere"
             + (f". {ort_integer.SATURATES}" if ort_integer.saturates() else "")
         )
-    with Stages("int8") as say:
+    with Stages("int8") as progress:
         works = None
         if reapply:
             plans = plans_of(opened, options.target)
         elif weights_only:
-            plans = weight_plans(opened, options, say)
+            plans = weight_plans(opened, options, progress)
         else:
             calibrator = (
-                Calibrator(opened, options, say)
+                Calibrator(opened, options, progress)
                 if search
-                else PlacedCalibrator(opened, options, say, console.warn, placement)
+                else PlacedCalibrator(opened, options, progress, console.warn, placement)
             )
             plans, works = calibrator.run(), calibrator.works
         if save_placement is not None:
             _save_placement(opened, plans, save_placement)
-        manifest = write_int8(opened, plans, works, say, only=only)
+        manifest = write_int8(opened, plans, works, progress, only=only)
         compared = None
         if target == "ort-cpu" and not only and any(plan.chosen for plan in plans.values()):
-            say("time fp32 and INT8 in turn", 0, 0)
+            progress("time fp32 and INT8", 0, 0)
             compared = compare(Bundle.open(bundle), main_graph(opened))
     console.out.print(plan_table(plans.values()))
     if reapply:
-        console.out.print("written as the plans say now; their errors are those of the search, nothing was measured")
+        console.out.print("files written from the plans; nothing was measured, the errors are those of the calibration")
     else:
-        _print_findings(plans.values())
+        print_findings(plans.values())
     if compared is not None:
-        (console.out.print if compared.ratio > 1 else console.warn)(compared.in_words)
+        (console.out.print if compared.ratio > 1 else console.warn)(compared.message)
     size = sum(file.size for file in manifest.files.values())
     named = PRECISION[options.target]
     files = {path for info in manifest.graphs.values() if (f := info.files.get(named)) for path in f.paths}
@@ -194,7 +191,7 @@ def int8(
 
 
 def _save_placement(bundle: Bundle, plans: Mapping[GraphName, Int8Plan], path: Path) -> None:
-    """Writes what a search placed."""
+    """Writes the nodes that a search chose as a placement file."""
     from moebius_calibration.placement import placement_from, write_placement
     from moebius_export.graph.opened import Opened, opened
 
@@ -205,48 +202,3 @@ def _save_placement(bundle: Bundle, plans: Mapping[GraphName, Int8Plan], path: P
     unet = Opened(opened(bundle.model_file("unet")))
     network = f"{model.preset}, {model.parameters:,} U-Net parameters"
     write_placement(placement_from(plans, unet, network, derived), path)
-
-
-def _print_findings(plans: Collection[Int8Plan]) -> None:
-    """Fronts, verdicts, and what the whole picture showed."""
-    from moebius_calibration.plan import choice_of
-
-    for plan in plans:
-        if plan.front:
-            console.out.print(front_table(plan))
-    for plan in plans:
-        if not plan.chosen:
-            console.warn(f"{plan.graph}: {plan.verdict}")
-        elif plan.verdict:
-            console.out.print(f"{plan.graph}: {plan.verdict}")
-        if plan.psnr is not None and plan.graph.startswith("unet"):
-            form = choice_of(plan.target).upper()
-            console.out.print(f"whole picture, {form} against fp32: {plan.psnr:.1f} dB inside the mask")
-
-
-def plan_table(plans: Iterable[Int8Plan]) -> Table:
-    """A row per graph: what is in bytes, its errors, and what keeps nodes in float."""
-    table = Table("graph", "observer", "bytes", "float", "all", "plan", "float because", box=None, header_style="bold")
-    for plan in plans:
-        why = Counter(
-            plan.reasons.get(node, "edited").partition(":")[0] for node, c in plan.nodes.items() if c == "float"
-        )
-        table.add_row(
-            plan.graph,
-            plan.observer,
-            str(len(plan.chosen)),
-            str(len(plan.nodes) - len(plan.chosen)),
-            *(f"{plan.errors[name]:.1e}" if name in plan.errors else "" for name in ("all", "plan")),
-            ", ".join(f"{reason} {count}" for reason, count in why.most_common()),
-        )
-    return table
-
-
-def front_table(plan: Int8Plan) -> Table:
-    """The Pareto front of a graph's search."""
-    table = Table(f"{plan.graph}: layers", box=None, header_style="bold")
-    for heading in ("error", "us saved (model)", "share of their GMAC"):
-        table.add_column(heading, justify="right")
-    for point in plan.front:
-        table.add_row(str(point.layers), f"{point.error:.1e}", f"{point.gain:,.1f}", f"{point.share:.0%}")
-    return table

@@ -1,84 +1,79 @@
-"""INT8 plans without a search: nodes by a shipped placement or by the cost model alone, ranges by calibration, and one
-evaluation of each graph against the error budget."""
+"""INT8 plans without a search: nodes from a placement file or the cost model, and one check of the error budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moebius_calibration.calibrate import Calibrator, Int8Options, same_node
-from moebius_calibration.graph_work import GraphWork
-from moebius_calibration.observe import check_scenes
+from moebius_calibration.base import BundleCalibration
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.graphs import same_node
+from moebius_calibration.choice.simulate import Switched
+from moebius_calibration.options import Int8Options
 from moebius_calibration.placement import RELEASED, GraphPlacement, ShippedPlacement, read_placement
 from moebius_calibration.plan import Int8Plan, Observer
-from moebius_calibration.scheme import Scheme, scheme_of, with_shifts, with_smoothing
-from moebius_calibration.simulate import Switched
-from moebius_calibration.statistics import Statistics
+from moebius_calibration.ranges.scheme import Scheme, scheme_of, with_bias_correction, with_smoothing
+from moebius_calibration.ranges.statistics import Statistics
 from moebius_export.errors import ExportError, PrecisionError
 from moebius_export.graph.opened import Opened, opened
 from moebius_export.trajectories.measure import Say
-from moebius_export.trajectories.scenes import Scene, scenes_of
+from moebius_export.trajectories.scenes import Scene
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName
 
 PICTURES, STEPS = 2, 10
-"""What ranges are measured on where nothing is searched."""
+"""The pictures that ranges are measured on without a search, and their steps."""
 
 _OBSERVER: Observer = "percentile"  # of networks without a placement: the least error at full size, see docs/int8.md
 
 
-class PlacedCalibrator(Calibrator):
-    """Makes the plans of a bundle by a placement that was found before.
+class PlacedCalibrator(BundleCalibration):
+    """Makes the plans of a bundle from a placement.
 
     Args:
-        bundle: with its float32 files.
-        options: as of a search; `psnr` and `evaluations` are not used, as no whole picture is made and nothing tried.
-        say: told each stage.
-        note: told what the user should know of the placement.
-        path: file of the placement to apply, which must be one of this network. None takes the one that comes with the
-            package where it is one of this network, else the products of the U-Net that the cost model sees a gain in.
+        bundle, options, progress: see `BundleCalibration`; `psnr` and `evaluations` are not used.
+        note: called with what the user should know about the placement.
+        path: a placement file, which must be one of this network. None takes the file of the package where it is one
+            of this network, else every node of the U-Net that gains by the cost model.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         options: Int8Options,
-        say: Say,
+        progress: Say,
         note: Callable[[str], None],
         path: Path | None = None,
     ) -> None:
-        super().__init__(bundle, options, say)
+        super().__init__(bundle, options, progress)
         self._main_nodes: frozenset[str] | None = None
         self._note, self._unknown = note, ""
-        self.placement, self.source = self._shipped(path)
+        self.placement, self.source = self._read(path)
 
     def run(self) -> dict[GraphName, Int8Plan]:
         """A plan for every graph.
 
         Raises:
-            PrecisionError: a graph's error is over the budget.
-            InputError: the pictures prove nothing, see `observe.check_scenes`.
+            PrecisionError: the error of a graph is over the budget.
+            InputError: the pictures cannot be calibrated on, see `observe.check_scenes`.
             BundleError, ExportError, OutputError: the bundle, its files, values that are not finite.
         """
-        options = self.options
-        scenes = scenes_of(self.bundle.manifest, options.steps, options.pictures, options.seed, options.data)
-        check_scenes(scenes, options.pictures, options.data)
+        scenes = self._scenes()
         if self._unknown:
             self._note(self._unknown)
         watched = [name for name in self.works if name != self.follower and self._wanted(name) != frozenset()]
-        plans = self._by_ranges(watched, scenes, guided=self.main == "unet")
+        plans = self._calibrated(watched, scenes)
         if self.follower is not None:
-            if self.placement is None:  # its own gains are others: it takes over the nodes, as after a search
+            if self.placement is None:  # its own gains differ: it takes over the nodes, as after a search
                 self._main_nodes = frozenset(same_node(node) for node in plans[self.main].chosen)
-            few = scenes[: max(1, len(scenes) // 4)]
-            plans |= self._by_ranges([self.follower], few, guided=self.main != "unet")
+            plans |= self._calibrated([self.follower], scenes[: max(1, len(scenes) // 4)])
         return {name: plans[name] if name in plans else self._float(name) for name in self.works}
 
-    def _shipped(self, path: Path | None) -> tuple[ShippedPlacement | None, str]:
-        """The placement to apply, and where it is from, in words."""
+    def _read(self, path: Path | None) -> tuple[ShippedPlacement | None, str]:
+        """The placement to apply, and a description of where it comes from."""
         target = self.options.target
         placement = read_placement(path or RELEASED[target])
-        unet = Opened(opened(self.bundle.model_file("unet")))  # without the functions that a plan may keep
+        unet = Opened(opened(self.bundle.model_file("unet")))  # all functions inlined, whatever the FP16 plan keeps
         why = placement.mismatch(target, unet, self.works)
         search = f"moebius-export int8 {self.bundle.path} --target {target} --search"
         if not why:
@@ -89,13 +84,13 @@ class PlacedCalibrator(Calibrator):
                 f"Make one: {search} --save-placement FILE"
             )
         self._unknown = (
-            f"no shipped INT8 placement for this network ({why}): all layers of the U-Net that gain by the cost model, "
-            f"the VAE in float; `{search}` measures each layer"
+            f"no shipped INT8 placement for this network ({why}): all layers of the U-Net that gain by the cost model "
+            f"are quantized, and the VAE stays in float; `{search}` measures each layer"
         )
         return None, "all that gains by the cost model"
 
     def _wanted(self, name: GraphName) -> frozenset[str] | None:
-        """Nodes to place, as `same_node` calls them; None for all that gain."""
+        """Nodes to quantize, as `same_node` names them; None for all that gain."""
         if name == self.follower and self._main_nodes is not None:
             return self._main_nodes
         if self.placement is None:
@@ -103,61 +98,58 @@ class PlacedCalibrator(Calibrator):
         placement = self.placement.of(name)
         return frozenset() if placement is None else frozenset(placement.nodes)
 
-    def _by_ranges(
-        self, names: Sequence[GraphName], scenes: Sequence[Scene], *, guided: bool
-    ) -> dict[GraphName, Int8Plan]:
+    def _calibrated(self, names: Sequence[GraphName], scenes: Sequence[Scene]) -> dict[GraphName, Int8Plan]:
+        """Plans of these graphs, with ranges measured on the scenes."""
         if not names:
             return {}
-        seen = self._collect(list(names), scenes, guided=guided)
-        return {name: self._placed(name, seen[name]) for name in names}
+        seen = self._collect(names, scenes)
+        return {name: self._plan(name, seen[name]) for name in names}
 
-    def _placed(self, name: GraphName, statistics: Statistics) -> Int8Plan:
-        """The plan of a graph whose ranges are known."""
+    def _plan(self, name: GraphName, statistics: Statistics) -> Int8Plan:
+        """The plan of one graph, after the check of its error."""
         work, options, wanted = self.works[name], self.options, self._wanted(name)
-        work.fix(statistics, any_gain=options.any_gain or wanted is not None)
+        work.keep_in_float(statistics, options.cost_model if wanted is None else None)
         on = {
-            node
-            for node, group in work.groups.items()
-            if group and node not in work.fixed and (wanted is None or same_node(node) in wanted)
+            node for node, group in work.open_groups.items() if group and (wanted is None or same_node(node) in wanted)
         }
-        products = {product.node: product for node in on for product in work.groups[node]}
+        ops = {op.node: op for node in on for op in work.groups[node]}
         observer, scheme = self._scheme(work, statistics, None if self.placement is None else self.placement.of(name))
-        reasons = {node: work.fixed.get(node, "placement: not in it") for node in work.groups if node not in on}
-        plan = self._bare(work, statistics, observer, scheme, on, reasons)
+        reasons = {node: work.float_reasons.get(node, "placement: not in it") for node in work.groups if node not in on}
+        plan = self._plan_of(work, statistics, observer, scheme, on, reasons)
+        named = work.number_format.name
         if not on:
-            verdict = f"{work.form.name} does not win here: the cost model sees no gain in any layer; it stays in float"
+            verdict = f"{named} does not win here: the cost model sees no gain in any layer; this graph stays in float"
             return plan.model_copy(update={"verdict": verdict})
-        self._say(f"{name}: check against the error budget", 0, 0)
-        session = Switched(work.graph, work.path.parent, products, scheme, work.weights)
-        error = work.judge(statistics, options.samples).error(session, list(products))
+        self._progress(f"{name}: check against the error budget", 0, 0)
+        session = Switched(work.graph, work.path.parent, ops, scheme, work.weights)
+        error = work.evaluator(statistics.samples(options.samples)).error(session, list(ops))
         if error > options.error:
             raise PrecisionError(
-                f"{self.bundle.path}: with {len(on)} nodes in {work.form.name} {name} is off by {error:.2g}, over "
+                f"{self.bundle.path}: with {len(on)} nodes in {named} {name} is off by {error:.2g}, over "
                 f"--error {options.error:g} ({self.source}). Nothing was written; find the layers that can be "
-                f"{work.form.name} with: moebius-export int8 {self.bundle.path} --target {options.target} --search"
+                f"{named} with: moebius-export int8 {self.bundle.path} --target {options.target} --search"
             )
-        gmac = sum(product.gmac for product in products.values())
-        share = gmac / max(sum(product.gmac for product in work.products.values()), 1e-12)
-        verdict = f"{len(on)} of {len(work.groups)} nodes in {work.form.name}, {share:.0%} of their GMAC; {self.source}"
-        errors = {"plan": error, "budget": options.error}
-        return plan.model_copy(update={"errors": errors, "verdict": verdict[:1000]})
+        share = self._share(work, set(ops))
+        verdict = f"{len(on)} of {len(work.groups)} nodes in {named}, {share:.0%} of their GMAC; {self.source}"
+        return plan.model_copy(update={"errors": {"plan": error, "budget": options.error}, "verdict": verdict[:1000]})
 
     def _scheme(
         self, work: GraphWork, statistics: Statistics, placement: GraphPlacement | None
     ) -> tuple[Observer, Scheme]:
         """The observer, and the numbers of a graph by it."""
         observer = self.options.observer or (_OBSERVER if placement is None else placement.observer)
-        scheme = scheme_of(statistics, work.open, observer, symmetric=work.symmetric, form=work.form)
+        ops = work.open_ops
+        scheme = scheme_of(statistics, ops, observer, symmetric=work.symmetric, number_format=work.number_format)
         if placement is not None and placement.smooth is not None:
-            scheme = with_smoothing(scheme, statistics, work.open, work.weights, placement.smooth)
+            scheme = with_smoothing(scheme, statistics, ops, work.weights, placement.smooth)
         if placement is not None and placement.bias_correction and work.symmetric:
-            scheme = with_shifts(scheme, statistics, work.open, work.weights)
+            scheme = with_bias_correction(scheme, statistics, ops, work.weights)
         return observer, scheme
 
     def _float(self, name: GraphName) -> Int8Plan:
-        """A graph that stays in float: nothing is calibrated for it."""
+        """The plan of a graph that stays in float; nothing is calibrated for it."""
         work = self.works[name]
         reasons = dict.fromkeys(work.groups, "placement: this graph stays in float")
-        observer = self.options.observer or _OBSERVER
-        plan = self._bare(work, Statistics(), observer, Scheme(work.symmetric, {}, form=work.form), set(), reasons)
+        scheme = Scheme(work.symmetric, {}, number_format=work.number_format)
+        plan = self._plan_of(work, Statistics(), self.options.observer or _OBSERVER, scheme, set(), reasons)
         return plan.model_copy(update={"verdict": "stays in float: only a search places its layers"})

@@ -1,8 +1,8 @@
-"""INT8 placements that come with the package: which nodes of a known network are INT8, so that only ranges lack.
+"""Placement files: which nodes of a known network are INT8, so that a bundle only needs calibrated ranges.
 
-A file names nodes as `calibrate.same_node` calls them, so one fits the guided and the conditional graph. Its topology
-is that of `moebius_export.precision.shipped.topology_of`. `moebius-export int8 BUNDLE --save-placement FILE` writes
-such a file from the plans of a search; `--placement FILE` applies it in place of the shipped one.
+A file names nodes as `choice.graphs.same_node` does, so that it fits the guided and the conditional graph. Its topology
+is that of `moebius_export.precision.shipped.topology_of`. `moebius-export int8 BUNDLE --save-placement FILE` writes one
+from a search; `--placement FILE` applies it in place of the shipped one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebius_calibration.calibrate import same_node
-from moebius_calibration.graph_work import ALPHAS, GraphWork
+from moebius_calibration.choice.best_scheme import ALPHAS
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.graphs import same_node
 from moebius_calibration.plan import Int8Plan, Observer, Target
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Opened
@@ -33,20 +34,20 @@ RELEASED: Mapping[Target, Path] = MappingProxyType(
         "ort-cpu": _FOLDER / "released_ort_cpu.json",
     }
 )
-"""The files for the released network. FP8 takes INT8's: it places the same products."""
+"""The files for the released network; FP8 quantizes the same nodes as INT8."""
 
 _MAX_BYTES = 4 << 20
 _Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
 class GraphPlacement(StrictModel):
-    """What one graph gets.
+    """The quantized nodes of one graph, and how their numbers are computed.
 
     Attributes:
-        observer: what makes its ranges.
+        observer: the observer of its ranges.
         smooth: strength of SmoothQuant; None for none.
-        bias_correction: whether the mean error of the weights is taken away.
-        nodes: in INT8.
+        bias_correction: whether the mean error of the weights is corrected.
+        nodes: the quantized nodes.
     """
 
     observer: Observer
@@ -56,15 +57,14 @@ class GraphPlacement(StrictModel):
 
 
 class ShippedPlacement(StrictModel):
-    """Which nodes of a network are INT8.
+    """The quantized nodes of a network.
 
     Attributes:
-        target: of a search; `tensorrt` serves `tensorrt-fp8` too.
+        target: of the search; `tensorrt` is also used for `tensorrt-fp8`.
         topology: of the graph `unet`.
-        network: which one it is, in words.
-        derived: what the placement was derived from, in words.
-        graphs: the searched U-Net, whose nodes the other one takes over, and the VAE's. A graph that is missing stays
-            in float.
+        network: a description of the network.
+        derived: a description of what the placement was derived from.
+        graphs: the searched U-Net, whose nodes the other one takes over, and those of the VAE. Others stay in float.
     """
 
     schema_version: Literal[1] = 1
@@ -82,17 +82,17 @@ class ShippedPlacement(StrictModel):
 
     @property
     def unet(self) -> GraphPlacement:
-        """Of both U-Nets."""
+        """The placement of both U-Net graphs."""
         return next(placement for name, placement in self.graphs.items() if name.startswith("unet"))
 
     def of(self, graph: GraphName) -> GraphPlacement | None:
-        """Of a graph; None where it stays in float."""
+        """The placement of a graph; None where it stays in float."""
         return self.unet if graph.startswith("unet") else self.graphs.get(graph)
 
     def mismatch(self, target: Target, unet: Opened, works: Mapping[GraphName, GraphWork]) -> str:
-        """Why the placement is not one of this bundle; empty where it is."""
+        """The reason why the placement does not fit this bundle; empty where it fits."""
         if (target == "ort-cpu") != (self.target == "ort-cpu"):
-            return f"it is for {self.target}, asked for was {target}"
+            return f"it is for {self.target}, expected {target}"
         found = topology_of(unet)
         if found != self.topology:
             return f"the topology is {found[:12]}, the placement's {self.topology[:12]}"
@@ -105,7 +105,7 @@ class ShippedPlacement(StrictModel):
 
 
 def placement_from(plans: Mapping[GraphName, Int8Plan], unet: Opened, network: str, derived: str) -> ShippedPlacement:
-    """The plans of a search as a file that fits every bundle of the network.
+    """The placement of a search, for every bundle of the network.
 
     Args:
         plans: of all graphs.
@@ -113,13 +113,13 @@ def placement_from(plans: Mapping[GraphName, Int8Plan], unet: Opened, network: s
         network, derived: see `ShippedPlacement`.
 
     Raises:
-        ExportError: no U-Net's plan was made by a search, or they are plans of weights alone.
+        ExportError: no plan of a U-Net comes from a search.
     """
     (target,) = {plan.target for plan in plans.values()}
     searched = {name: plan for name, plan in plans.items() if any(key.startswith("all, ") for key in plan.errors)}
     if not any(name.startswith("unet") and plan.trials for name, plan in searched.items()):
         raise ExportError(
-            "the INT8 plan of the U-Net was not made by a search, so there is no placement to write: run "
+            "the INT8 plan of the U-Net does not come from a search, so there is no placement to write: run "
             f"`moebius-export int8 BUNDLE --target {target} --search` first"
         )
     main = next(name for name, plan in searched.items() if name.startswith("unet") and plan.trials)
@@ -139,7 +139,7 @@ def placement_from(plans: Mapping[GraphName, Int8Plan], unet: Opened, network: s
 
 
 def _of_search(plan: Int8Plan) -> GraphPlacement:
-    """What the search took; SmoothQuant and bias correction as `graph_work.best_scheme` decides."""
+    """The placement of one searched plan; `best_scheme` decides on SmoothQuant and bias correction."""
     best, smooth = plan.errors[f"all, {plan.observer}"], None
     for alpha in ALPHAS:
         if (error := plan.errors.get(f"all, smooth {alpha:g}", best)) < best:

@@ -1,7 +1,7 @@
-"""The INT8 plan of one graph: which nodes make their products in bytes, why the others do not, and the numbers for it.
+"""The quantization plan of one graph: which nodes are INT8 or FP8, why others are not, and their numbers.
 
-It lies in the bundle beside the file that was written by it. It may be edited and applied again without any data:
-`moebius-export int8 BUNDLE --reapply`. Like every file of a bundle it comes from anywhere, and is checked.
+It is stored in the bundle beside the file that it describes. An edited plan is applied without data by `moebius-export
+int8 BUNDLE --reapply`. Like every file of a bundle, it is not trusted until it is checked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from moebius_export.errors import ExportError
 from moebius_runtime.bundle.json_files import json_lines, read_json
@@ -27,12 +27,12 @@ MAX_CHANNELS = 1 << 16
 _Name = Annotated[str, Field(max_length=300)]
 _Size = Annotated[float, Field(ge=0)]
 _Factors = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=MAX_CHANNELS)]
-_Shifts = Annotated[list[float], Field(min_length=1, max_length=MAX_CHANNELS)]
+_Corrections = Annotated[list[float], Field(min_length=1, max_length=MAX_CHANNELS)]
 _Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Calibration(StrictModel):
-    """What the ranges were measured on: pictures, steps of each, runs of the graph, seed, and who gave the pictures."""
+    """What the ranges were measured on: pictures, their steps and source, runs of the graph, and the seed."""
 
     pictures: Annotated[int, Field(ge=0, le=1_000_000)]
     steps: Annotated[int, Field(ge=0, le=1000)]
@@ -42,10 +42,9 @@ class Calibration(StrictModel):
 
 
 class Trial(StrictModel):
-    """A node, or a layer whose nodes go together, that was tried in INT8 alone.
+    """One layer that was quantized alone in a search.
 
-    `error` is the relative L2 error of the graph's output that it causes, `gain` what INT8 saves there, in
-    microseconds of the cost model; not above 0 where INT8 is no faster.
+    `error` is the relative L2 error of the graph's output, `gain` the time that the cost model saves, in microseconds.
     """
 
     name: _Name
@@ -55,8 +54,7 @@ class Trial(StrictModel):
 
 
 class Point(StrictModel):
-    """A set of the search: how many layers are in INT8, the measured error, the gain, and the share of the GMAC of all
-    layers that could be."""
+    """A point of the Pareto front: number of quantized layers, measured error, gain, share of the candidates' GMAC."""
 
     layers: Annotated[int, Field(ge=0)]
     error: _Size
@@ -65,26 +63,26 @@ class Point(StrictModel):
 
 
 class Int8Plan(StrictModel):
-    """The plan.
+    """A quantization plan.
 
     Attributes:
-        target: whose form the file has.
+        target: the runtime that the file is for.
         graph_sha256, weights_sha256: of the float32 files that the plan belongs to.
-        nodes: every node that could be in INT8 (in FP8 for the target `tensorrt-fp8`), by its name in the float32
-            graph.
+        nodes: every candidate node by its name in the float32 graph: `int8` (for `tensorrt-fp8`: `fp8`) or `float`.
         reasons: why a node stays in float.
         ranges: lowest and highest value of activations, by the tensor's name in the float32 graph with its functions
             inlined (`moebius_export.graph.opened.opened`).
-        smooth: activation -> a factor per channel that its values are divided by, and the weights behind it
-            multiplied with, before the range applies.
-        shifts: node -> what is added to its output per channel, to make up for the mean error of its weights.
-        observer: what made the ranges.
-        weights_only: the nodes' weights are bytes, their activations stay float; `ranges` is empty.
+        smooth: activation -> factors per channel that divide its values and multiply the following weights, before the
+            range applies.
+        bias_correction: node -> what is added to its output per channel, to make up for the mean error of its
+            weights; `shifts` in plans of version 0.1.
+        observer: the observer of the ranges.
+        weights_only: weights are INT8, activations stay float, and `ranges` is empty.
         calibration: what they were measured on.
         errors: relative L2 errors of the graph's output: `all` (all candidates), `plan`, `budget`.
         trials, front: of the search.
-        psnr: dB inside the mask of a whole picture, with all graphs as planned, against float32; of the guided run.
-        verdict: what came of it, in words.
+        psnr: dB inside the mask of a whole picture against float32, with all graphs quantized.
+        verdict: a summary of the result.
     """
 
     schema_version: Literal[1] = 1
@@ -99,7 +97,9 @@ class Int8Plan(StrictModel):
     reasons: dict[_Name, ShortText] = Field(default_factory=dict)
     ranges: dict[_Name, _Range]
     smooth: dict[_Name, _Factors] = Field(default_factory=dict)
-    shifts: dict[_Name, _Shifts] = Field(default_factory=dict)
+    bias_correction: dict[_Name, _Corrections] = Field(
+        default_factory=dict, validation_alias=AliasChoices("bias_correction", "shifts")
+    )
     errors: dict[ShortText, _Size] = Field(default_factory=dict)
     trials: list[Trial] = Field(default_factory=list)
     front: list[Point] = Field(default_factory=list)
@@ -125,15 +125,15 @@ class Int8Plan(StrictModel):
 
     @property
     def chosen(self) -> list[str]:
-        """Nodes in INT8, or FP8."""
+        """Nodes in INT8 or FP8."""
         return [name for name, choice in self.nodes.items() if choice != "float"]
 
     def check(self, candidates: Iterable[str], needed: Iterable[str]) -> None:
-        """Refuses a plan that does not fit its graph.
+        """Checks that a plan fits its graph.
 
         Args:
-            candidates: names of the nodes that could be in INT8.
-            needed: names of the activations that the nodes in INT8 need a range of.
+            candidates: names of the nodes that could be quantized.
+            needed: names of the activations that need a range.
 
         Raises:
             ExportError: names the first node or range that is unknown or missing.
@@ -142,7 +142,7 @@ class Int8Plan(StrictModel):
         if strange := set(self.nodes) - there:
             raise ExportError(f"the INT8 plan of {self.graph} names a node {min(strange)!r} that cannot be in INT8")
         if missing := there - set(self.nodes):
-            raise ExportError(f"the INT8 plan of {self.graph} says nothing of the node {min(missing)!r}; add it")
+            raise ExportError(f"the INT8 plan of {self.graph} has no entry for the node {min(missing)!r}; add it")
         if missing := set(needed) - set(self.ranges):
             raise ExportError(
                 f"the INT8 plan of {self.graph} has no range of {min(missing)!r}, which a node in INT8 reads; "
@@ -151,7 +151,7 @@ class Int8Plan(StrictModel):
 
 
 def choice_of(target: Target) -> NodeChoice:
-    """What a plan for the target calls its bytes."""
+    """The name of quantized nodes in a plan for the target."""
     return "fp8" if target == "tensorrt-fp8" else "int8"
 
 

@@ -82,7 +82,7 @@ def test_what_ran_is_in_the_report(measured):
     assert len(bundle.manifest_sha256) == 64
     assert bundle.sha256.keys() == bundle.files.keys()
     assert {rate.runtime for rate in report.rates} == {"ort-cpu", "torch"}
-    assert any("stand-in weights" in note for note in report.notes)
+    assert any("random test weights" in note for note in report.notes)
 
 
 def test_a_variant_that_fails_is_exit_code_1_and_reported(tiny_copy):
@@ -166,7 +166,7 @@ def test_efficiency_of_a_bundle_is_measured(tiny_bundle, tmp_path):
     assert ours["ms_per_step"] > 0
     assert ours["total_seconds"] == pytest.approx(20 * ours["ms_per_step"] / 1000)
     assert ours["gflops"] == pytest.approx(0.009957632)  # torch's own counter gives the same for this preset
-    assert "graph as written" in ours["source"]
+    assert "unfused graph" in ours["source"]
 
 
 def test_a_rewritten_bundle_s_gflops_are_those_of_the_network_as_written(tiny_copy, tmp_path):

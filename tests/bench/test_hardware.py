@@ -124,7 +124,7 @@ def test_refusals(arguments, words):
 def test_without_a_gpu_it_proves_nothing(tmp_path):
     done = script("--out", tmp_path)
     assert done.returncode == 2
-    assert "nothing to prove" in done.stderr
+    assert "nothing can be measured" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -394,7 +394,7 @@ def test_no_round_begins_that_would_end_too_late(monkeypatch):
         clock[0] += 4
 
     assert len(interleaved({"a": work}, lambda: None, seconds=13, most=9)["a"]) == 2
-    with pytest.raises(TooSlowError, match=r"a round takes 4\.0 s and 3 s are there in all"):
+    with pytest.raises(TooSlowError, match=r"a round takes 4\.0 s, and 3 s are available"):
         interleaved({"a": work}, lambda: None, seconds=3, most=9)
 
 
@@ -406,14 +406,14 @@ def test_a_network_that_does_not_fit_is_reduced_and_said_so(recorder):
         if name == "full":
             raise torch.OutOfMemoryError("CUDA out of memory")
         if name == "small":
-            raise TooSlowError("a round takes 90.0 s and 20 s are there in all")
+            raise TooSlowError("a round takes 90.0 s, and 20 s are available")
 
     record = recorder(preset="full")
     reduced(record, work)
     assert tried == ["full", "small", "tiny"]
     assert record.output.notes == [
         "reduced from preset full to small: it does not fit into the device's memory",
-        "reduced from preset small to tiny: a round takes 90.0 s and 20 s are there in all",
+        "reduced from preset small to tiny: a round takes 90.0 s, and 20 s are available",
     ]
 
     def never(name):

@@ -113,7 +113,7 @@ def test_the_command_with_a_bundle(tmp_path, tiny_bundle):
     [
         (["--classical", "magic"], "--classical magic: expected some of mean, telea, ns"),
         (["--classical", ""], "nothing to fill with"),
-        (["--holes", "huge", "--data", "scenes:1"], "--holes huge: expected training or small"),
+        (["--holes", "huge", "--data", "scenes:1"], "--masks huge: expected training or small"),
         (["--real", "x"], "--real and --mask go together"),
         (["--real", "x", "--mask", "y", "--data", "scenes:1"], "--data with --real"),
         (["--real", "x", "--mask", "y"], "x is no folder"),

@@ -110,7 +110,7 @@ def test_a_wrong_output_is_not_timed(key, kind, monkeypatch):
     monkeypatch.setattr(layers, "_time", lambda *_: pytest.fail("timed"))
     with pytest.raises(OutputError, match=r"the output in inference by 1\.0e-04.*nothing was timed"):
         layers.compare_forms(cases()[key])
-    with pytest.raises(OutputError, match="differs from the form as written"):
+    with pytest.raises(OutputError, match="differs from the original"):
         layers.measure_layers("tiny", 2, 1, 1, {}, lambda _: None)
 
 

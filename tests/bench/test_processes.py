@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.processes import Sensors, run_worker
+from moebius_bench.measure.worker_job import Job
 
 JOB = Job(kind="rate", runtime="ort-cpu")
 

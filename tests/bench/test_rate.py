@@ -1,7 +1,7 @@
 import pytest
 
 from moebius_bench.measure import rate
-from moebius_bench.measure.jobs import Job
+from moebius_bench.measure.worker_job import Job
 from moebius_bench.report.messages import rate_line
 from moebius_runtime.backends import ort_integer
 from moebius_runtime.errors import InputError

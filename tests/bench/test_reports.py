@@ -11,7 +11,7 @@ from moebius_bench.measure.processes import Answer
 from moebius_bench.measure.results import GraphProfile, OpShare, Report, Settings
 from moebius_bench.measure.rounds import Plan, measure_variants
 from moebius_bench.measure.variants import Variant
-from moebius_bench.report import messages as wording
+from moebius_bench.report import messages
 from moebius_bench.report.html_report import page
 from moebius_bench.report.text_report import print_report
 
@@ -72,7 +72,7 @@ def test_the_text(report):
         "step: 315.98 GMAC a run, 3159.77 GMAC/s, 2394% of the matrix-product rate",
         "matrix-product rate of this machine: 132.00 GMAC/s fp32",
         "min = 100 ms, max = 100 ms, mean = 100 ms, median = 100 ms, p90 = 100 ms, p99 = 100 ms, drift 1.000",
-        "Not counted: the first picture of each process, with 1 step",
+        "Not measured: the first picture of each process, with 1 step",
         "read from a test",
         "note: stand-in weights [bold]",
         "installed: 139 MB",
@@ -142,10 +142,10 @@ def test_the_page_says_what_the_text_says(report):
     for row in report.variants:
         assert row.name in words
     for part in (
-        wording.ratio_line(report.ratios[0]),
-        wording.step_line(report.variants[0]),
-        wording.rate_line(report.rates[0]),
-        wording.warmup_line(report),
+        messages.ratio_line(report.ratios[0]),
+        messages.step_line(report.variants[0]),
+        messages.rate_line(report.rates[0]),
+        messages.warmup_line(report),
         "C: the process was ended by SIGKILL",
         "A <processor>",
         "stand-in weights [bold]",
@@ -185,8 +185,13 @@ TIMES = [
 
 @pytest.mark.parametrize(("value", "words"), TIMES)
 def test_times_in_words(value, words):
-    assert wording.seconds(value) == words
+    assert messages.seconds(value) == words
 
 
 def test_sizes_in_words():
-    assert [wording.size(v) for v in (12, 1_234, 904_888_320, 1_200_000_000)] == ["12 B", "1.23 kB", "905 MB", "1.2 GB"]
+    assert [messages.size(v) for v in (12, 1_234, 904_888_320, 1_200_000_000)] == [
+        "12 B",
+        "1.23 kB",
+        "905 MB",
+        "1.2 GB",
+    ]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.measuring import drawn_picture, make_backend, measure, peak_memory, picture_and_mask
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.errors import BundleError, EngineError, InputError, OutputError
 from moebius_runtime.pipeline import InpaintPipeline
 
@@ -151,7 +151,7 @@ def test_measuring_imports_no_torch(tiny_bundle):
     """What runs on a device: a measurement without torch, onnx or the other packages of this project."""
     script = (
         "import sys\n"
-        "from moebius_bench.measure.jobs import Job\n"
+        "from moebius_bench.measure.worker_job import Job\n"
         "from moebius_bench.measure.measuring import import_runtime, measure\n"
         "from moebius_bench import cli, running, text_report, html_report, machine\n"
         "import_runtime('ort-cpu')\n"

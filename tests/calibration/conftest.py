@@ -9,19 +9,19 @@ pytest.importorskip("torch", reason="the bundles are real exports")
 
 @pytest.fixture(scope="package")
 def options():
-    """Quick: one picture of two steps, everything allowed."""
-    from moebius_calibration.calibrate import Int8Options
+    """Quick: one picture of two steps, wide budgets, and a device where every operator gains."""
+    from moebius_calibration.graph.gain import Rates
+    from moebius_calibration.options import Int8Options
 
-    return Int8Options(
-        pictures=1, steps=2, samples=1, observer="mse", error=0.4, psnr=5.0, any_gain=True, evaluations=20
-    )
+    every = Rates(per_gmac=1e3, per_activation=0.0, per_weight=0.0)
+    return Int8Options(pictures=1, steps=2, samples=1, observer="mse", error=0.4, psnr=5.0, rates=every, evaluations=20)
 
 
 @pytest.fixture(scope="package")
 def calibrated(tiny_bundle, options, tmp_path_factory):
     """The bundle's folder, its plans and works. Read only: copy the folder."""
     from moebius_calibration.calibrate import Calibrator
-    from moebius_calibration.write import write_int8
+    from moebius_calibration.files.write import write_int8
     from moebius_runtime.bundle.bundle import Bundle
 
     folder = tmp_path_factory.mktemp("int8") / "bundle"
@@ -38,7 +38,7 @@ def in_fp8(calibrated, tmp_path_factory):
     """The same in FP8, with the ranges of INT8's plans: the bundle's folder, its plans and works. Read only."""
     from dataclasses import replace
 
-    from moebius_calibration.write import write_int8
+    from moebius_calibration.files.write import write_int8
     from moebius_runtime.bundle.bundle import Bundle
 
     folder = tmp_path_factory.mktemp("fp8") / "bundle"

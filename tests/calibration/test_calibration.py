@@ -4,22 +4,27 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from moebius_calibration import observe
-from moebius_calibration.calibrate import Calibrator, Int8Options, scheme_from, work_of
-from moebius_calibration.gain import Rates, gain_of
-from moebius_calibration.int8_cpu_file import Placement, int8_cpu_model
-from moebius_calibration.observe import check_scenes, collect, observed
+from moebius_calibration.calibrate import Calibrator
+from moebius_calibration.choice.evaluator import Evaluator
+from moebius_calibration.choice.graphs import work_of
+from moebius_calibration.choice.search import Search
+from moebius_calibration.files.int8_cpu_file import Placement, int8_cpu_model
+from moebius_calibration.files.write import plans_of, write_int8
+from moebius_calibration.graph.gain import Rates, gain_of
+from moebius_calibration.options import Int8Options
 from moebius_calibration.plan import Int8Plan, plan_bytes, read_plan, write_plan
-from moebius_calibration.search import Judge, Search
-from moebius_calibration.statistics import Statistics, load, save
+from moebius_calibration.ranges import observe
+from moebius_calibration.ranges.observe import check_scenes, collect, observed
+from moebius_calibration.ranges.scheme import scheme_from
+from moebius_calibration.ranges.statistics import Statistics, load, save
 from moebius_calibration.weights_only import weight_plans
-from moebius_calibration.write import plans_of, write_int8
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
 from moebius_export.graph.cost import byte_macs, node_costs, total_macs
@@ -52,9 +57,9 @@ def test_statistics_are_those_of_the_values(tiny_bundle):
     from onnx import TensorProto, helper
 
     work = work_of(Bundle.open(tiny_bundle), "vae_decoder", "tensorrt")
-    product = next(p for p in work.products.values() if p.activations[0].axis is not None and p.elements > 1 << 16)
-    source, value = product.activations[0].source, product.activations[0].value
-    model = observed(work.graph, {product.node: product})
+    op = next(p for p in work.ops.values() if p.activations[0].axis is not None and p.elements > 1 << 16)
+    source, value = op.activations[0].source, op.activations[0].value
+    model = observed(work.graph, {op.node: op})
     plain = onnx.ModelProto()
     plain.CopyFrom(work.graph.model)
     plain.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in {source, value})
@@ -70,7 +75,7 @@ def test_statistics_are_those_of_the_values(tiny_bundle):
     assert np.isin(sample, exact[source]).all()
     assert sample.std() == pytest.approx(exact[source].std(), rel=0.05)
     lows, highs, mean = found[f"channels:{value}"]
-    others = tuple(axis for axis in range(exact[value].ndim) if axis != product.activations[0].axis)
+    others = tuple(axis for axis in range(exact[value].ndim) if axis != op.activations[0].axis)
     assert np.array_equal(lows, exact[value].min(axis=others))
     assert np.array_equal(highs, exact[value].max(axis=others))
     assert np.allclose(mean, exact[value].mean(axis=others), atol=1e-4)
@@ -80,9 +85,10 @@ def test_every_timestep_is_calibrated_on(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     work = work_of(bundle, "unet", "tensorrt")
     scenes = [seeded_scene(bundle.manifest, 4, 1)]
-    graphs = {"unet": (work.graph, work.products)}
+    graphs = {"unet": (work.graph, work.ops)}
     every = collect(bundle, graphs, scenes, quiet)["unet"]
-    one = collect(bundle, graphs, scenes, quiet, one_timestep=True)["unet"]
+    single = [seeded_scene(bundle.manifest, 2, 1)]  # the strength leaves one of two steps out
+    one = collect(bundle, graphs, single, quiet)["unet"]
     steps = set(bundle.manifest.schedule.build().inference_timesteps(4, bundle.manifest.defaults.strength).tolist())
     assert len(steps) == 3  # the strength leaves one out
     assert (every.runs, one.runs) == (3, 1)
@@ -102,15 +108,15 @@ def test_the_graph_that_makes_the_pictures_is_searched(tiny_bundle):
     calibrator = Calibrator(bundle, options, quiet)
     assert (calibrator.main, calibrator.follower) == ("unet_conditional", "unet")
     scenes = [seeded_scene(bundle.manifest, 2, 1)]
-    main = calibrator._collect(["unet_conditional"], scenes, guided=False)
-    other = calibrator._collect(["unet"], scenes, guided=True)
+    main = calibrator._collect(["unet_conditional"], scenes)
+    other = calibrator._collect(["unet"], scenes)
     assert main["unet_conditional"].runs == other["unet"].runs == 1  # the strength leaves one of two out
 
 
 def test_a_stopped_calibration_goes_on(tiny_bundle, tmp_path, monkeypatch):
     bundle = Bundle.open(tiny_bundle)
     work = work_of(bundle, "unet", "tensorrt")
-    graphs = {"unet": (work.graph, work.products)}
+    graphs = {"unet": (work.graph, work.ops)}
     scenes = [seeded_scene(bundle.manifest, 2, seed) for seed in (1, 2)]
     whole = collect(bundle, graphs, scenes, quiet)["unet"]
     state = tmp_path / "state.npz"
@@ -168,7 +174,7 @@ def test_the_bundle_has_plans_that_say_why(calibrated):
         files = manifest.graphs[name].files["int8"]
         assert read_plan(folder / files.plan) == plan
         assert plan.graph_sha256 == manifest.files[manifest.graphs[name].files["fp32"].model].sha256
-        assert set(plan.nodes) == set(works[name].products)
+        assert set(plan.nodes) == set(works[name].ops)
         assert all(plan.reasons[node] for node, choice in plan.nodes.items() if choice == "float")
         assert plan.verdict
     unet = plans["unet"]
@@ -183,8 +189,8 @@ def test_the_bundle_has_plans_that_say_why(calibrated):
 def test_ranges_of_parts_differ(calibrated):
     """The halves of a skip concatenation have scales of their own."""
     _, plans, works = calibrated
-    halves = [h for p in works["unet"].products.values() for h in [p.activations[0].halves] if h]
-    pairs = [[plans["unet"].ranges[name] for name, _ in both] for both in halves]
+    concat_parts = [h for p in works["unet"].ops.values() for h in [p.activations[0].concat_parts] if h]
+    pairs = [[plans["unet"].ranges[name] for name, _ in both] for both in concat_parts]
     assert pairs
     assert sum(first != second for first, second in pairs) > len(pairs) / 2
 
@@ -200,7 +206,7 @@ class TestSearch:
             def set(self, nodes):
                 self.on = nodes
 
-        class Known(Judge):
+        class Known(Evaluator):
             def __init__(self, errors):
                 self.errors = errors
 
@@ -238,10 +244,10 @@ class FakeProduct:
 
 
 def test_depthwise_convolutions_gain_nothing(calibrated):
-    from moebius_calibration.gain import RATES
+    from moebius_calibration.graph.gain import RATES
 
     _, _, works = calibrated
-    depthwise = works["unet"].products["conv_in.conv_dw/Conv"]
+    depthwise = works["unet"].ops["conv_in.conv_dw/Conv"]
     assert gain_of([depthwise], RATES["tensorrt"]) < 0
 
 
@@ -279,9 +285,19 @@ def test_an_edited_plan_is_applied_without_data(copy):
     Bundle.open(copy).model_file("unet", "int8")
 
 
+def test_a_plan_of_version_0_1_loads(calibrated, tmp_path):
+    """It names its bias corrections `shifts`."""
+    plan = next(plan for plan in calibrated[1].values() if plan.chosen)
+    plan = plan.model_copy(update={"bias_correction": {plan.chosen[0]: [0.25, -1.0]}})
+    old = plan_bytes(plan).replace(b'"bias_correction"', b'"shifts"')
+    assert b'"shifts"' in old
+    (tmp_path / "old.json").write_bytes(old)
+    assert read_plan(tmp_path / "old.json") == plan
+
+
 EDITS = [
     (lambda c: c["nodes"].update(nowhere="int8"), "names a node 'nowhere'"),
-    (lambda c: c["nodes"].popitem(), "says nothing of the node"),
+    (lambda c: c["nodes"].popitem(), "has no entry for the node"),
     (lambda c: c["ranges"].clear(), "has no range of"),
     (lambda c: c.update(graph_sha256="0" * 64), "for the file 0000000000000000..."),
     (lambda c: c.update(target="ort-cpu"), "a plan for ort-cpu; expected one for tensorrt"),
@@ -386,7 +402,7 @@ def test_for_the_cpu(fused_bundle, options, tmp_path):
         assert errors[1] > 0.1, name
     # The file's own products of bytes are those of the plan.
     costs = node_costs(Bundle.open(folder).model_file("unet", "int8_cpu"))
-    planned = sum(product.gmac for name in plan.chosen for product in work.groups[name])
+    planned = sum(op.gmac for name in plan.chosen for op in work.groups[name])
     assert byte_macs(costs) == pytest.approx(1e9 * planned)
     assert 0.2 < byte_macs(costs) / total_macs(costs) < 1
     # --only: the U-Net without its other files, which the runtime then takes unasked; the VAE as it was.
@@ -424,13 +440,13 @@ def picture(seed):
 
 GREY = np.full((128, 128, 3), 90, np.uint8)
 REFUSED = [
-    ([picture(0)], ["--pictures", "2"], "1 pictures are too small a set, --pictures asks for 2"),
-    ([GREY], ["--pictures", "1"], "picture 1 is of one colour"),
+    ([picture(0)], ["--pictures", "2"], "1 pictures are too small a set, --pictures expects 2"),
+    ([GREY], ["--pictures", "1"], "picture 1 has a single colour"),
     ([picture(0), picture(0)], ["--pictures", "2"], "all 2 pictures are the same"),
     ([picture(0)], ["--target", "cuda"], "--target cuda: expected one of tensorrt, tensorrt-fp8, ort-cpu"),
     ([picture(0)], ["--observer", "best"], "--observer best: expected one of minmax"),
-    ([picture(0)], ["--reapply"], "leave --data, --state"),
-    ([picture(0)], ["--target", "tensorrt-fp8", "--weights-only"], "as large as one of INT8 and less exact"),
+    ([picture(0)], ["--reapply"], "leave out --data, --state and --weights-only"),
+    ([picture(0)], ["--target", "tensorrt-fp8", "--weights-only"], "as large as an INT8 weight and less exact"),
 ]
 
 
@@ -454,9 +470,9 @@ def test_a_machine_without_vnni_is_told_what_to_expect(fused_bundle, monkeypatch
         monkeypatch.setattr(ort_integer, "saturates", lambda words=words: words == "avx2")
         code, out, error = invoke(*command)
         assert code != 0
-        assert "is of one colour" in str(error)
+        assert "has a single colour" in str(error)
         said = " ".join(out.split())
-        assert (f"this machine's kernels: {words}. INT8 is fast with AVX512-VNNI only" in said) is told
+        assert (f"this machine's kernels: {words}. INT8 is fast only with AVX512-VNNI" in said) is told
         assert ("ONNX Runtime's own INT8 operators" in said) is (words == "avx2")
 
 
@@ -475,13 +491,15 @@ def test_a_value_that_is_not_finite():
 
 
 @pytest.mark.parametrize(("target", "named"), [("tensorrt", "INT8"), ("tensorrt-fp8", "FP8")])
-def test_the_command_end_to_end(target, named, tiny_bundle, tmp_path):
+def test_the_command_end_to_end(target, named, tiny_bundle, options, tmp_path, monkeypatch):
     """Calibrates, writes, and says what came of it; TensorRT-RTX then builds engines with --int8 and --fp8."""
     flag, precision = f"--{named.lower()}", named.lower()
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    quick = ["--pictures", 1, "--steps", 2, "--samples", 1, "--observer", "minmax", "--evaluations", 20]
+    quick = ["--pictures", 1, "--steps", 2, "--samples", 1, "--observer", "minmax"]
     quick += ["--target", target]
-    code, out, error = invoke("int8", folder, *quick, "--error", 0.4, "--psnr", 5, "--any-gain")
+    quickly = partial(Int8Options, rates=options.rates, evaluations=options.evaluations)
+    monkeypatch.setattr("moebius_calibration.options.Int8Options", quickly)
+    code, out, error = invoke("int8", folder, *quick, "--error", 0.4, "--psnr", 5)
     assert code == 0, error
     assert f"whole picture, {named} against fp32" in out
     assert "share of their GMAC" in out

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.formats import FP8, INT8, activation_scale, as_bytes, weight_scales
+from moebius_calibration.ranges.formats import FP8, INT8, activation_scale, as_bytes, weight_scales
 
 
 def e4m3_numbers():
@@ -59,11 +59,11 @@ def test_onnx_runtime_rounds_e4m3_alike():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("form", "largest"), [(INT8, 127), (FP8, 448)])
-def test_the_largest_value_becomes_the_largest_number(form, largest):
+@pytest.mark.parametrize(("number_format", "largest"), [(INT8, 127), (FP8, 448)])
+def test_the_largest_value_becomes_the_largest_number(number_format, largest):
     weight = np.array([[0.5, -2.0], [0.0, 0.0], [3.0, 0.1]], np.float32)
-    scales = weight_scales(weight, 0, form)
+    scales = weight_scales(weight, 0, number_format)
     np.testing.assert_allclose(scales, [2 / largest, 1e-12, 3 / largest], rtol=1e-6)
-    numbers = as_bytes(weight, scales, 0, form).astype(np.float32)
+    numbers = as_bytes(weight, scales, 0, number_format).astype(np.float32)
     assert (numbers[0, 1], numbers[2, 0], numbers[1, 0]) == (-largest, largest, 0)
-    assert activation_scale(-1.0, 4.0, form) == pytest.approx(4 / largest)
+    assert activation_scale(-1.0, 4.0, number_format) == pytest.approx(4 / largest)

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-int8_arrays = pytest.importorskip("moebius_calibration.int8_arrays")
+int8_arrays = pytest.importorskip("moebius_calibration.files.int8_arrays")
 
 RNG = np.random.RandomState(0)
 
 
-def quantised(x, limits, factors):
+def quantized(x, limits, factors):
     """What a kernel makes of x [tokens, channels]."""
-    inverse, zero = int8_arrays.quantiser(limits, x.shape[1], factors)
+    inverse, zero = int8_arrays.quantizer(limits, x.shape[1], factors)
     return np.clip(np.round(x * inverse + zero), 0, 255)
 
 
 @pytest.mark.parametrize("limits", [(-3.0, 5.0), (0.0, 4.0), (0.5, 4.0), (-4.0, -1.0), (0.0, 0.0)])
 def test_zero_is_exact(limits):
     """So that padding is, and a ReLU's zeros are."""
-    inverse, zero = int8_arrays.quantiser(limits, 3, None)
+    inverse, zero = int8_arrays.quantizer(limits, 3, None)
     assert np.array_equal(np.round(0 * inverse + zero), zero)
     assert np.all((zero >= 0) & (zero <= 255) & (zero == np.round(zero)))
 
@@ -32,7 +32,7 @@ def test_a_product_is_the_float_product_of_what_the_numbers_stand_for(limits, sm
     factors = RNG.uniform(0.5, 2, channels) if smoothed else None
     x = np.clip(RNG.standard_normal((50, channels)), *limits)
     made = int8_arrays.int8_product(matrix.astype(np.float32), bias.astype(np.float32), limits, factors)
-    numbers = quantised(x, limits, factors)
+    numbers = quantized(x, limits, factors)
     got = numbers @ made.weight.T.astype(np.float64) * made.scale + made.offset
     step, zero = int8_arrays.step_of(limits)
     ones = np.ones(channels) if factors is None else factors
@@ -54,7 +54,7 @@ def test_factors_help_where_channels_differ():
 
     def error(limits, factors):
         made = int8_arrays.int8_product(matrix, None, limits, factors)
-        got = quantised(x, limits, factors) @ made.weight.T.astype(np.float64) * made.scale + made.offset
+        got = quantized(x, limits, factors) @ made.weight.T.astype(np.float64) * made.scale + made.offset
         return np.linalg.norm(got - x @ matrix.T) / np.linalg.norm(x @ matrix.T)
 
     assert error((-3.0, 3.0), worth) < 0.02 < 0.3 < error((-300.0, 300.0), None)

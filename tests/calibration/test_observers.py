@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moebius_calibration.observers import BINS, Histogram, Seen, range_of
+from moebius_calibration.ranges.observers import BINS, Histogram, Seen, range_of
 
 
 def seen_of(*parts):

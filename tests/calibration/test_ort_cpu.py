@@ -7,9 +7,9 @@ pytest.importorskip("torch", reason="the bundle is a real export")
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.int8_arrays import merged_kernels
-from moebius_calibration.int8_cpu_file import Placement, int8_cpu_model, write_int8_cpu
-from moebius_calibration.ort_cpu import candidates
+from moebius_calibration.files.int8_arrays import merged_kernels
+from moebius_calibration.files.int8_cpu_file import Placement, int8_cpu_model, write_int8_cpu
+from moebius_calibration.graph.cpu_candidates import candidates
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights, opened
 from moebius_export.graph.sessions import session_of
@@ -82,7 +82,7 @@ def test_what_can_be_made_of_bytes(found):
         "Int8DownsampleConv3x3": 1,
         "Int8UpsampleConv3x3": 1,
     }
-    assert set(found[1].values()) == {"48 expanded channels are no multiple of 32"}
+    assert set(found[1].values()) == {"48 expanded channels are not a multiple of 32"}
     assert len(found[1]) == 3
 
 
@@ -244,9 +244,9 @@ def test_what_the_placement_lacks_is_said(bundle, found, ranges):
     with pytest.raises(ExportError, match=r"is 0\.0 to nan; expected two finite numbers in order"):
         int8_cpu_model(bundle, GRAPH, Placement(frozenset([node]), broken))
     refused = next(iter(found[1]))
-    with pytest.raises(ExportError, match="48 expanded channels are no multiple of 32; make it float"):
+    with pytest.raises(ExportError, match="48 expanded channels are not a multiple of 32; make it float"):
         int8_cpu_model(bundle, GRAPH, Placement(frozenset([refused]), ranges))
-    with pytest.raises(ExportError, match="nowhere cannot be made of bytes: it is no node of this graph that can"):
+    with pytest.raises(ExportError, match="nowhere cannot be INT8: the graph has no such candidate"):
         int8_cpu_model(bundle, GRAPH, Placement(frozenset(["nowhere"]), ranges))
 
 

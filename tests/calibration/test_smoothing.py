@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from moebius_calibration.observers import range_of
-from moebius_calibration.products import Operand, Product
-from moebius_calibration.scheme import scheme_of, with_smoothing
-from moebius_calibration.statistics import Statistics
+from moebius_calibration.graph.linear_ops import LinearOp, Operand
+from moebius_calibration.ranges.observers import range_of
+from moebius_calibration.ranges.scheme import scheme_of, with_smoothing
+from moebius_calibration.ranges.statistics import Statistics
 
 CHANNELS = 8
 OFFSETS = {
@@ -18,7 +18,7 @@ OFFSETS = {
 }
 
 
-LINEAR = Product(
+LINEAR = LinearOp(
     "linear",
     "MatMul",
     (Operand(0, "x", False, "x", 1), Operand(1, "w", True, "w", 1)),
@@ -55,9 +55,9 @@ def test_each_end_is_that_of_the_divided_activation(case, symmetric, alpha):
     )
     weight = (rng.standard_normal((CHANNELS, 5)) * rng.uniform(0.1, 4, (CHANNELS, 1))).astype(np.float32)
     statistics = seen(values)
-    products, weights = {"linear": LINEAR}, {"w": weight}
-    plain = scheme_of(statistics, products, "minmax", symmetric=symmetric)
-    smooth = with_smoothing(plain, statistics, products, weights, alpha)
+    ops, weights = {"linear": LINEAR}, {"w": weight}
+    plain = scheme_of(statistics, ops, "minmax", symmetric=symmetric)
+    smooth = with_smoothing(plain, statistics, ops, weights, alpha)
     divided = values / smooth.smooth["x"]
     low, high = min(float(divided.min()), 0.0), max(float(divided.max()), 0.0)
     if symmetric:
@@ -71,11 +71,11 @@ def test_a_clipped_range_stays_clipped_by_the_same_share():
     values = rng.standard_normal((50_000, CHANNELS)).astype(np.float32)
     values[:, 0] *= 4
     statistics = seen(values)
-    products, weights = {"linear": LINEAR}, {"w": rng.standard_normal((CHANNELS, 5)).astype(np.float32)}
-    plain = scheme_of(statistics, products, "percentile", symmetric=False)
+    ops, weights = {"linear": LINEAR}, {"w": rng.standard_normal((CHANNELS, 5)).astype(np.float32)}
+    plain = scheme_of(statistics, ops, "percentile", symmetric=False)
     whole = range_of(statistics.seen["x"], "minmax", False)
     assert plain.ranges["x"][0] > whole[0]
-    smooth = with_smoothing(plain, statistics, products, weights, 0.5)
+    smooth = with_smoothing(plain, statistics, ops, weights, 0.5)
     divided = values / smooth.smooth["x"]
     shares = (plain.ranges["x"][0] / whole[0], plain.ranges["x"][1] / whole[1])
     expected = (float(divided.min()) * shares[0], float(divided.max()) * shares[1])

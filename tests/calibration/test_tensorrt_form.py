@@ -9,13 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from moebius_calibration.calibrate import scheme_from
-from moebius_calibration.graph_work import GraphWork
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.simulate import Switched
+from moebius_calibration.files.tensorrt import quantized
+from moebius_calibration.files.write import model_of
 from moebius_calibration.plan import Int8Plan
-from moebius_calibration.scheme import Scheme
-from moebius_calibration.simulate import Switched
-from moebius_calibration.tensorrt import quantised
-from moebius_calibration.write import model_of
+from moebius_calibration.ranges.scheme import Scheme, scheme_from
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.precision.typed import typed
@@ -92,7 +91,7 @@ def test_products_in_float_read_no_bytes_of_their_own(calibrated):
     _, plans, works = calibrated
     some = plans["unet"].chosen[::2]
     base = typed(works["unet"].graph, Weights(works["unet"].path.parent), {}, {})
-    model = quantised(base, works["unet"].products, some, scheme_from(plans["unet"]), works["unet"].weights)
+    model = quantized(base, works["unet"].ops, some, scheme_from(plans["unet"]), works["unet"].weights)
     made = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         if node.op_type in PRODUCTS and node.name in plans["unet"].nodes and node.name not in some:
@@ -117,23 +116,23 @@ def test_activations_have_a_scale_per_tensor_and_weights_one_per_output(written)
         if node.op_type == "QuantizeLinear":
             assert graph.array(node.input[1]).shape == ()
     for name in plan.chosen:
-        product = work.products[name]
-        if product.weight is None:
+        op = work.ops[name]
+        if op.weight is None:
             continue
-        back = graph.maker(graph.nodes[name].input[product.weight.index])
+        back = graph.maker(graph.nodes[name].input[op.weight.index])
         stored, scales = graph.array(back.input[0]), graph.array(back.input[1])
         assert stored.dtype == kind
-        if not product.activations[0].halves:  # else it is the first part's
+        if not op.activations[0].concat_parts:  # else it is the first part's
             wide = stored.astype(np.float32) * scales.reshape([-1] + [1] * (stored.ndim - 1) if scales.shape else ())
-            of_the_plan = scheme_from(plan).smoothed(product, work.weights[product.weight.value])
+            of_the_plan = scheme_from(plan).smoothed(op, work.weights[op.weight.value])
             assert np.abs(stored.astype(np.float32)).max() == largest, name
             assert np.abs(wide).max() == pytest.approx(np.abs(of_the_plan).max(), rel=1e-5)
-        if product.weight.axis is None:
+        if op.weight.axis is None:
             assert scales.shape == ()
         else:
             assert scales.shape == (stored.shape[0],)
             assert [one.i for one in back.attribute if one.name == "axis"] == [0]
-            outputs = work.weights[product.weight.value].shape[product.weight.axis]
+            outputs = work.weights[op.weight.value].shape[op.weight.axis]
             assert stored.shape[0] == outputs
 
 
@@ -148,7 +147,7 @@ def test_no_bias_is_quantised(written):
 
 def test_the_residual_of_a_quantised_convolution_is_quantised(unet):
     graph, plan, work = unet.graph, unet.plan, unet.work
-    found = [work.products[name].residual for name in plan.chosen if work.products[name].residual is not None]
+    found = [work.ops[name].residual for name in plan.chosen if work.ops[name].residual is not None]
     assert found
     for add, index, _ in found:
         assert graph.maker(graph.nodes[add].input[index]).op_type == "DequantizeLinear", add
@@ -157,11 +156,11 @@ def test_the_residual_of_a_quantised_convolution_is_quantised(unet):
 def test_concatenated_parts_have_scales_of_their_own(unet):
     graph, plan, work = unet.graph, unet.plan, unet.work
     largest = 127 if unet.precision == "int8" else 448
-    cut = [name for name in plan.chosen if work.products[name].activations[0].halves]
+    cut = [name for name in plan.chosen if work.ops[name].activations[0].concat_parts]
     assert len(cut) >= 2
     for name in cut:
         parts = [graph.nodes[name]] + [node for key, node in graph.nodes.items() if key.startswith(f"{name}/int8/part")]
-        sources = work.products[name].activations[0].halves
+        sources = work.ops[name].activations[0].concat_parts
         assert len(parts) == len(sources) == 2
         scales = []
         for part, (source, count) in zip(parts, sources, strict=True):
@@ -202,26 +201,26 @@ def test_the_file_computes_what_was_simulated(name, bundle):
     _, plans, works, _ = bundle
     plan, work, inputs = plans[name], works[name], feeds(name)
     scheme = scheme_from(plan)
-    session = Switched(work.graph, work.path.parent, work.open, scheme, work.weights)
+    session = Switched(work.graph, work.path.parent, work.open_ops, scheme, work.weights)
     plain = session.set([]).run(None, inputs)[0].astype(np.float64)
     base = typed(work.graph, Weights(work.path.parent), {}, {})
     for nodes in (plan.chosen[::7], plan.chosen):
         simulated = session.set(nodes).run(None, inputs)[0].astype(np.float64)
-        file = run(quantised(base, work.products, nodes, scheme, work.weights), inputs)
+        file = run(quantized(base, work.ops, nodes, scheme, work.weights), inputs)
         assert distance(simulated, plain) > 1e-3
         assert distance(file, simulated) < 0.25 * distance(simulated, plain)
-    assert distance(run(quantised(base, work.products, [], scheme, work.weights), inputs), plain) < 1e-5
+    assert distance(run(quantized(base, work.ops, [], scheme, work.weights), inputs), plain) < 1e-5
     for node in plan.chosen[:: max(1, len(plan.chosen) // 5)]:
         simulated = session.set([node]).run(None, inputs)[0].astype(np.float64)
-        file = run(quantised(base, work.products, [node], scheme, work.weights), inputs)
-        wrong = run(quantised(base, work.products, [node], wider(scheme, work.products[node]), work.weights), inputs)
+        file = run(quantized(base, work.ops, [node], scheme, work.weights), inputs)
+        wrong = run(quantized(base, work.ops, [node], wider(scheme, work.ops[node]), work.weights), inputs)
         assert distance(file, simulated) < 0.03 * distance(simulated, plain), node  # 0.015 once, a value that flipped
         assert distance(file, simulated) < 0.1 * distance(wrong, simulated), node  # measured: 0.02 at most
 
 
-def wider(scheme, product):
+def wider(scheme, op):
     """The scheme with the range of what a product reads one per cent wider: a fault that a test has to see."""
-    ranges = {name: (1.01 * low, 1.01 * high) for name, (low, high) in scheme.ranges.items() if name in product.ranged}
+    ranges = {name: (1.01 * low, 1.01 * high) for name, (low, high) in scheme.ranges.items() if name in op.ranged}
     assert ranges
     return replace(scheme, ranges={**scheme.ranges, **ranges})
 
@@ -257,11 +256,11 @@ def test_smoothing_changes_no_more_than_the_rounding(calibrated):
     work, plan = works["unet"], plans["unet"]
     node = next(
         name
-        for name, product in work.products.items()
-        if "attn" in name and product.weight is not None and product.activations[0].axis is not None
+        for name, op in work.ops.items()
+        if "attn" in name and op.weight is not None and op.activations[0].axis is not None
     )
-    source = work.products[node].activations[0].source
-    count = work.weights[work.products[node].weight.value].shape[1 - work.products[node].weight.axis]
+    source = work.ops[node].activations[0].source
+    count = work.weights[work.ops[node].weight.value].shape[1 - work.ops[node].weight.axis]
     factors = np.exp2(np.random.RandomState(0).randint(-1, 2, count)).astype(np.float32)
     ranges = {name: tuple(ends) for name, ends in plan.ranges.items()}
     plain, smooth = (
@@ -269,10 +268,10 @@ def test_smoothing_changes_no_more_than_the_rounding(calibrated):
         Scheme(True, {**ranges, source: (2 * ranges[source][0], 2 * ranges[source][1])}, {source: factors}),
     )
     inputs = feeds("unet")
-    expected = Switched(work.graph, work.path.parent, work.open, plain, work.weights).set([]).run(None, inputs)[0]
+    expected = Switched(work.graph, work.path.parent, work.open_ops, plain, work.weights).set([]).run(None, inputs)[0]
     base = typed(work.graph, Weights(work.path.parent), {}, {})
     errors = [
-        distance(run(quantised(base, work.products, [node], scheme, work.weights), inputs), expected)
+        distance(run(quantized(base, work.ops, [node], scheme, work.weights), inputs), expected)
         for scheme in (plain, smooth)
     ]
     assert 0 < errors[1] < 4 * errors[0] < 0.4
@@ -282,7 +281,7 @@ def test_asymmetric_ranges_are_refused(calibrated):
     _, _, works = calibrated
     base = typed(works["unet"].graph, Weights(works["unet"].path.parent), {}, {})
     with pytest.raises(ExportError, match="symmetric ranges only"):
-        quantised(base, works["unet"].products, [], Scheme(False, {}), works["unet"].weights)
+        quantized(base, works["unet"].ops, [], Scheme(False, {}), works["unet"].weights)
 
 
 def test_tensorrt_rtx_builds_it(bundle):
@@ -303,7 +302,7 @@ def test_tensorrt_rtx_builds_it(bundle):
 
 def test_over_an_fp16_file(calibrated, tmp_path):
     """Scales have the type of what they scale, and are rounded up where fp16 cannot hold them."""
-    from moebius_calibration.write import write_int8
+    from moebius_calibration.files.write import write_int8
     from moebius_export.precision.planning import Planner, PlanOptions
     from moebius_export.precision.write import write_typed
 
@@ -319,5 +318,5 @@ def test_over_an_fp16_file(calibrated, tmp_path):
     inputs = feeds("unet")
     whole = run(onnx.load(str(Bundle.open(folder).model_file("unet", "int8"))), inputs)
     float32 = run(onnx.load(str(Bundle.open(folder).model_file("unet"))), inputs)
-    half = run(graph.model, inputs)
-    assert distance(half, float32) < 1.5 * distance(whole, float32)
+    part = run(graph.model, inputs)
+    assert distance(part, float32) < 1.5 * distance(whole, float32)

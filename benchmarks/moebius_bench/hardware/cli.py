@@ -1,4 +1,4 @@
-"""The command behind `scripts/prove-on-gpu.sh`."""
+"""The command of `scripts/prove-on-gpu.sh`: checks and times everything on a GPU and writes a report."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def prove(
     name: Annotated[
-        str | None, typer.Option(help="Of the report's files, such as rtx-4090; default: the GPU's name.")
+        str | None, typer.Option(help="Name of the report files, such as rtx-4090; default: the name of the GPU.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of NAME.json and NAME.md; default: docs/hardware of the checkout.")
+        Path | None, typer.Option(help="Folder for NAME.json and NAME.md; default: docs/hardware of the checkout.")
     ] = None,
-    budget: Annotated[float, typer.Option(min=1, help="Seconds for all stages together.")] = 460,
-    profile: Annotated[str, typer.Option(help="Which stages: gpu.")] = "gpu",
-    stages: Annotated[str | None, typer.Option(help="Only these stages of the profile, with commas.")] = None,
+    budget: Annotated[float, typer.Option(min=1, help="Time limit of all stages together, in seconds.")] = 460,
+    profile: Annotated[str, typer.Option(help="Set of stages: gpu.")] = "gpu",
+    stages: Annotated[str | None, typer.Option(help="Run only these stages, separated by commas.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Of the networks: full, small or tiny; reduced where time or memory is short.")
+        str | None,
+        typer.Option(help="Preset of the networks: full, small or tiny; reduced where time or memory is short."),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="A bundle of moebius-export for the engines, in place of a small one made here.")
+        Path | None, typer.Option(help="Bundle for the engines, in place of a small one that the run exports.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tiny networks on the CPU, in seconds: does everything run?")
+        bool, typer.Option("--dry-run", help="Run every stage with tiny networks on the CPU, in seconds.")
     ] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Only write the table of all reports in --out into docs/status.md.")
+        bool, typer.Option("--table", help="Only write the table of all reports in --out to docs/status.md.")
     ] = False,
 ) -> None:
-    """Proves on this machine what works and how fast, and writes one report as JSON and Markdown.
+    """Checks and times everything on this machine, and writes one report as JSON and Markdown.
 
-    Exit code 1 where a check failed or a stage broke off, else 0. What is not installed is listed and is no failure.
+    The exit code is 1 where a check failed or a stage broke off, else 0. Missing libraries are listed and no failure.
     """
     from moebius_bench.hardware.table import write_table
 
@@ -67,8 +68,8 @@ def prove(
     device = "cpu" if dry_run else find_device()
     if device == "cpu" and not dry_run:
         raise InputError(
-            "PyTorch is not installed here or sees no CUDA GPU, so there is nothing to prove; check nvidia-smi and "
-            "`moebius-export doctor`, or rehearse on the CPU with --dry-run"
+            "PyTorch is not installed here or sees no CUDA GPU, so nothing can be measured; check nvidia-smi and "
+            "`moebius-export doctor`, or try on the CPU with --dry-run"
         )
     gpus = describe_gpus()
     found = name or ("dry-run" if dry_run else _named(gpus[0]["name"] if gpus else "gpu"))
@@ -102,7 +103,7 @@ def prove(
 
 
 def _chosen(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The named stages, in the profile's order."""
+    """The named stages, in the order of the profile."""
     if text is None:
         return known
     wanted = [part.strip() for part in text.split(",") if part.strip()]
@@ -112,7 +113,7 @@ def _chosen(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _named(gpu: str) -> str:
-    """A file's name from a GPU's: "NVIDIA GeForce RTX 4090" -> "nvidia-geforce-rtx-4090"."""
+    """A file name from the name of a GPU: "NVIDIA GeForce RTX 4090" -> "nvidia-geforce-rtx-4090"."""
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")[:64] or "gpu"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from moebius_bench.hardware.report import ChipRate, HardwareReport, StageResult, Timing
-from moebius_bench.report import messages as wording
+from moebius_bench.report import messages
 
 _TERA = 1e12
 
@@ -127,14 +127,14 @@ def _timing(row: Timing) -> tuple[str, ...]:
     limit = "-"
     if row.bound is not None:
         by = "bytes" if row.bound.seconds_by_bytes >= row.bound.seconds_by_macs else "MACs"
-        limit = f"{wording.seconds(row.bound.seconds)} ({by}: {wording.size(row.bound.bytes)}, "
-        limit += f"{wording.gmac(row.bound.macs)} GMAC)"
+        limit = f"{messages.seconds(row.bound.seconds)} ({by}: {messages.size(row.bound.bytes)}, "
+        limit += f"{messages.gmac(row.bound.macs)} GMAC)"
     return (
         row.subject,
         row.variant,
         row.precision,
-        wording.seconds(row.seconds.median),
-        f"{wording.seconds(row.seconds.min)} to {wording.seconds(row.seconds.max)}",
+        messages.seconds(row.seconds.median),
+        f"{messages.seconds(row.seconds.min)} to {messages.seconds(row.seconds.max)}",
         str(row.seconds.count),
         limit,
         "-" if row.share is None else f"{row.share:.0%}",

@@ -1,4 +1,4 @@
-"""The networks that the stages run: random test weights of a seed, and a manifest without files around them."""
+"""The networks of the stages, with random test weights, and a manifest without files."""
 
 from __future__ import annotations
 
@@ -43,15 +43,14 @@ class Networks:
     modules: dict[GraphName, Any]
 
     def copies(self) -> dict[GraphName, Any]:
-        """The modules once more, with weights of their own; graphs of one network still share it."""
+        """Copies of the modules; graphs of one network still share it."""
         return copy.deepcopy(self.modules)
 
 
 def reduced(record: Recorder, work: Callable[[str], None]) -> None:
-    """Runs `work` with the preset that was asked for, or a smaller one where memory or time do not allow it.
+    """Runs `work` with the requested preset, or with a smaller one where memory or time is short.
 
-    Every reduction is noted. `work` begins anew, so that what it recorded of the larger network stays in the report
-    under that network's own name.
+    Every reduction is noted. `work` starts again; the results of the larger network stay in the report under its name.
 
     Raises:
         NotRunError: not even the smallest fits.
@@ -90,7 +89,7 @@ def build_networks(preset_name: str, *, autoencoder: bool) -> Networks:
 
 
 def manifest_only(preset_name: str, sizes: Preset, parameters: int, sha256: str) -> Bundle:
-    """A bundle without files: what `TorchBackend` reads of one, which is its manifest."""
+    """A bundle without files, for `TorchBackend`, which reads only the manifest."""
     side, channels, down = sizes.student.sample_size, sizes.vae.latent_channels, sizes.vae.downscale
     latent, image = [1, channels, side, side], [1, 3, side * down, side * down]
     sample = TensorInfo(name="sample", dtype="float32", shape=[1, sizes.student.in_channels, side, side])

@@ -1,6 +1,6 @@
-"""Stage `limits`: what the chip reaches by itself, measured: square matrix products and copies within its memory.
+"""Stage `limits`: measures the rates of the chip, of square matrix products and of copies within its memory.
 
-Every bound of the report is held against these and against no table of a vendor.
+All limits of the report come from these measurements, none from a data sheet.
 """
 
 from __future__ import annotations

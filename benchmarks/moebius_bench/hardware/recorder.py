@@ -1,4 +1,4 @@
-"""A stage's side of the report: what it records is on the disk at once, so that a killed stage loses nothing."""
+"""Records the results of a stage, each written to disk at once, so that a killed stage loses nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moebius_runtime.files import atomic_write
 
 
 class NotInstalledError(Exception):
-    """What a stage needs is not on this machine. This is no failure."""
+    """A library that a stage needs is not installed. This is no failure."""
 
 
 class NotRunError(Exception):
@@ -25,7 +25,7 @@ class NotRunError(Exception):
 
 
 class Request(BaseModel):
-    """What the parent asks of a stage's process.
+    """What the process of a stage gets from its parent.
 
     Attributes:
         stage: its name.
@@ -36,7 +36,7 @@ class Request(BaseModel):
         bundle: a bundle to use in place of an export, or None.
         rates: of the chip, as measured by an earlier stage.
         quick: fewer repetitions and steps, for a dry run.
-        out: where the recorded output goes.
+        out: file for the recorded output.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,12 +67,12 @@ class Recorder:
 
     @property
     def threads(self) -> int | None:
-        """Of PyTorch on the CPU: one in a dry run, which may share its machine; None for the physical cores."""
+        """Threads of PyTorch on the CPU: 1 in a dry run, which may share its machine; None for the physical cores."""
         return 1 if self.request.quick else None
 
     @property
     def output(self) -> StageOutput:
-        """What was recorded until now."""
+        """The results recorded so far."""
         return self._output
 
     def at_most(self, subject: str, name: str, measured: float, limit: float, detail: str = "") -> bool:
@@ -106,7 +106,7 @@ class Recorder:
         bound: Bound | None = None,
         device_memory: int | None = None,
     ) -> None:
-        """Seconds of the counted runs of one variant."""
+        """Records the seconds of the measured runs of one variant."""
         found = summary(seconds)
         row = Timing(
             subject=subject,
@@ -122,26 +122,26 @@ class Recorder:
     def speedup(
         self, subject: str, precision: str, above: str, below: str, pair: tuple[list[float], list[float]]
     ) -> None:
-        """Ratio of two variants that ran in the same rounds."""
+        """Records the ratio of two variants that ran in the same rounds."""
         ratios = [slow / fast for slow, fast in zip(*pair, strict=True)]
         row = Speedup(subject=subject, precision=precision, above=above, below=below, ratio=summary(ratios))
         self._extend(speedups=[*self._output.speedups, row])
 
     def rate(self, kind: Literal["matmul", "copy"], precision: str, size: int, per_second: Summary) -> None:
-        """A rate of the chip."""
+        """Records a rate of the chip."""
         row = ChipRate(kind=kind, precision=precision, size=size, per_second=per_second)
         self._extend(rates=[*self._output.rates, row])
 
     def fact(self, name: str, value: str) -> None:
-        """Something that was found, under a name."""
+        """Records a named fact."""
         self._extend(facts=self._output.facts | {name: value})
 
     def note(self, text: str) -> None:
-        """Something that the reader must know of these figures."""
+        """Records a note for the reader."""
         self._extend(notes=[*self._output.notes, text])
 
     def bound(self, bytes_moved: int, macs: int, precision: str) -> Bound | None:
-        """The chip's limit for a piece of work; None where its rates were not measured."""
+        """The least time of a piece of work on this chip; None where its rates were not measured."""
         copy = next((rate for rate in self.request.rates if rate.kind == "copy"), None)
         matmul = next(
             (rate for rate in self.request.rates if rate.kind == "matmul" and rate.precision == precision), None
@@ -172,5 +172,5 @@ def need(*modules: str) -> None:
 
 
 def read_output(path: Path) -> StageOutput:
-    """What a stage had recorded when its process ended."""
+    """The results that a stage had recorded when its process ended."""
     return StageOutput.model_validate_json(path.read_bytes()) if path.is_file() else StageOutput()

@@ -22,7 +22,7 @@ class _Strict(BaseModel):
 
 
 class Check(_Strict):
-    """One question and its answer; `measured` and `limit` where the question has figures."""
+    """The result of one check; `measured` and `limit` where it compares figures."""
 
     subject: str
     name: str
@@ -33,9 +33,9 @@ class Check(_Strict):
 
 
 class Bound(_Strict):
-    """The least seconds that the chip needs: bytes over its bandwidth, MACs over its matrix rate, the larger of both.
+    """The least time that the chip needs: the larger of bytes over bandwidth and MACs over matrix rate, in seconds.
 
-    `bytes` are the weights, inputs and outputs, each once; `macs` are those of the fused form.
+    `bytes` are the weights, inputs and outputs, each once; `macs` are those of the fused network.
     """
 
     bytes: int
@@ -72,7 +72,7 @@ class Speedup(_Strict):
 
 
 class ChipRate(_Strict):
-    """What the chip itself reaches: `matmul` in MAC/s of a square product of `size`, or `copy` in bytes/s.
+    """A measured rate of the chip: `matmul` in MAC/s of a square product of `size`, or `copy` in bytes/s.
 
     A copy of n bytes counts 2n: they are read and written.
     """
@@ -84,7 +84,7 @@ class ChipRate(_Strict):
 
 
 class StageOutput(_Strict):
-    """What a stage recorded, in its order."""
+    """The results that a stage recorded, in order."""
 
     checks: list[Check] = []
     timings: list[Timing] = []
@@ -95,7 +95,7 @@ class StageOutput(_Strict):
 
 
 class StageResult(_Strict):
-    """A stage: how it ended, why, how long it took of how long it had, and what it recorded."""
+    """A stage: its status and reason, its time and time limit, and its results."""
 
     name: str
     title: str
@@ -107,12 +107,12 @@ class StageResult(_Strict):
 
     @property
     def held(self) -> bool:
-        """Whether nothing went wrong: no failed check, and the stage ended or was not to be run."""
+        """Whether no check failed and the stage ended or did not have to run."""
         return self.status not in ("failed", "timed out") and all(check.passed for check in self.output.checks)
 
 
 class HardwareReport(_Strict):
-    """Everything that one run of `scripts/prove-on-gpu.sh` found on a machine.
+    """The results of one run of `scripts/prove-on-gpu.sh` on a machine.
 
     Attributes:
         name: of the report's files.
@@ -147,7 +147,7 @@ class HardwareReport(_Strict):
         return 0 if all(stage.held for stage in self.stages) else 1
 
     def output(self, name: str) -> StageOutput:
-        """What the stage of that name recorded; nothing where it was not among the stages."""
+        """The results of the stage of that name; empty where it was not run."""
         return next((stage.output for stage in self.stages if stage.name == name), StageOutput())
 
 

@@ -1,4 +1,4 @@
-"""The parent: each stage in a process of its own, watched by the clock, and the report of all."""
+"""Runs each stage in a process of its own, with a time limit, and gathers the report."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from moebius_bench.hardware.recorder import Request, read_output
 from moebius_bench.hardware.report import ChipRate, HardwareReport, StageOutput, StageResult, Status
 from moebius_bench.hardware.stages import STAGES
-from moebius_bench.measure.machine import describe_machine
+from moebius_bench.measure.machine import describe_machine, installed_version
 from moebius_runtime.hardware.nvidia import describe_gpus
 
 COMMAND = (sys.executable, "-m", "moebius_bench.hardware.worker")
@@ -42,7 +41,7 @@ _OUTPUT_LINES = 3  # of a broken process's standard error
 _GRACE = 5.0  # seconds for a process to end after it was asked to
 
 Announce = Callable[[str, str], None]
-"""Given a stage's name, and what happens to it."""
+"""Called with the name of a stage and its progress."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Plan:
         preset: of the networks.
         budget: seconds for all stages together.
         bundle: see `recorder.Request`.
-        dry_run: fewer repetitions; the report says so.
+        dry_run: fewer repetitions; marked in the report.
     """
 
     name: str
@@ -85,14 +84,14 @@ def run_stages(plan: Plan, announce: Announce, command: Sequence[str] = COMMAND)
     return HardwareReport(
         name=plan.name,
         created=created.isoformat(timespec="seconds"),
-        version=_version("moebius-edge") or "from a source tree",
+        version=installed_version("moebius-edge") or "from a source tree",
         commit=_commit(),
         profile=plan.profile,
         dry_run=plan.dry_run,
         device=plan.device,
         machine=describe_machine(),
         gpus=describe_gpus(),
-        libraries={name: _version(name) or "not installed" for name in LIBRARIES},
+        libraries={name: installed_version(name) or "not installed" for name in LIBRARIES},
         preset=plan.preset,
         weights=WEIGHTS,
         seconds=time.monotonic() - began,
@@ -145,7 +144,7 @@ def _one(
 
 
 def _process(request: Request, command: Sequence[str]) -> tuple[Status, str]:
-    """How a stage's process ended. It leads a group of its own, which ends with it."""
+    """Runs the process of a stage and returns how it ended. Its process group ends with it."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
@@ -172,7 +171,7 @@ def _process(request: Request, command: Sequence[str]) -> tuple[Status, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a stage's process and what it started: asked first, as a GPU's driver likes to be left in order."""
+    """Ends the process of a stage and its children: by SIGTERM, so that the GPU is released, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -187,7 +186,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def private(text: str) -> str:
-    """A text without the folders of this user: reports are published."""
+    """A text with the folders of this user replaced, because reports are published."""
     for folder, name in ((str(Path.cwd()), "."), (str(Path.home()), "~"), (tempfile.gettempdir(), "TMP")):
         if len(folder) > 1:
             text = text.replace(folder, name)
@@ -206,7 +205,7 @@ def _private_output(path: Path) -> StageOutput:
 
 
 def find_device() -> Literal["cuda", "cpu"]:
-    """`cuda` where PyTorch sees a GPU. Asked in a process of its own: a broken driver can end the one that asks."""
+    """`cuda` where PyTorch sees a GPU. A separate process checks it, because a broken driver can end that process."""
     script = "import torch; print(torch.cuda.is_available())"
     try:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
@@ -215,15 +214,8 @@ def find_device() -> Literal["cuda", "cpu"]:
     return "cuda" if done.returncode == 0 and done.stdout.strip() == "True" else "cpu"
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; None where there is none or no git."""
+    """The commit of this checkout; None outside a checkout or without git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],

@@ -89,7 +89,7 @@ def export_command(arguments: list[str], seconds: float, environment: Mapping[st
     from moebius_runtime.errors import RuntimeUnavailableError
 
     command = [sys.executable, "-m", "moebius_export.commands.app", *arguments]
-    said = f"moebius-export {' '.join(arguments[:1])}"
+    shown = f"moebius-export {' '.join(arguments[:1])}"
     try:
         done = subprocess.run(
             command,
@@ -102,10 +102,10 @@ def export_command(arguments: list[str], seconds: float, environment: Mapping[st
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise RuntimeUnavailableError(f"{said} took longer than {seconds:.0f} s and was ended") from error
+        raise RuntimeUnavailableError(f"{shown} took longer than {seconds:.0f} s and was ended") from error
     if done.returncode:
         last = " ".join((done.stderr or done.stdout).split())[-600:]
-        raise RuntimeUnavailableError(f"{said} ended with exit code {done.returncode}: {last}")
+        raise RuntimeUnavailableError(f"{shown} ended with exit code {done.returncode}: {last}")
 
 
 def run(runtime: str) -> Callable[[Recorder], None]:
@@ -142,7 +142,7 @@ def bundle_of(record: Recorder) -> Path:
 
 
 def build_engines(record: Recorder, bundle: Path, runtime: str, precision: str, plugins: bool) -> None:
-    """`moebius-export trt`, which types the files first where they are missing."""
+    """Runs `moebius-export trt`, which makes FP16 models first where they are missing."""
     environment = {PLUGIN_SWITCH: "1" if plugins else "0"}
     export_command(["trt", str(bundle), f"--{precision}", "--backend", runtime], record.left - 5, environment)
 
@@ -157,7 +157,7 @@ def measure(record: Recorder, runtime: str, bundle: Path, build: Build) -> None:
         cases.append(("fp16", False))
     if runtime == "tensorrt":
         cases.insert(1, ("fp32", True))
-        record.note("the plugin was built in fp32 only: in fp16 the files must be typed with --keep LocalLambda first")
+        record.note("the plugin was built in fp32 only: in fp16 it needs models of `precision --keep LocalLambda`")
     elif runtime == "tensorrt-rtx":
         record.note("the plugin was left out: TensorRT-RTX has no such plugins")
     for number, (precision, plugins) in enumerate(cases):

@@ -1,6 +1,6 @@
-"""Stages `triton` and `layers`: the kernel and both λ layers against the layer as written, then timed.
+"""Stages `triton` and `layers`: the kernel and both λ layers against the original layers, then timed.
 
-The reference is the layer as written in float64 on the same device and the same inputs. Times count only for forms
+The reference is the original layer in float64 on the same device with the same inputs. Times count only for layers
 that hold.
 """
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from moebius_bench.paper.layers import LayerCase
 
 # Relative L2 error of the kernel against float64 on the same rounded inputs: the limits of
-# tests/moebius/test_triton_lambda.py, which say where they come from.
+# tests/moebius/test_triton_lambda.py, which name their sources.
 KERNEL_LIMITS = {"fp32": 1e-6, "fp16": 6e-4, "bf16": 8e-3}
 KERNEL_CASES = (((64, 64), 40), ((32, 32), 80), ((16, 16), 160), ((7, 9), 12))  # (H, W), depth; 8 heads, window 15
-# The gradients are those of the fast form. Four times (float32: ten times) what it gives on a CPU at 16x16 and depths
+# The gradients are those of the fast layer. Four times (float32: ten times) what it gives on a CPU at 16x16 and depths
 # 40 and 160: 3.0e-7, 3.6e-4 and 2.9e-3.
 GRADIENT_LIMITS = {"fp32": 3e-6, "fp16": 1.5e-3, "bf16": 1.2e-2}
-# A layer in float32 against float64. On a CPU every form is within 2.2e-6 at full size; a GPU's convolutions may use
+# A layer in float32 against float64. On a CPU every layer is within 2.2e-6 at full size; a GPU's convolutions may use
 # Winograd's algorithm, which rounds some ten times more. One wrong tap of 225 makes 6e-2.
 LAYER_LIMIT = 3e-5
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -88,7 +88,7 @@ def _error(got: Tensor, expected: Tensor) -> float:
 
 
 def run_layers(record: Recorder) -> None:
-    """Both λ layers at every size: every form against float64, then the forms next to each other."""
+    """Both λ layers at every size: every implementation against float64, then all of them timed."""
     need("torch")
     import torch
 
@@ -106,7 +106,7 @@ def _layers(record: Recorder, preset_name: str) -> None:
     device = record.request.device
     forms: list[LambdaForm] = ["reference", "fast"]
     if problem := unavailable(torch.device(device)):
-        record.note(f"the form 'triton' was left out: {problem}")
+        record.note(f"the implementation 'triton' was left out: {problem}")
     else:
         forms.append("triton")
     cases = list(layer_cases(preset_name, _BATCH, device))
@@ -116,7 +116,7 @@ def _layers(record: Recorder, preset_name: str) -> None:
         expected = _in_float64(case)
         for form in forms:
             if form == "triton" and not case.name.startswith("Local"):
-                continue  # Interactive-λ has no kernel: the form is the fast one
+                continue  # Interactive-λ has no kernel and runs the fast layer
             if _agrees(record, f"{subject}, {form}", case, form, expected):
                 sound.setdefault(case.name + str(case.size), []).append(form)
     for number, case in enumerate(cases):
@@ -135,7 +135,7 @@ def _in_float64(case: LayerCase) -> dict[str, Tensor]:
 
 
 def _agrees(record: Recorder, subject: str, case: LayerCase, form: LambdaForm, expected: dict[str, Tensor]) -> bool:
-    """Outputs, gradients and statistics of a form against float64; two checks."""
+    """Checks outputs, gradients and statistics of an implementation against float64; two checks."""
     from moebius_bench.paper.layers import form_results
 
     before = {name: value.clone() for name, value in case.layer.state_dict().items()}
@@ -154,7 +154,7 @@ def _agrees(record: Recorder, subject: str, case: LayerCase, form: LambdaForm, e
 def _time(
     record: Recorder, case: LayerCase, preset_name: str, precision: str, forms: list[LambdaForm], seconds: float
 ) -> None:
-    """Forward in inference, and forward and backward in training, of the forms that held."""
+    """Forward in inference, and forward and backward in training, of the implementations that passed."""
     import torch
 
     from moebius.network.lambda_layers import set_lambda_form

@@ -1,4 +1,4 @@
-"""Stages `torch-fp32`, `torch-bf16`, `torch-fp16`: the runtime `torch` in its fast forms over eager PyTorch as written.
+"""Stages `torch-fp32`, `torch-bf16`, `torch-fp16`: the runtime `torch` in its fast variants over eager PyTorch.
 
 A guided step and a whole picture, all variants next to each other in every round, with the chip's limits.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moebius_export.network.torch_runtime import TorchBackend
     from moebius_runtime.bundle.manifest import GraphName
 
-BASELINE = "eager, as written"
+BASELINE = "eager, unfused"
 
 # A guided step's output against eager PyTorch in float32 on the CPU, relative L2. fp32: 3e-5 is the export's limit for
 # the order of additions (moebius_export.onnx_export.parity); a GPU's convolutions may use Winograd's algorithm,
@@ -62,7 +62,7 @@ def _run(precision: str, record: Recorder) -> None:
 
 
 def variants(record: Recorder) -> list[_Variant]:
-    """The baseline and the fast forms that this machine can run; what is left out is noted."""
+    """The baseline and the fast variants that this machine can run; others are noted."""
     import torch
 
     from moebius.network.triton_lambda import unavailable
@@ -131,7 +131,7 @@ def _has_vae(record: Recorder) -> bool:
 
 
 def _on_cpu(networks: Networks, inputs: dict[str, np.ndarray], threads: int | None) -> np.ndarray:
-    """The reference: eager PyTorch as written, float32, on the CPU."""
+    """The reference: unfused network in eager PyTorch, float32, on the CPU."""
     from moebius_export.network.torch_runtime import TorchBackend
 
     backend = TorchBackend(networks.bundle, threads=threads, device="cpu", modules=networks.modules)
@@ -153,7 +153,7 @@ def _backend(record: Recorder, networks: Networks, variant: _Variant, precision:
 
 
 def _macs(networks: Networks) -> dict[GraphName, int]:
-    """MACs of one run of each graph in its fused form."""
+    """MACs of one run of each fused graph."""
     import torch
 
     from moebius.network.lambda_layers import set_lambda_form

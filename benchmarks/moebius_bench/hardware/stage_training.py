@@ -1,4 +1,4 @@
-"""Stage `training`: a step of the distillation with λ layers as written, and with their fast forms."""
+"""Stage `training`: a step of the distillation with the original λ layers and with the fast ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _BATCHES = {"full": 8, "small": 16, "tiny": 2}
 _ROUNDS = 10
-# The same batch and draws in float32, as written against the fast form: the loss, and all gradients as one vector.
+# The same batch and draws in float32, original against fast layers: the loss, and all gradients as one vector.
 # 1e-6 and 2.4e-6 with the tiny preset on a CPU. A GPU's backward convolutions add in an order that changes from run to
 # run, and the balance weights hold ratios of norms squared.
 LOSS_LIMIT, GRADIENT_LIMIT = 1e-4, 2e-3
@@ -92,7 +92,7 @@ class _Step:
         self.optimizer.zero_grad()
 
     def gradient(self, form: LambdaForm) -> tuple[float, Any]:
-        """The loss in float32, and all gradients as one vector in float64 on the CPU; none are left behind."""
+        """The loss in float32, and all gradients as one vector in float64 on the CPU; none are kept."""
         import torch
 
         loss = self.loss(form, "fp32")

@@ -7,7 +7,7 @@ from pathlib import Path
 from moebius_bench.hardware.markdown import table
 from moebius_bench.hardware.report import HardwareReport, Speedup, Timing, read_report
 from moebius_bench.hardware.stage_torch import BASELINE
-from moebius_bench.report import messages as wording
+from moebius_bench.report import messages
 from moebius_runtime.errors import InputError
 from moebius_runtime.files import atomic_write
 
@@ -27,7 +27,7 @@ _HEADS = (
 
 
 def reports_in(folder: Path) -> list[HardwareReport]:
-    """The reports of a folder, by name. Dry runs count like all others; their rows say what they are.
+    """The reports of a folder, by name. Dry runs count like all others; their rows are marked.
 
     Raises:
         InputError: a file is no report, or is named otherwise than its report.
@@ -125,8 +125,8 @@ def _cells(found: tuple[Timing, Timing, Speedup] | None) -> tuple[str, str, str,
         return ("-", "-", "-", "-")
     slow, fast, pair = found
     return (
-        f"{wording.seconds(slow.seconds.median)} ({slow.precision}, {slow.subject.rpartition(', ')[2]})",
-        f"{wording.seconds(fast.seconds.median)} ({fast.variant})",
+        f"{messages.seconds(slow.seconds.median)} ({slow.precision}, {slow.subject.rpartition(', ')[2]})",
+        f"{messages.seconds(fast.seconds.median)} ({fast.variant})",
         f"{pair.ratio.median:.2f}",
         "-" if fast.share is None else f"{fast.share:.0%}",
     )

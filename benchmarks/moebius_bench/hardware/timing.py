@@ -1,4 +1,4 @@
-"""Variants timed next to each other, round by round, on a CPU or a CUDA device."""
+"""Times variants interleaved, round by round, on a CPU or a CUDA device."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ Work = Callable[[], object]
 
 
 class TooSlowError(Exception):
-    """Not one counted round fits into the time that is left."""
+    """The remaining time is too short for one measured round."""
 
 
 def synchronizer(torch: Any, device: str) -> Callable[[], None]:
-    """A function that waits until the device has done what it was given."""
+    """A function that waits until the device has finished all work."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def interleaved(
     work: Mapping[str, Work], wait: Callable[[], None], *, seconds: float, most: int, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in each counted round. The variant that begins changes from round to round.
+    """Seconds of every variant in each measured round. The first variant changes from round to round.
 
     Args:
-        work: variant -> what is timed.
+        work: variant -> function to time.
         wait: see `synchronizer`; called before and after each run.
-        seconds: no round begins that would end after these, by the longest round so far.
-        most: counted rounds.
-        warm_up: one round before them that does not count; captures and autotuning happen there.
+        seconds: no round starts that would end later, by the longest round so far.
+        most: number of measured rounds.
+        warm_up: run one more round first, not measured, for captures and autotuning.
 
     Raises:
         TooSlowError: the time does not allow one counted round.
@@ -40,7 +40,7 @@ def interleaved(
         counted = number - warm_up + 1
         if number and time.monotonic() - began + longest > seconds:
             if counted < 2:
-                raise TooSlowError(f"a round takes {last:.1f} s and {seconds:.0f} s are there in all")
+                raise TooSlowError(f"a round takes {last:.1f} s, and {seconds:.0f} s are available")
             break
         round_began = time.monotonic()
         for name in names if number % 2 else reversed(names):

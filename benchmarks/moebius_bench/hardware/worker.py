@@ -16,12 +16,12 @@ _LONGEST = 1000  # characters of a reason
 
 
 def main() -> int:
-    """Runs the stage. Every error is an answer; one that is no message for users leaves a traceback beside it."""
+    """Runs the stage. Every error is an answer; one that is not for users also leaves a traceback."""
     answer = own_stdout()
     request = Request.model_validate_json(sys.stdin.read())
     status, reason = "ok", ""
     try:
-        STAGES[request.stage].run()(Recorder(request))
+        STAGES[request.stage].load()(Recorder(request))
     except NotInstalledError as error:
         status, reason = "not installed", str(error)
     except NotRunError as error:

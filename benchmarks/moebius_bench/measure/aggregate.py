@@ -1,4 +1,4 @@
-"""From the rounds of one variant to its row."""
+"""Aggregates the rounds of one variant into its result."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from moebius_bench.measure.variants import Variant
 
 @dataclass(frozen=True)
 class Round:
-    """One process's result, with what was watched while it ran."""
+    """The result of one process, with the readings of the sensors meanwhile."""
 
     result: WorkerResult
     answer: Answer
 
 
-def sum_up(
+def aggregate(
     variant: Variant,
     rounds: Sequence[Round],
     failure: str | None,
@@ -102,7 +102,7 @@ def _cold(runs: Sequence[PictureRun]) -> dict[str, Summary]:
 def _stage_costs(
     pictures: Sequence[PictureRun], costs: Mapping[str, Mapping[str, int]], rates: Mapping[RateKind, Rate]
 ) -> dict[str, StageCost]:
-    """Cost and speed of one run of each stage that has products. A guided step is one run of the U-Net's graph."""
+    """MACs and speed of one run of each stage that has MACs. A guided step is one run of the U-Net's graph."""
     found = {}
     for stage, graphs in STAGE_GRAPHS.items():
         seconds = [value for picture in pictures for value in picture.stages.get(stage, ())]
@@ -123,7 +123,7 @@ def _stage_costs(
 
 
 def _least_seconds(macs: Mapping[RateKind, int], rates: Mapping[RateKind, Rate]) -> float | None:
-    """What products take at the machine's rates; None where one of these was not measured."""
+    """The time of these MACs at the machine's rates; None where a rate was not measured."""
     if any(count and kind not in rates for kind, count in macs.items()):
         return None
     return sum(count / rates[kind].macs_per_second.median for kind, count in macs.items() if count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from moebius_bench.measure.jobs import Job
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import Precision
 from moebius_runtime.errors import RuntimeUnavailableError
@@ -49,7 +49,7 @@ def count_bundle(job: Job) -> dict[str, dict[str, int]]:
 
 
 def count_torch(preset_name: str, parameters: bool = False) -> dict[str, dict[str, int]]:
-    """The same for the network as written, by torch's own operation counter, on the meta device: no weights, no work.
+    """The same for the unfused network, by torch's operation counter on the meta device, without computation.
 
     With `parameters`, the entry `parameters` holds the number of the student's parameters under `all`.
     """

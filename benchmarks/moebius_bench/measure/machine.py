@@ -17,11 +17,11 @@ _NEEDED = ("numpy", "pillow", "pydantic", "rich", "typer", "onnxruntime", "onnxr
 
 def describe_machine(root: Path = Path("/")) -> dict[str, str]:
     """The host as `describe_host` sees it, and library versions; what cannot be read is left out, not guessed."""
-    return describe_host(root) | {name: version for name in LIBRARIES if (version := _version(name))}
+    return describe_host(root) | {name: version for name in LIBRARIES if (version := installed_version(name))}
 
 
 def installed_sizes(names: Iterable[str] = _NEEDED) -> dict[str, int]:
-    """Bytes on disk of each installed distribution that the runtime needs, and of what those need in turn.
+    """Bytes on disk of each installed distribution that the runtime needs, and of their own requirements.
 
     Sizes are those of the files that the distribution's RECORD lists and that are there.
     """
@@ -44,7 +44,8 @@ def installed_sizes(names: Iterable[str] = _NEEDED) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

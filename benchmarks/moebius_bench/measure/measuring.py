@@ -1,4 +1,4 @@
-"""The worker's side of a measurement: one short uncounted picture as a user runs it, then the counted ones, warm."""
+"""Measures pictures in a worker: a short cold one, as a user runs it, then the warm ones that count."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.results import PictureRun, WorkerResult
 from moebius_bench.measure.variants import TORCH
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from moebius_runtime.images.pictures import Picture
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
-_CONSTANT = 2  # levels of 255: a filled area whose values span less holds nothing
+_CONSTANT = 2  # levels of 255: a masked region whose values span less is flat
 
 
 def import_runtime(runtime: str, baseline: bool = False) -> None:
-    """Imports everything that a first picture needs, so that its time can be told apart.
+    """Imports everything that a first picture needs, so that the import is timed separately.
 
     What the GPU's runtimes and `torch` import is part of their first picture's time instead.
     """
@@ -88,7 +88,7 @@ def measure(job: Job, import_seconds: float) -> WorkerResult:
 
 
 def make_backend(job: Job) -> Backend:
-    """The job's runtime over its bundle; the torch baseline is the network as written, on the CPU."""
+    """The runtime of a job with its bundle; the torch baseline is the unfused network on the CPU."""
     from moebius_runtime.backends import create_backend
     from moebius_runtime.bundle.bundle import Bundle
 
@@ -97,7 +97,7 @@ def make_backend(job: Job) -> Backend:
         from moebius_export.network.torch_runtime import TorchBackend
 
         if job.precision != "fp32":
-            raise InputError(f"--precision {job.precision}: the torch baseline is the network as written, in fp32")
+            raise InputError(f"--precision {job.precision}: the torch baseline is the unfused network in fp32")
         return TorchBackend(bundle, threads=job.threads, weights=job.weights, vae=job.vae, device="cpu")
     return create_backend(bundle, job.runtime, threads=job.threads, precision=cast("Precision", job.precision))
 
@@ -163,15 +163,15 @@ def _timed_picture(
 
 
 def _check_output(pixels: npt.NDArray[Any], mask: BoolArray) -> None:
-    """The pipeline refuses NaN and flat pictures; here also a hole that was filled with one colour."""
+    """Checks that the masked region is not one flat colour; the pipeline checks for NaN and flat pictures."""
     if int(np.ptp(pixels[mask])) < _CONSTANT:
-        raise OutputError("the filled area is one flat colour, so its time means nothing; check the bundle")
+        raise OutputError("the masked region is one flat colour, so its time means nothing; check the bundle")
 
 
 def peak_memory() -> int:
     """The most host memory that this process has held, in bytes.
 
-    Linux: VmHWM, which starts anew with the program; the parent's peak can show in getrusage's figure.
+    Linux: VmHWM, which starts at 0 for each program; getrusage may include the peak of the parent.
     """
     try:
         with open("/proc/self/status", encoding="ascii") as stream:

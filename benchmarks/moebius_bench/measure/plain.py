@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.processes import Runner, run_worker
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def export_plain(job: Job) -> dict[str, int]:
-    """The worker's side: exports the job's weights as written to its folder, and says how many rewrites there were."""
+    """Exports the weights of a job unfused to its folder, and returns the number of rewrites (in the worker)."""
     from moebius_export.network.torch_runtime import import_torch
 
     import_torch()

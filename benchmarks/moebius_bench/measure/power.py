@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from types import TracebackType
+
+import numpy as np
 
 Samples = Sequence[tuple[float, float]]
 """(seconds of the monotonic clock, watts), in order of time."""
@@ -20,18 +20,10 @@ def energy(samples: Samples, begin: float, end: float) -> float | None:
     """
     if end <= begin or len(samples) < 2 or samples[0][0] > begin or samples[-1][0] < end:
         return None
-    times = [t for t, _ in samples]
-    inner = samples[bisect_right(times, begin) : bisect_left(times, end)]
-    points = [(begin, _at(samples, begin)), *inner, (end, _at(samples, end))]
-    return sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in pairwise(points))
-
-
-def _at(samples: Samples, moment: float) -> float:
-    """Watts at a moment between the first and the last sample."""
-    times = [t for t, _ in samples]
-    after = max(1, min(bisect_left(times, moment), len(samples) - 1))
-    (t0, p0), (t1, p1) = samples[after - 1], samples[after]
-    return p0 + (p1 - p0) * (moment - t0) / (t1 - t0) if t1 > t0 else p1
+    times, watts = np.array(samples).T
+    moments = np.concatenate([[begin], times[(times > begin) & (times < end)], [end]])
+    values = np.interp(moments, times, watts)
+    return float((np.diff(moments) * (values[:-1] + values[1:]) / 2).sum())
 
 
 class Watch:

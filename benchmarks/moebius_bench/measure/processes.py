@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.power import Watch
+from moebius_bench.measure.worker_job import Job
 
 COMMAND = (sys.executable, "-m", "moebius_bench.measure.worker")
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.network_parts import part_of
 from moebius_bench.measure.results import GraphProfile, OpShare
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.errors import InputError, OutputError
 
 _SUFFIX = "_kernel_time"

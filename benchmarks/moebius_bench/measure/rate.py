@@ -1,4 +1,4 @@
-"""The machine's own rate of matrix products, of fp32 numbers and of bytes: what a graph's speed is held against."""
+"""The rate of matrix products on this machine, in fp32 and INT8: the limit of a graph's speed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.results import Rate, RateKind
 from moebius_bench.measure.stats import summary
 from moebius_bench.measure.variants import TORCH
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.backends import ort_integer
 from moebius_runtime.backends.ort import import_onnxruntime
 from moebius_runtime.backends.ort_integer import EXACT_WEIGHT
@@ -39,8 +39,8 @@ MATMUL_OF_BYTES = bytes.fromhex(
 def measure_rate(job: Job) -> Rate:
     """MAC per second of square products in the runtime's own library, with its number of threads.
 
-    Of bytes where the job's precision is `int8_cpu`, else of fp32 numbers. Weights are -64 to 64, so that the products
-    are right on every CPU; `saturates` of the result states whether they would be for all of int8.
+    INT8 where the precision of the job is `int8_cpu`, else fp32. INT8 weights are -64 to 64, exact on every CPU;
+    `saturates` of the result states whether the whole int8 range would not be.
 
     Raises:
         InputError: the runtime has no such product here.

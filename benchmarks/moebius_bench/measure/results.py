@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 RateKind = Literal["fp32", "bytes"]
+RATE_NAMES: dict[RateKind, str] = {"fp32": "fp32", "bytes": "INT8"}
+"""Number formats as shown to users."""
 
 STAGES = ("preprocess", "encode", "step", "decode", "paste")
 
@@ -92,8 +94,8 @@ class GraphProfile(_Strict):
 class Rate(_Strict):
     """The machine's own rate of matrix products, MAC per second, and in what it was measured.
 
-    `kind`: products of fp32 numbers, or of bytes (uint8 by int8, summed in int32). `saturates`: whether the library's
-    products of bytes are wrong on this CPU where weights need more than 7 bits, so that the rate is worth less.
+    `kind`: `fp32`, or `bytes` for INT8 (uint8 by int8, summed in int32). `saturates`: whether INT8 products of the
+    library are wrong on this CPU for weights of more than 7 bits.
     """
 
     runtime: str

@@ -1,4 +1,4 @@
-"""The measurement as a whole: variants in turn, round by round, each in a fresh process, and what follows from it."""
+"""A whole measurement: interleaved rounds of all variants, each in a fresh process, and their results."""
 
 from __future__ import annotations
 
@@ -9,25 +9,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from moebius_bench.measure.aggregate import Round, sum_up
-from moebius_bench.measure.jobs import Job
+from moebius_bench.measure.aggregate import Round, aggregate
 from moebius_bench.measure.processes import Answer, Runner
-from moebius_bench.measure.results import BundleFacts, GraphProfile, Rate, RateKind, Ratio, VariantResult, WorkerResult
+from moebius_bench.measure.results import (
+    RATE_NAMES,
+    BundleFacts,
+    GraphProfile,
+    Rate,
+    RateKind,
+    Ratio,
+    VariantResult,
+    WorkerResult,
+)
 from moebius_bench.measure.stats import median, ratio
 from moebius_bench.measure.variants import TORCH, Variant
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import MANIFEST_NAME
 
 _COMPARED: tuple[Literal["step", "total"], ...] = ("step", "total")
 OnTurn = Callable[[int, str], None]
-"""Told (round from 1, what runs now)."""
+"""Called with the round, from 1, and what runs now."""
 RateKey = tuple[str, int | None, RateKind]
-"""Runtime, threads, and kind of the products."""
+"""Runtime, threads, and number format of the matrix products."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure; see `moebius_bench.measure.jobs.Job` for what the fields mean to one process."""
+    """How to measure; see `moebius_bench.measure.worker_job.Job` for what the fields mean to one process."""
 
     rounds: int = 3
     repeats: int = 1
@@ -64,7 +73,7 @@ class Plan:
 
 @dataclass
 class Measured:
-    """What came of it."""
+    """The result of a measurement."""
 
     variants: list[VariantResult]
     ratios: list[Ratio]
@@ -76,10 +85,10 @@ class Measured:
 def measure_variants(
     variants: Sequence[Variant], plan: Plan, run: Runner, on_turn: OnTurn, power_source: str = ""
 ) -> Measured:
-    """Runs every variant once per round, A B A B, so that a machine that drifts drifts under all of them alike.
+    """Runs every variant once per round, A B A B, so that a drift of the machine affects all of them alike.
 
     A variant that fails is not run again; the others go on. The machine's matrix-product rate is measured at the
-    head of every round, once per library and number of threads, and that of bytes where a variant is in INT8.
+    start of every round, once per library and number of threads, and the INT8 rate where a variant is in INT8.
     """
     facts = {bundle: bundle_facts(bundle) for bundle in {variant.bundle for variant in variants}}
     rounds: dict[str, list[Round]] = {variant.name: [] for variant in variants}
@@ -91,13 +100,13 @@ def measure_variants(
         for number in range(1, plan.rounds + 1):
             for key in dict.fromkeys(key for variant in variants for key in _rate_keys(variant)):
                 if number > 1 and key not in rates:
-                    continue  # it could not be measured; that was said once
+                    continue  # it could not be measured, which is in the notes
                 runtime, threads, kind = key
-                on_turn(number, f"matrix products of {kind}, {runtime}")
+                on_turn(number, f"matrix products in {RATE_NAMES[kind]}, {runtime}")
                 precision = "int8_cpu" if kind == "bytes" else "fp32"
                 answer = run(Job(kind="rate", runtime=runtime, threads=threads, precision=precision))
                 if answer.result is None:
-                    notes.append(f"matrix-product rate of {runtime}, {kind}, not measured: {answer.error}")
+                    notes.append(f"matrix-product rate of {runtime} in {RATE_NAMES[kind]} not measured: {answer.error}")
                 else:
                     rates.setdefault(key, []).append(Rate.model_validate(answer.result))
             for index, variant in enumerate(variants):
@@ -123,14 +132,14 @@ def measure_variants(
         if note:
             notes.append(f"{variant.name}: {note}")
         own = {key[2]: pooled[key] for key in _rate_keys(variant) if key in pooled}
-        result = sum_up(variant, done, reason, facts[variant.bundle], costs, own, power_source)
+        result = aggregate(variant, done, reason, facts[variant.bundle], costs, own, power_source)
         results.append(result.model_copy(update={"difference_to_first": difference, "profile": profile}))
     complete = {v.name: rounds[v.name] for v in variants if v.name not in failures}
     return Measured(results, _ratios(variants, complete), list(pooled.values()), notes, order)
 
 
 def _rate_keys(variant: Variant) -> list[RateKey]:
-    """Which library's matrix products a variant is held against; none for a runtime that may be on a GPU."""
+    """The matrix-product rates that limit a variant; none for a runtime that may use a GPU."""
     if variant.runtime == TORCH and not variant.baseline:
         return []
     kinds: list[RateKind] = ["fp32", "bytes"] if variant.precision == "int8_cpu" else ["fp32"]

@@ -1,28 +1,22 @@
-"""Summaries of timings, and ratios of variants that were measured in turn."""
+"""Summaries of timings, and ratios of variants of the same rounds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Literal
+
+import numpy as np
 
 from moebius_bench.measure.results import Ratio, StepStats, Summary
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of the sorted values lie, between two of them linearly (NumPy's rule)."""
+    """The value below which `share` (0 to 1) of the values lie, linearly interpolated; `ValueError` for no values."""
     if not values:
         raise ValueError("a percentile of no values")
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def median(values: Sequence[float]) -> float:
-    """The 50th percentile."""
-    return percentile(values, 0.5)
+    return float(np.quantile(values, share))
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -64,7 +58,7 @@ def drift(pictures: Sequence[Sequence[float]]) -> float | None:
 def ratio(
     slower: str, faster: str, what: Literal["step", "total"], above: Sequence[float], below: Sequence[float]
 ) -> Ratio:
-    """`above` over `below`, round by round: neighbours in time share the machine's mood, so their ratio is steadier.
+    """`above` over `below`, round by round: adjacent runs see the same machine state, so their ratio varies less.
 
     Args:
         slower: the variant whose seconds are `above`; it need not turn out slower.

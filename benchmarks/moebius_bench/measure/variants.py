@@ -60,7 +60,7 @@ def combine(
         name = " ".join(part for part in parts if part)
         variants.append(Variant(bundle, runtime, precision, thread, step, name))
     names = [variant.name for variant in variants]
-    if len(set(names)) < len(names):  # bundles of one folder name: their whole paths tell them apart
+    if len(set(names)) < len(names):  # bundles with equal folder names: use their whole paths
         variants = [replace(v, name=f"{v.bundle} {v.name.partition(' ')[2]}".strip()) for v in variants]
     return variants
 

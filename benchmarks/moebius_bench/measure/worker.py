@@ -17,7 +17,7 @@ def main() -> int:
     """Reads a job, does it, writes `{"ok": ..., ...}`. A user's error is an answer, a bug a traceback and exit 1."""
     started = time.perf_counter()
     answer = own_stdout()
-    from moebius_bench.measure.jobs import Job
+    from moebius_bench.measure.worker_job import Job
     from moebius_runtime.errors import MoebiusError
 
     job = Job.model_validate_json(sys.stdin.read())

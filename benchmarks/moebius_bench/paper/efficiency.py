@@ -1,4 +1,4 @@
-"""The efficiency columns of the paper's tables 1 and 2 for this model, computed, beside the paper's own."""
+"""The efficiency columns of the paper's tables 1 and 2, measured for this model, with the figures of the paper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from moebius_bench.measure.jobs import Job
+from moebius_bench.measure.worker_job import Job
 from moebius_runtime.errors import OutputError, RuntimeUnavailableError
 
 SAMPLE_NOTE = "as the paper counts: multiply-accumulates of the convolutions, one sample (one guidance branch)"
@@ -64,7 +64,7 @@ def measured_row(
             None,
             steps,
             None,
-            "counted from the network as written; name a bundle to measure it",
+            "counted from the unfused network; name a bundle to measure it",
             quoted=False,
         )
     from moebius_bench.measure.processes import run_worker
@@ -85,11 +85,11 @@ def measured_row(
         raise OutputError(f"{bundle}: {result.reason}")
     ms = result.step.p50 * 1e3
     gflops: float | None = counted[graph]["convolutions"] / BRANCHES[graph] / 1e9
-    form = f"graph as written, {sample:.4g} GMAC a sample in all"
+    form = f"unfused graph, {sample:.4g} GMAC a sample in all"
     if facts.rewrites:  # it has turned convolutions into other products, which the paper's count would leave out
         gflops = _as_written(facts.preset)
-        form = f"rewritten graph, {sample:.4g} GMAC a sample in all; GFLOPs are those of the network as written"
-    weights = ", stand-in weights" if facts.stand_in else ""
+        form = f"rewritten graph, {sample:.4g} GMAC a sample in all; GFLOPs are those of the unfused network"
+    weights = ", random test weights" if facts.stand_in else ""
     return Row(
         f"Moebius, preset {facts.preset}",
         facts.parameters,
@@ -126,7 +126,7 @@ def efficiency_table(row: Row) -> Table:
 
 
 def _as_written(preset: str) -> float | None:
-    """GFLOPs of a preset's network as written; None where PyTorch, which builds it, is not installed."""
+    """GFLOPs of the unfused network of a preset; None where PyTorch, which builds it, is not installed."""
     from moebius_bench.measure.costs import count_torch
     from moebius_export.network.torch_runtime import import_torch
 

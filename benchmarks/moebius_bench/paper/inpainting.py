@@ -1,4 +1,4 @@
-"""Filled pictures against the truth, a network's beside those of classical methods: `moebius-bench inpaint`."""
+"""Held-out evaluation: pictures inpainted by networks and by classical methods against the truth."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from moebius_runtime.images.pictures import load_picture
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Fill = Callable[[Picture, Mask], Picture]
-_MARGIN = 24  # pixels around the hole on the sheet
+_MARGIN = 24  # pixels around the masked region on the sheet
 _TELEA_RADIUS = 5.0
 
 
 class Case(NamedTuple):
-    """A picture with a hole: `kind` is a scene's kind, photographs or what its source is called."""
+    """A picture and its mask; `kind` is the kind of the scene, `photographs`, or the name of the source."""
 
     name: str
     kind: str
@@ -36,12 +36,12 @@ class Case(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A name and how it fills.
+    """A method that inpaints.
 
     Attributes:
-        name: of the method, unlike all others'.
-        fill: called with uint8 RGB [H, W, 3] and bool [H, W], True in the hole; gives uint8 RGB [H, W, 3].
-        sees_truth: whether it is handed the true picture, as an upper bound needs, or one whose hole was emptied.
+        name: unique name of the method.
+        fill: from uint8 RGB [H, W, 3] and bool [H, W], True in the masked region, to uint8 RGB [H, W, 3].
+        sees_truth: whether it gets the true picture, as an upper bound needs, and not one with the region emptied.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Method(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """One picture filled by one method: inside of the hole PSNR in dB, SSIM, and the mean error in grey levels."""
+    """Scores of one picture by one method inside the masked region: PSNR in dB, SSIM, mean error in grey levels."""
 
     case: str
     kind: str
@@ -62,19 +62,19 @@ class Score:
     seconds: float
 
 
-def held_out_cases(texts: Sequence[str], size: int, holes: str, seed: int) -> list[Case]:
-    """Pictures that nothing was trained on, each with a hole drawn from `seed`.
+def held_out_cases(texts: Sequence[str], size: int, masks: str, seed: int) -> list[Case]:
+    """Pictures that nothing was trained on, each with a mask drawn from `seed`.
 
     Args:
         texts: as `moebius.data.opening.open_source` reads them; scenes and photographs give their held-out part, files
             are taken as they are.
         size: pixels of a side.
-        holes: a name of `moebius.data.masks.HOLES`.
-        seed: of the holes.
+        masks: a name of `moebius.data.masks.HOLES`.
+        seed: of the masks.
 
     Raises:
-        InputError: an unknown kind of holes, or a source without pictures.
-        DataError: a source that cannot be had.
+        InputError: an unknown kind of masks, or a source without pictures.
+        DataError: a source is not available.
     """
     from moebius.data.datasets import SampleStream
     from moebius.data.masks import HOLES
@@ -83,8 +83,8 @@ def held_out_cases(texts: Sequence[str], size: int, holes: str, seed: int) -> li
     from moebius.data.scenes import scene_kind
     from moebius.data.sources import SceneSource
 
-    if holes not in HOLES:
-        raise InputError(f"--holes {holes}: expected {' or '.join(HOLES)}")
+    if masks not in HOLES:
+        raise InputError(f"--masks {masks}: expected {' or '.join(HOLES)}")
     cases = []
     for text in texts:
         own = text == "photographs" or text.startswith("scenes:")
@@ -93,7 +93,7 @@ def held_out_cases(texts: Sequence[str], size: int, holes: str, seed: int) -> li
         if isinstance(source, SceneSource):
             for index in range(len(source)):
                 kinds[source.entry(index, 0).name] = scene_kind(index, source.seed, held_out=True)
-        with SampleStream(source, size, masks=HOLES[holes], crops=PLAIN_CROP, seed=seed, epochs=1) as stream:
+        with SampleStream(source, size, masks=HOLES[masks], crops=PLAIN_CROP, seed=seed, epochs=1) as stream:
             cases += [Case(one.name, kinds.get(one.name, text), one.image, one.mask) for one in stream]
     if not cases:
         raise InputError(f"{', '.join(texts)} hold no pictures; name another --data")
@@ -101,7 +101,7 @@ def held_out_cases(texts: Sequence[str], size: int, holes: str, seed: int) -> li
 
 
 def folder_cases(real: Path, mask: Path) -> list[Case]:
-    """Pictures of their own sizes and their masks, white in the hole, from two folders that pair by stem.
+    """Pictures of any size and their masks (white is masked), from two folders paired by stem.
 
     Raises:
         InputError: the folders do not pair, a file is no picture, a mask has another size, or it marks nothing or all.
@@ -117,7 +117,7 @@ def folder_cases(real: Path, mask: Path) -> list[Case]:
 
 
 def mean_colour(picture: Picture, mask: Mask) -> Picture:
-    """The hole in the mean colour of the known pixels."""
+    """The picture with its masked region in the mean colour of the known pixels."""
     filled = picture.copy()
     filled[mask] = picture[~mask].mean(axis=0).round().astype(np.uint8)
     return filled
@@ -133,7 +133,7 @@ def classical(name: str) -> Fill:
         import cv2
     except ImportError as error:
         raise RuntimeUnavailableError(
-            f"the method {name} is OpenCV's, which is not here ({error}); install the extra `quality`"
+            f"the method {name} needs OpenCV, which cannot be imported ({error}); install the extra `quality`"
         ) from error
     flag = {"telea": cv2.INPAINT_TELEA, "ns": cv2.INPAINT_NS}[name]
 
@@ -146,9 +146,9 @@ def classical(name: str) -> Fill:
 
 
 def network(pipeline: Any, **options: Any) -> Fill:
-    """A bundle's pipeline (`moebius_runtime.InpaintPipeline`), pasted hard, so that only the hole is its own.
+    """A method that runs a `moebius_runtime.InpaintPipeline` with a hard blend: only the masked region changes.
 
-    The hole is exact, so the mask is not grown. `options` are those of `InpaintOptions`.
+    The mask is exact, so it is not dilated. `options` are those of `InpaintOptions`.
     """
     options = {"blend": "hard", "mask_dilate": 0, **options}
 
@@ -160,9 +160,9 @@ def network(pipeline: Any, **options: Any) -> Fill:
 
 
 def autoencoder(pipeline: Any) -> Fill:
-    """The squares around the hole through a bundle's VAE and nothing else: use it with `Method.sees_truth`.
+    """A method that encodes and decodes the squares around the masked region; use it with `Method.sees_truth`.
 
-    Squares and scaling are the pipeline's, so this is what its network would reach with perfect latents.
+    Squares and scaling are those of the pipeline, so this is the result of perfect latents.
     """
     backend, size = pipeline.backend, pipeline.manifest.geometry.image_size
 
@@ -194,14 +194,14 @@ def evaluate(
     reference: str | None = None,
     on_picture: Callable[[str, str], None] = lambda case, method: None,
 ) -> tuple[list[Score], dict[str, list[Picture]]]:
-    """Fills every hole by every method; scores against the truth, or against the pictures of the method `reference`.
+    """Inpaints every case by every method, and scores it against the truth or the pictures of the method `reference`.
 
-    Everything outside of the hole is the true picture, whatever a method made of it. A method gets the picture with the
-    hole in the mean colour of the rest, so that it cannot know the truth: in mode `reference` a pipeline starts from
-    the whole picture with noise on it, hole included. Only one with `sees_truth` gets the true picture.
+    Pixels outside the masked region are replaced by the true ones before the comparison. A method gets the picture with
+    the masked region in the mean colour of the rest, because a pipeline in mode `reference` starts from the whole
+    picture with noise. Only a method with `sees_truth` gets the true picture.
 
     Returns:
-        the scores, and each method's pictures in the order of the cases.
+        the scores, and the pictures of each method in the order of the cases.
 
     Raises:
         InputError: `reference` is no method, two methods have one name, or one gives another shape or type.
@@ -237,7 +237,7 @@ def evaluate(
 
 
 class Summary(NamedTuple):
-    """Of one method over the pictures of one kind ("all": over all)."""
+    """The scores of one method over the pictures of one kind, or over all pictures for the kind "all"."""
 
     method: str
     kind: str
@@ -251,7 +251,7 @@ class Summary(NamedTuple):
 
 
 def summaries(scores: Sequence[Score]) -> Iterator[Summary]:
-    """Means (and medians) by method and kind, in the order in which methods appear."""
+    """Means and medians by method and kind, in the order in which methods appear."""
     methods = list(dict.fromkeys(score.method for score in scores))
     kinds = [*dict.fromkeys(score.kind for score in scores), "all"]
     for method in methods:
@@ -273,9 +273,9 @@ def summaries(scores: Sequence[Score]) -> Iterator[Summary]:
 def contact_sheet(
     cases: Sequence[Case], pictures: dict[str, list[Picture]], rows: int = 12, tile: int = 192
 ) -> Image.Image:
-    """Truth, hole and each method's picture, cut to the hole: rows are cases, columns are labelled."""
+    """A sheet of the truth, the mask and each method, cut around the masked region: a row a case, labelled columns."""
     shown = np.linspace(0, len(cases) - 1, min(rows, len(cases))).round().astype(int)
-    columns = ["truth", "hole", *pictures]
+    columns = ["truth", "masked", *pictures]
     sheet = Image.new("RGB", (len(columns) * (tile + 4), 20 + len(shown) * (tile + 4)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(columns):
@@ -284,15 +284,15 @@ def contact_sheet(
         case = cases[index]
         emptied = np.where(case.mask[:, :, None], np.uint8(255), case.picture)
         views = [case.picture, emptied, *(made[index] for made in pictures.values())]
-        box = _around(case.mask)
+        box = _square(case.mask)
         for column, view in enumerate(views):
             part = Image.fromarray(np.ascontiguousarray(view)).crop(box).resize((tile, tile), Image.Resampling.BICUBIC)
             sheet.paste(part, (column * (tile + 4), 20 + row * (tile + 4)))
     return sheet
 
 
-def _around(mask: Mask) -> tuple[int, int, int, int]:
-    """A square that holds the hole and a margin: left, upper, right, lower."""
+def _square(mask: Mask) -> tuple[int, int, int, int]:
+    """A square with the masked region and a margin: left, upper, right, lower."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = mask.shape
     side = min(max(rows[-1] - rows[0], columns[-1] - columns[0]) + 2 * _MARGIN, height, width)

@@ -1,6 +1,6 @@
-"""Both λ layers in PyTorch, as written over their fast form, in turn in one process: forward, forward and backward.
+"""Times both λ layers in PyTorch, original against fast, alternately in one process: forward, forward and backward.
 
-Times count only for forms that compute the same, so outputs and all gradients of every layer are compared first.
+Outputs and all gradients of every layer are compared first; only implementations that agree are timed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from moebius import preset
 from moebius.errors import CheckpointError
 from moebius.network.lambda_layers import InteractiveLambda, LambdaForm, LocalLambda, set_lambda_form
 from moebius.weights.stand_in import TensorSpec, stand_in_state_dict
-from moebius_bench.measure.jobs import Job
 from moebius_bench.measure.rate import measure_rate
 from moebius_bench.measure.results import Rate, Summary
 from moebius_bench.measure.stats import summary
-from moebius_bench.report import messages as wording
+from moebius_bench.measure.worker_job import Job
+from moebius_bench.report import messages
 from moebius_export.network.module_cost import module_macs
 from moebius_runtime.errors import InputError, OutputError
 
@@ -40,7 +40,7 @@ class LayerRow(BaseModel):
     """One pass of one layer, by form where there is a dictionary.
 
     `macs` are the products of one forward call for the whole batch; `share_of_rate` is None for the pass whose products
-    are not counted; `ratios` are as written over fast, round by round; `difference` is the largest relative one found.
+    are not counted; `ratios` are original over fast, round by round; `difference` is the largest relative one found.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -116,7 +116,7 @@ class SizedLayer(nn.Module):
 def measure_layers(
     preset_name: str, batch: int, rounds: int, threads: int | None, machine: dict[str, str], turn: Callable[[str], None]
 ) -> LayerReport:
-    """Checks, then times, both layers at every size of a preset. The form that begins changes from round to round.
+    """Checks, then times, both layers at every size of a preset. The first implementation changes from round to round.
 
     Args:
         preset_name: `full`, `small` or `tiny`.
@@ -124,16 +124,16 @@ def measure_layers(
         rounds: counted ones; one more before them is not.
         threads: None takes the physical cores.
         machine: what it runs on, for the report.
-        turn: is told what is being done.
+        turn: called with a description of each piece of work.
 
     Raises:
         InputError: an unknown preset, or a batch of one.
-        OutputError: the forms differ; nothing was timed.
+        OutputError: the implementations differ; nothing was timed.
     """
     if batch < 2:
         raise InputError(
-            f"--batch {batch}: expected 2 or more; PyTorch's batch norm on a CPU (2.13) gives the form as written "
-            "wrong gradients at batch 1, so there would be nothing to compare the fast form with (docs/rewrites.md)"
+            f"--batch {batch}: expected 2 or more; PyTorch's batch norm on a CPU (2.13) gives the original layer "
+            "wrong gradients at batch 1, so the fast layer could not be compared (docs/rewrites.md)"
         )
     try:
         cases = list(layer_cases(preset_name, batch))
@@ -143,7 +143,7 @@ def measure_layers(
     rate = measure_rate(Job(kind="rate", runtime="torch", threads=threads))  # sets the number of threads
     differences = []
     for case in cases:
-        turn(f"comparing the forms of {case_title(case)}")
+        turn(f"comparing the implementations of {case_title(case)}")
         differences.append(compare_forms(case))
     rows: list[LayerRow] = []
     for case, difference in zip(cases, differences, strict=True):
@@ -192,7 +192,7 @@ def compare_forms(case: LayerCase) -> float:
     if wrong := {name: error for name, error in errors.items() if not error <= TOLERANCE}:
         listed = ", ".join(f"{name} by {error:.1e}" for name, error in wrong.items())
         raise OutputError(
-            f"{case_title(case)}: the fast form differs from the form as written in {listed}; expected at most "
+            f"{case_title(case)}: the fast layer differs from the original in {listed}; expected at most "
             f"{TOLERANCE:.0e}, so nothing was timed; report it with the version of PyTorch ({torch.__version__})"
         )
     return max(errors.values())
@@ -261,7 +261,7 @@ def _time(case: LayerCase, rounds: int, difference: float, rate: float) -> Itera
 
 
 def case_title(case: LayerCase) -> str:
-    """The layer, its picture and its channels in words."""
+    """A title with the layer, its picture size and its channels."""
     return f"{case.name} at {case.size[0]}x{case.size[1]}, C={case.inputs[0].shape[2]}"
 
 
@@ -269,28 +269,28 @@ def layers_table(report: LayerReport) -> Table:
     """A row for each pass of a layer; what the columns mean stands below them."""
     differs = max(row.difference for row in report.rows)
     caption = (
-        f"{wording.rate_line(report.rate)}.\n"
-        f"Medians of {report.rounds} rounds, the two forms next to each other in each; one round before them does not "
-        f"count. Batch {report.batch}, float32, stand-in weights.\n"
-        "GMAC: products of one forward call for the whole batch, as written / fast; share: of the matrix-product rate, "
+        f"{messages.rate_line(report.rate)}.\n"
+        f"Medians of {report.rounds} rounds, each with both implementations; a round before them is not "
+        f"counted. Batch {report.batch}, float32, random test weights.\n"
+        "GMAC: of one forward call for the whole batch, original / fast; share: of the matrix-product rate, "
         "likewise.\n"
-        "Before any timing both forms' outputs, gradients and statistics agreed within "
+        "Before the timing, outputs, gradients and statistics of both agreed within "
         f"{differs:.1e} (relative; at most {TOLERANCE:.0e} passes)."
     )
     table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
     for name in ("layer", "size", "pass"):
         table.add_column(name, no_wrap=True)
-    for name in ("as written", "fast", "ratio", "min..max", "GMAC", "share"):
+    for name in ("original", "fast", "ratio", "min..max", "GMAC", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
             row.layer,
             f"{row.side}x{row.side} C={row.channels}",
             row.passes,
-            *(wording.seconds(row.seconds[form].median) for form in _FORMS),
+            *(messages.seconds(row.seconds[form].median) for form in _FORMS),
             f"{row.ratio.median:.2f}x",
             f"{row.ratio.min:.2f}..{row.ratio.max:.2f}",
-            " / ".join(wording.gmac(row.macs[form]) for form in _FORMS),
+            " / ".join(messages.gmac(row.macs[form]) for form in _FORMS),
             " / ".join("-" if (share := row.share_of_rate[form]) is None else f"{share:.0%}" for form in _FORMS),
         )
     return table

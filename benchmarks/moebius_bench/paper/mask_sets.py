@@ -1,11 +1,11 @@
-"""The paper's mask sets, drawn anew: `moebius-bench masks`. White, True, is the hole.
+"""The paper's mask sets, drawn from their published procedures: `moebius-bench masks`. White, True, is masked.
 
 MAT: Li, Lin, Zhou, Qi, Wang and Jia, "MAT: Mask-Aware Transformer for Large Hole Image Inpainting" (CVPR 2022): brush
 strokes with sharp turns and rectangles, large or small. LaMa: Suvorov et al., "Resolution-robust Large Mask Inpainting
 with Fourier Convolutions" (WACV 2022): polylines or boxes, thick, medium or thin, at most half of the picture. Both are
 drawn here with the settings that their authors publish for 512 pixels; lengths scale with the size. LaMa's kind of
 mask also serves in training, so `moebius.data.masks` draws it. The 40-50 % set
-keeps those of MAT's large masks whose hole covers that much.
+keeps those of MAT's large masks that cover that much.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _zigzag(rng: Rng, draw: ImageDraw.ImageDraw, size: int) -> None:
 
 @dataclass(frozen=True)
 class MaskSet:
-    """How a set's masks are drawn, and the least (exclusive) and greatest share of the picture that a hole may have."""
+    """How a set is drawn, and the least (exclusive) and greatest share of the picture that a mask may cover."""
 
     draw: Callable[[Rng, int], Mask]
     least: float = 0.0
@@ -114,7 +114,7 @@ def draw_masks(kind: str, count: int, size: int, seed: int) -> Iterator[Mask]:
 
 
 def write_masks(folder: Path, kind: str, count: int, size: int, seed: int) -> list[float]:
-    """Writes masks as `000000.png` and on, white on black, and returns the share of each that is hole.
+    """Writes masks as `000000.png` and on, white on black, and returns the masked share of each.
 
     Raises:
         InputError: no such set, or the folder is not empty.

@@ -1,4 +1,4 @@
-"""Filled pictures against true ones: `moebius-bench quality`."""
+"""Compares inpainted pictures with true ones: `moebius-bench quality`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FEW = 2048  # features of FID's network: with fewer pictures its covariance is 
 
 
 class PairQuality(BaseModel):
-    """One pair. PSNR is None for pictures that are equal there."""
+    """Scores of one pair. PSNR is None for pictures that are equal there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,15 +61,15 @@ def measure_quality(
     lpips_weights: Path | None,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Quality:
-    """Every metric that can be had for two folders, paired by stem.
+    """All metrics whose networks are given, for two folders paired by stem.
 
     Args:
         real: the true pictures.
         fake: the filled pictures: one per true picture and no more, of its size.
         mask: masks of the same stems and sizes, white where filled; None leaves the masked metrics out.
-        fid_weights: FID's network, see `moebius_bench.paper.perceptual`; None leaves FID out, and the result says so.
+        fid_weights: FID's network, see `moebius_bench.paper.perceptual`; without it FID is in `not_computed`.
         lpips_weights: LPIPS's network, likewise.
-        announce: told of each stage.
+        announce: called with each stage.
 
     Raises:
         InputError: folders that do not pair, pictures of different sizes, an unusable network.
@@ -116,7 +116,7 @@ def measure_quality(
 
 
 def quality_lines(result: Quality) -> Iterator[str]:
-    """The result in words."""
+    """The result as lines of text."""
     equal = f" ({result.identical} equal pairs left out of the mean)" if result.identical else ""
     yield f"{result.pairs} pairs"
     yield "PSNR " + ("infinite: every pair is equal" if result.psnr is None else f"{result.psnr:.2f} dB{equal}")

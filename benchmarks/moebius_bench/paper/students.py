@@ -1,4 +1,4 @@
-"""The networks of the paper's table 2, built and counted here, beside the paper's own parameters and GFLOPs."""
+"""Parameters and MACs of the networks of the paper's table 2, with the figures of the paper."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def count_students(preset_name: str, announce: Callable[[str], None]) -> list[St
 def count_student(config: StudentConfig) -> Counted:
     """The cost of one sample (one guidance branch) of a student, as it is written in PyTorch.
 
-    GLA's products are those of its chunked form, the one that any device runs.
+    The MACs of GLA are those of its chunked implementation, which every device runs.
     """
     import torch
 
@@ -107,7 +107,7 @@ def count_student(config: StudentConfig) -> Counted:
 
 
 def paper_operations(network: nn.Module, inputs: Sequence[Any]) -> int:
-    """Operations of one call by the rule that gives the paper's figures (docs/variants.md says how it was found).
+    """Operations of one call by the rule that gives the paper's figures (docs/variants.md explains how it was found).
 
     Counted are layers, not operators: a convolution or linear layer by its products, without bias; a layer norm, and a
     batch norm of a λ layer, by 4 an element; a λ layer's softmax over n keys by 3n - 1. Group norms and the separable
@@ -168,7 +168,7 @@ def students_table(rows: Sequence[StudentRow], preset_name: str) -> Table:
     quoted = preset_name == "full"
     caption = (
         f"One sample (one guidance branch). GFLOPs by the paper's rule: {PAPER_RULE}.\n"
-        "GMAC: every product of the network as written, GLA in chunks; conv.: the convolutions' share of them."
+        "GMAC: all MACs of the unfused network, GLA in chunks; conv.: the convolutions' share of them."
     )
     table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("exp.", no_wrap=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebius_bench.measure.results import STAGES, OpShare, Report, VariantResult
-from moebius_bench.report import messages as wording
+from moebius_bench.report import messages
 from moebius_export.pages import render
 
 _TEMPLATE = Path(__file__).with_name("templates") / "bench.html"
@@ -22,7 +22,7 @@ def page(report: Report) -> str:
         title="moebius-bench",
         report=report,
         done=done,
-        messages=wording,
+        messages=messages,
         variants_head=head,
         variants=variants,
         stage_names=STAGES,
@@ -49,11 +49,11 @@ def _variants(rows: Sequence[VariantResult]) -> tuple[list[str], list[list[tuple
         if row.step is not None and row.total_seconds is not None:
             joules = "" if row.power is None else f"{row.power.joules_per_picture.median:.1f} J a picture"
             cells = [
-                f"{row.steps} x {wording.seconds(row.step.p50)}",
-                wording.seconds(row.total_seconds.median),
-                wording.seconds(sum(s.median for s in row.load_seconds.values())),
-                wording.seconds(row.cold_seconds["step"].median) if "step" in row.cold_seconds else "",
-                wording.size(row.peak_memory or 0),
+                f"{row.steps} x {messages.seconds(row.step.p50)}",
+                messages.seconds(row.total_seconds.median),
+                messages.seconds(sum(s.median for s in row.load_seconds.values())),
+                messages.seconds(row.cold_seconds["step"].median) if "step" in row.cold_seconds else "",
+                messages.size(row.peak_memory or 0),
                 joules,
             ][: len(names)]
         status = (row.status, "good" if row.status == "ok" else "bad")
@@ -63,4 +63,4 @@ def _variants(rows: Sequence[VariantResult]) -> tuple[list[str], list[list[tuple
 
 def _share(share: OpShare) -> str:
     nodes = f", {share.count} nodes" if share.count > 1 else ""
-    return f"{share.share:.1%}, {wording.seconds(share.seconds)}{nodes}"
+    return f"{share.share:.1%}, {messages.seconds(share.seconds)}{nodes}"

@@ -1,8 +1,8 @@
-"""Numbers and sentences that the text and the page share."""
+"""Numbers and sentences that the text report and the HTML page share."""
 
 from __future__ import annotations
 
-from moebius_bench.measure.results import Rate, Ratio, Report, VariantResult
+from moebius_bench.measure.results import RATE_NAMES, Rate, Ratio, Report, VariantResult
 from moebius_runtime.backends.ort_integer import SATURATES
 
 PROFILE_ROWS = 12
@@ -32,7 +32,7 @@ def gmac(macs: float) -> str:
 
 
 def ratio_line(ratio: Ratio) -> str:
-    """One ratio in words, with its spread."""
+    """One ratio with its spread, as a sentence."""
     return (
         f"{ratio.above} over {ratio.below}, {ratio.what}: {ratio.median:.2f}x "
         f"({ratio.min:.2f} to {ratio.max:.2f}, {len(ratio.rounds)} round{'s' * (len(ratio.rounds) != 1)})"
@@ -51,11 +51,11 @@ def step_line(row: VariantResult) -> str:
 
 
 def roofline_lines(row: VariantResult) -> list[str]:
-    """What each stage costs, how fast it went, and the share of the machine's own rate."""
+    """MACs and speed of each stage, and its share of the machine's matrix-product rate."""
     lines = []
     for stage, cost in row.cost.items():
         share = "" if cost.share_of_rate is None else f", {cost.share_of_rate:.0%} of the matrix-product rate"
-        of_bytes = f" ({cost.byte_macs / cost.macs:.0%} of bytes)" if cost.byte_macs else ""
+        of_bytes = f" ({cost.byte_macs / cost.macs:.0%} INT8)" if cost.byte_macs else ""
         if share and cost.least_seconds is not None:
             share += f": at least {seconds(cost.least_seconds)}"
         lines.append(f"{stage}: {gmac(cost.macs)} GMAC a run{of_bytes}, {gmac(cost.macs_per_second)} GMAC/s{share}")
@@ -63,27 +63,28 @@ def roofline_lines(row: VariantResult) -> list[str]:
 
 
 def rate_line(rate: Rate) -> str:
-    """The machine's own rate, and in what it was measured."""
+    """The matrix-product rate of the machine, and how it was measured."""
     value = rate.macs_per_second
     limit = f". {SATURATES}" if rate.saturates else ""
+    named = RATE_NAMES[rate.kind]
     return (
-        f"matrix-product rate of this machine: {gmac(value.median)} GMAC/s {rate.kind} ({gmac(value.min)} to "
+        f"matrix-product rate of this machine: {gmac(value.median)} GMAC/s {named} ({gmac(value.min)} to "
         f"{gmac(value.max)}; {rate.size}^3 in {rate.library}, {rate.threads} thread{'s' * (rate.threads != 1)}){limit}"
     )
 
 
 def warmup_line(report: Report) -> str:
-    """What was left out, and how often everything ran."""
+    """How many rounds and pictures were measured, and what was not."""
     s = report.settings
     return (
-        f"{s.rounds} round{'s' * (s.rounds != 1)}, a fresh process each, in turn; {s.repeats} counted "
-        f"picture{'s' * (s.repeats != 1)} a process. Not counted: the first picture of each process, with "
+        f"{s.rounds} round{'s' * (s.rounds != 1)}, each variant in a fresh process; {s.repeats} measured "
+        f"picture{'s' * (s.repeats != 1)} a process. Not measured: the first picture of each process, with "
         f"{s.warmup_steps} step{'s' * (s.warmup_steps != 1)} (its times are the cold ones)."
     )
 
 
 def machine_lines(report: Report) -> list[tuple[str, str]]:
-    """Name and value of everything known of the machine, cards and installed sizes included."""
+    """Name and value of all facts about the machine, with GPUs and installed sizes."""
     lines = list(report.machine.items())
     for gpu in report.gpus:
         label = f"gpu {gpu.get('index', '')} {gpu.get('when', '')}".strip()

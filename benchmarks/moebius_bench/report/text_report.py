@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moebius_bench.measure.results import GraphProfile, Report, Summary, VariantResult
-from moebius_bench.report import messages as wording
+from moebius_bench.report import messages
 
 _WIDTH = 160  # of the tables where the output is no terminal
 # Columns that a terminal narrower than so many leaves to the lines under the table.
@@ -38,13 +38,13 @@ def _parts(report: Report, width: int) -> list[RenderableType]:
         parts += [_profile(profile) for profile in row.profile]
     if report.ratios:
         parts += [Text(), Text("ratios, round by round", style="bold")]
-        parts += [Text(f"  {wording.ratio_line(ratio)}") for ratio in report.ratios]
+        parts += [Text(f"  {messages.ratio_line(ratio)}") for ratio in report.ratios]
     parts += [Text(), Text("machine", style="bold")]
-    parts += [Text(f"  {wording.rate_line(rate)}") for rate in report.rates]
-    parts += [Text(f"  {name}: {value}") for name, value in wording.machine_lines(report)]
+    parts += [Text(f"  {messages.rate_line(rate)}") for rate in report.rates]
+    parts += [Text(f"  {name}: {value}") for name, value in messages.machine_lines(report)]
     parts += [Text(), Text("bundles", style="bold")]
-    parts += [Text(f"  {name}: {value}") for name, value in wording.bundle_lines(report)]
-    parts += [Text(), Text(wording.warmup_line(report))]
+    parts += [Text(f"  {name}: {value}") for name, value in messages.bundle_lines(report)]
+    parts += [Text(), Text(messages.warmup_line(report))]
     parts += [Text(f"note: {note}", style="yellow") for note in report.notes]
     return parts
 
@@ -64,19 +64,19 @@ def _table(rows: list[VariantResult], width: int) -> Table:
             continue
         stages = row.stage_seconds
         load = sum(s.median for s in row.load_seconds.values())
-        memory = wording.size(row.peak_memory or 0)
+        memory = messages.size(row.peak_memory or 0)
         if row.peak_device_memory:
-            memory += f" + {wording.size(row.peak_device_memory)} device"
+            memory += f" + {messages.size(row.peak_device_memory)} device"
         cells = (
             _median(row.import_seconds),
-            wording.seconds(load),
+            messages.seconds(load),
             _median(row.cold_seconds.get("step")),
             _median(stages["preprocess"]),
             _median(stages["encode"]),
-            f"{row.steps} x {wording.seconds(row.step.p50)}",
+            f"{row.steps} x {messages.seconds(row.step.p50)}",
             _median(stages["decode"]),
             _median(stages["paste"]),
-            wording.seconds(row.total_seconds.median),
+            messages.seconds(row.total_seconds.median),
             memory,
         )
         status = Text(row.status, style="green" if row.status == "ok" else "red")
@@ -85,19 +85,19 @@ def _table(rows: list[VariantResult], width: int) -> Table:
 
 
 def _median(value: Summary | None) -> str:
-    return "-" if value is None else wording.seconds(value.median)
+    return "-" if value is None else messages.seconds(value.median)
 
 
 def _lines(row: VariantResult) -> list[str]:
     if row.step is None:
         return [f"failed: {row.reason}"]
     lines = [f"{row.status}: {row.reason}"] if row.reason else []
-    lines += [wording.step_line(row), *wording.roofline_lines(row)]
+    lines += [messages.step_line(row), *messages.roofline_lines(row)]
     lines.append(
         f"import {_median(row.import_seconds)}, "
-        + ", ".join(f"load {name} {wording.seconds(s.median)}" for name, s in row.load_seconds.items())
+        + ", ".join(f"load {name} {messages.seconds(s.median)}" for name, s in row.load_seconds.items())
     )
-    lines.append(", ".join(f"cold {name} {wording.seconds(s.median)}" for name, s in row.cold_seconds.items()))
+    lines.append(", ".join(f"cold {name} {messages.seconds(s.median)}" for name, s in row.cold_seconds.items()))
     if row.power is not None:
         p = row.power
         lines.append(
@@ -123,10 +123,10 @@ def _profile(profile: GraphProfile) -> Table:
     for name in ("part", "share", "operator", "share", "costliest node", "share", "a run"):
         left = name in ("part", "operator", "costliest node")
         table.add_column(name, justify="left" if left else "right", overflow="fold")
-    for index in range(min(wording.PROFILE_ROWS, len(profile.by_node))):
+    for index in range(min(messages.PROFILE_ROWS, len(profile.by_node))):
         cells = []
         for shares in (profile.by_part, profile.by_type):
             cells += [shares[index].name, f"{shares[index].share:.1%}"] if index < len(shares) else ["", ""]
         node = profile.by_node[index]
-        table.add_row(*cells, node.name, f"{node.share:.1%}", wording.seconds(node.seconds))
+        table.add_row(*cells, node.name, f"{node.share:.1%}", messages.seconds(node.seconds))
     return table

@@ -1,4 +1,9 @@
-"""From what was seen of an activation to the range that it is quantised in."""
+"""Observers: the range that an activation is quantized in, from its statistics.
+
+`onnxruntime.quantization.calibrate` does not serve here. Its collectors keep whole activations in memory and rescale
+histograms, so their result depends on how runs are grouped and a stopped calibration could not resume to the same plan.
+It has no search for the least square error, and its entropy counts the exact zeros of a ReLU, which outweigh the rest.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +17,26 @@ from moebius_calibration.plan import Observer
 Counts = npt.NDArray[np.int64]
 
 BINS = 2048
-"""Of a histogram, half of them below 0."""
+"""Number of bins of a histogram, half of them below 0."""
 
 PERCENTILE = 99.99
-_LEVELS = 128  # of a signed byte's magnitude, which entropy is measured with
+_LEVELS = 128  # of the magnitude of a signed byte
 _RARE = 1e-9
-_CLIPS = np.geomspace(0.1, 1.0, 64)  # shares of the whole range that the search for the least error tries
+_CLIPS = np.geomspace(0.1, 1.0, 64)  # shares of the whole range that are tried for the least square error
 
 
 @dataclass
 class Histogram:
     """Counts of values in `BINS` equal bins over [-reach, reach]. `reach` is a power of two and grows when it must.
 
-    To grow, two neighbouring bins become one, so what was counted before stays exact, and the result does not depend
-    on how the values were grouped.
+    To grow, adjacent bins are merged in pairs, so counts stay exact and do not depend on how the values were grouped.
     """
 
     reach: float = 0.0
     counts: Counts = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(self, values: npt.NDArray[np.float32], largest: float) -> None:
-        """Counts finite values, of which none is beyond `largest` in magnitude."""
+        """Counts finite values whose magnitude is at most `largest`."""
         need = 2.0 ** np.ceil(np.log2(largest)) if largest > 0 else 0.0
         if need == 0.0 and self.reach == 0.0:
             need = 2.0**-126
@@ -40,8 +44,8 @@ class Histogram:
             self.reach = float(need)
         while self.reach < need:
             self._double()
-        places = np.floor(values.astype(np.float64) * (BINS / (2 * self.reach))).astype(np.int64) + BINS // 2
-        self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+        indices = np.floor(values.astype(np.float64) * (BINS / (2 * self.reach))).astype(np.int64) + BINS // 2
+        self.counts += np.bincount(np.clip(indices, 0, BINS - 1), minlength=BINS)
 
     def _double(self) -> None:
         grown = np.zeros_like(self.counts)
@@ -51,38 +55,37 @@ class Histogram:
 
     @property
     def centres(self) -> npt.NDArray[np.float64]:
-        """The middle of each bin."""
+        """The centre of each bin."""
         return np.asarray((np.arange(BINS) - BINS // 2 + 0.5) * (2 * self.reach / BINS), np.float64)
 
 
 @dataclass
 class Seen:
-    """What was seen of one activation: `steps` has the lowest and highest value at each timestep."""
+    """Statistics of one activation; `steps` has the lowest and highest value at each timestep."""
 
     histogram: Histogram = field(default_factory=Histogram)
     steps: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def low(self) -> float:
-        """The lowest value of all."""
+        """The lowest value over all timesteps."""
         return min(low for low, _ in self.steps.values())
 
     @property
     def high(self) -> float:
-        """The highest value of all."""
+        """The highest value over all timesteps."""
         return max(high for _, high in self.steps.values())
 
 
 def range_of(seen: Seen, observer: Observer, symmetric: bool) -> tuple[float, float]:
-    """The range of an activation, within what was seen.
+    """The range of an activation, within its observed values.
 
     Args:
         seen: with at least one run.
-        observer: `minmax`: all that was seen. `minmean`: the mean over timesteps of each one's lowest and highest
-            value (min-mean). `percentile`: what 99.99 % of the values are in. `entropy`: the clip whose quantised
-            distribution is nearest in Kullback-Leibler divergence, as TensorRT's calibrator chose it. `mse`: the clip
-            with the least mean square error of quantising.
-        symmetric: about 0, as TensorRT has it; else both ends are found apart where the observer can.
+        observer: `minmax`: all observed values. `minmean`: the mean over timesteps of each one's lowest and highest
+            value. `percentile`: 99.99 % of the values. `entropy`: the clip whose quantized distribution has the least
+            Kullback-Leibler divergence, as in TensorRT's calibrator. `mse`: the clip of least mean square error.
+        symmetric: around 0, as TensorRT requires; else the ends are independent where the observer allows it.
     """
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     if observer == "minmax":
@@ -133,8 +136,8 @@ def _mse_range(histogram: Histogram, low: float, high: float, symmetric: bool) -
         step = (ends[1] - ends[0]) / levels
         if step <= 0:
             continue
-        quantised = np.round(np.clip(values, *ends) / step) * step
-        error = float((counts * np.square(values - quantised)).sum())
+        quantized = np.round(np.clip(values, *ends) / step) * step
+        error = float((counts * np.square(values - quantized)).sum())
         if error < best:
             best, found = error, (float(ends[0]), float(ends[1]))
     return found
@@ -142,29 +145,29 @@ def _mse_range(histogram: Histogram, low: float, high: float, symmetric: bool) -
 
 def _entropy_clip(histogram: Histogram) -> float:
     counts = _folded(histogram).astype(np.float64)
-    counts[0] = counts[1]  # exact zeros (a ReLU's) are right under any clip, and would outweigh all else
+    counts[0] = counts[1]  # exact zeros (of a ReLU) are exact under any clip
     filled = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 1
     width = 2 * histogram.reach / BINS
     best, found = np.inf, filled
     for kept in range(min(_LEVELS, filled), filled + 1):
         reference = counts[:kept].copy()
-        reference[-1] += counts[kept:].sum()  # what is cut off becomes the largest level
+        reference[-1] += counts[kept:].sum()  # clipped values become the largest level
         groups = np.minimum(np.arange(kept) * _LEVELS // kept, _LEVELS - 1)
         full = counts[:kept] > 0
         sums = np.bincount(groups, counts[:kept], _LEVELS)
         sizes = np.bincount(groups[full], minlength=_LEVELS)
-        quantised = np.where(full, sums[groups] / np.maximum(sizes[groups], 1), 0.0)
-        divergence = _divergence(reference, quantised)
+        quantized = np.where(full, sums[groups] / np.maximum(sizes[groups], 1), 0.0)
+        divergence = _divergence(reference, quantized)
         if divergence < best:
             best, found = divergence, kept
     return found * width
 
 
-def _divergence(reference: npt.NDArray[np.float64], quantised: npt.NDArray[np.float64]) -> float:
-    """Kullback-Leibler divergence; what the other distribution has not counts as `_RARE` there."""
+def _divergence(reference: npt.NDArray[np.float64], quantized: npt.NDArray[np.float64]) -> float:
+    """Kullback-Leibler divergence; bins that are empty in `quantized` count as `_RARE`."""
     seen = reference > 0
-    if not quantised.sum():
+    if not quantized.sum():
         return np.inf
     p = reference[seen] / reference.sum()
-    q = np.maximum(quantised[seen] / quantised.sum(), _RARE)
+    q = np.maximum(quantized[seen] / quantized.sum(), _RARE)
     return float((p * np.log(p / q)).sum())

@@ -1,7 +1,7 @@
 """Statistics on real trajectories: every timestep of the schedule, both branches of the guidance, and the VAE.
 
-The graph that runs has reductions of each activation as outputs more, and a part of its values, evenly spread, for the
-histogram. So one run sees them all, activations never leave it, and what it needs does not grow with their number.
+The graph that runs has extra outputs: reductions of each activation, and an evenly spread part of its values for a
+histogram. One run observes all activations, none leaves the session, and memory does not grow with the number of runs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.products import Product, shapes_of
-from moebius_calibration.statistics import Statistics, load, save
+from moebius_calibration.graph.linear_ops import LinearOp, shapes_of
+from moebius_calibration.ranges.statistics import Statistics, load, save
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Opened
 from moebius_export.graph.sessions import ChangedBackend, session_of
@@ -31,30 +31,27 @@ from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline
 
 SAMPLE = 1 << 16
-"""At most so many values of an activation go into the histogram, in each run."""
+"""Largest number of values of an activation that go into its histogram in each run."""
 
-_KEPT_PICTURES = 2  # whose inputs are kept to judge plans by
+_KEPT_PICTURES = 2  # whose inputs are kept to evaluate plans on
 
 
-def observed(graph: Opened, products: Mapping[str, Product]) -> onnx.ModelProto:
-    """The graph with statistics of what its products read as further outputs.
+def observed(graph: Opened, ops: Mapping[str, LinearOp]) -> onnx.ModelProto:
+    """The graph with extra outputs: statistics of what its linear operators read.
 
     `range:NAME` float [3]: lowest and highest value, mean square. `sample:NAME` float [<= `SAMPLE`]. `channels:NAME`
-    float [3, channels], for values that meet a weight: lowest value, highest value and mean of each channel.
+    float [3, channels], for values that multiply a weight: lowest value, highest value and mean of each channel.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     add = _Adder(model, shapes_of(graph.model))
-    sources = dict.fromkeys(name for product in products.values() for name in product.watched)
+    sources = dict.fromkeys(name for op in ops.values() for name in op.watched)
     axes = {
-        operand.value: operand.axis
-        for product in products.values()
-        for operand in product.activations
-        if operand.axis is not None
+        operand.value: operand.axis for op in ops.values() for operand in op.activations if operand.axis is not None
     }
-    # The last value's first, so that ONNX Runtime reduces each as soon as it is there, see `precision.ranges.observed`.
-    places = {name: place for place, name in enumerate(graph.producers)}
-    for name in sorted(dict.fromkeys((*sources, *axes)), key=lambda name: -places.get(name, -1)):
+    # Last value first, so that ONNX Runtime reduces each as soon as it is computed, see `precision.ranges.observed`.
+    positions = {name: position for position, name in enumerate(graph.producers)}
+    for name in sorted(dict.fromkeys((*sources, *axes)), key=lambda name: -positions.get(name, -1)):
         if name in sources:
             add.range(name)
         if name in axes:
@@ -71,15 +68,15 @@ class _Adder:
     def range(self, name: str) -> None:
         mark, one = f"range:{name}", self._number([1])
         self._node("Mul", [name, name], f"{mark}/squares")
-        parts = []
+        rows = []
         for operator, source in (("ReduceMin", name), ("ReduceMax", name), ("ReduceMean", f"{mark}/squares")):
             self._node(operator, [source], f"{mark}/{operator}", keepdims=0)
             self._node("Reshape", [f"{mark}/{operator}", one], f"{mark}/{operator}/row")
-            parts.append(f"{mark}/{operator}/row")
-        self._node("Concat", parts, mark, axis=0)
+            rows.append(f"{mark}/{operator}/row")
+        self._node("Concat", rows, mark, axis=0)
         size = prod(self._shapes[name])
         self._node("Reshape", [name, self._number([-1])], f"{mark}/flat")
-        ends = [self._number([0]), self._number([size]), self._number([0]), self._number([_step(size)])]
+        ends = [self._number([0]), self._number([size]), self._number([0]), self._number([_stride(size)])]
         self._node("Slice", [f"{mark}/flat", *ends], f"sample:{name}")
         self._output(mark)
         self._output(f"sample:{name}")
@@ -88,12 +85,12 @@ class _Adder:
         mark, shape = f"channels:{name}", self._shapes[name]
         others = self._number([index for index in range(len(shape)) if index != axis])
         row = self._number([1, shape[axis]])
-        parts = []
+        rows = []
         for operator in ("ReduceMin", "ReduceMax", "ReduceMean"):
             self._node(operator, [name, others], f"{mark}/{operator}", keepdims=0)
             self._node("Reshape", [f"{mark}/{operator}", row], f"{mark}/{operator}/row")
-            parts.append(f"{mark}/{operator}/row")
-        self._node("Concat", parts, mark, axis=0)
+            rows.append(f"{mark}/{operator}/row")
+        self._node("Concat", rows, mark, axis=0)
         self._output(mark)
 
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
@@ -110,74 +107,68 @@ class _Adder:
         return name
 
 
-def _step(size: int) -> int:
-    """Every how manieth value is taken: a number that shares no factor with the size, so that all channels are met."""
-    step = max(1, -(-size // SAMPLE))
-    while gcd(step, size) > 1:
-        step += 1
-    return step
+def _stride(size: int) -> int:
+    """Stride between the sampled values: it shares no factor with the size, so that samples come from all channels."""
+    stride = max(1, -(-size // SAMPLE))
+    while gcd(stride, size) > 1:
+        stride += 1
+    return stride
 
 
 def check_scenes(scenes: Sequence[Scene], wanted: int, data: Path | None) -> None:
-    """Refuses pictures that prove nothing.
+    """Checks that pictures can be calibrated on.
 
     Raises:
-        InputError: there are fewer than asked for, one is of one colour, or all of several are the same.
+        InputError: there are fewer than wanted, one has a single colour, or several are all the same.
     """
     where = "the drawn pictures" if data is None else f"--data {data}"
     if len(scenes) < wanted:
         raise InputError(
-            f"{where}: {len(scenes)} pictures are too small a set, --pictures asks for {wanted}; add pictures, or ask "
-            "for fewer"
+            f"{where}: {len(scenes)} pictures are too small a set, --pictures expects {wanted}; add pictures, or "
+            "lower --pictures"
         )
     for index, scene in enumerate(scenes, 1):
         if scene.picture.min() == scene.picture.max():
-            raise InputError(f"{where}: picture {index} is of one colour, which no range can be had from; take it out")
+            raise InputError(f"{where}: picture {index} has a single colour, which gives no range; remove it")
     if len(scenes) > 1 and len({scene.picture.tobytes() for scene in scenes}) == 1:
-        raise InputError(f"{where}: all {len(scenes)} pictures are the same; give different ones")
+        raise InputError(f"{where}: all {len(scenes)} pictures are the same; expected different ones")
 
 
 def collect(
     bundle: Bundle,
-    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, Product]]],
+    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, LinearOp]]],
     scenes: Sequence[Scene],
-    say: Say,
+    progress: Say,
     *,
     guided: bool = True,
-    one_timestep: bool = False,
     state: Path | None = None,
 ) -> dict[GraphName, Statistics]:
-    """Fills the scenes with a bundle in float32, and watches what the products read.
+    """Inpaints the scenes with a bundle in float32, and observes what the linear operators read.
 
     Args:
         bundle: whose float32 files run.
-        graphs: those to watch, with their products.
-        scenes: what to fill; see `check_scenes`.
-        say: told each step.
+        graphs: those to observe, with their operators.
+        scenes: pictures and masks; see `check_scenes`.
+        progress: called with each step.
         guided: with guidance (see `guided_scale`), or by `unet_conditional` alone.
-        one_timestep: watch only each picture's first run of a graph: what calibration without trajectories is.
-        state: where the statistics are kept after each picture, and taken up again. None keeps none.
+        state: file for the statistics after each picture, from which a stopped calibration resumes; None for none.
 
     Raises:
         BundleError, InputError, OutputError: as `InpaintPipeline.inpaint`.
-        ExportError: a value is not finite; `state` is another calibration's.
+        ExportError: a value is not finite, or `state` belongs to another calibration.
     """
     found: dict[GraphName, Statistics] = {name: Statistics() for name in graphs}
     done = 0
-    identity = _identity(bundle, graphs, scenes, guided, one_timestep)
+    identity = _identity(bundle, graphs, scenes, guided)
     if state is not None and state.exists():
         done, before = load(state, identity)
         if set(before) != set(graphs):
-            raise ExportError(f"{state}: it holds other graphs than are calibrated; remove the file to begin anew")
+            raise ExportError(f"{state}: it holds other graphs than this calibration; remove the file to start again")
         found = {name: before[name] for name in graphs}
-    runs: dict[GraphName, int] = {}
     at = done
 
     def watch(graph: GraphName, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         if graph not in found:
-            return
-        runs[graph] = runs.get(graph, 0) + 1
-        if one_timestep and runs[graph] > 1:
             return
         step = int(inputs["timestep"][0]) if "timestep" in inputs else 0
         found[graph].add(step, outputs)
@@ -185,10 +176,8 @@ def collect(
             found[graph].inputs.append({name: array.copy() for name, array in inputs.items()})
 
     sessions = {
-        name: lambda name=name, graph=graph, products=products: session_of(
-            observed(graph, products), bundle.model_file(name).parent
-        )
-        for name, (graph, products) in graphs.items()
+        name: lambda name=name, graph=graph, ops=ops: session_of(observed(graph, ops), bundle.model_file(name).parent)
+        for name, (graph, ops) in graphs.items()
     }
     pipeline = InpaintPipeline(
         ChangedBackend(bundle, sessions, watch), memory="low"
@@ -198,13 +187,12 @@ def collect(
             scene = scenes[at]
             options = replace(scene.options, guidance_scale=guided_scale(bundle.manifest) if guided else 1.0)
             what = f"calibrate: picture {at + 1} of {len(scenes)}" + ("" if guided else ", without guidance")
-            runs.clear()
-            say(what, 0, 0)
+            progress(what, 0, 0)
             pipeline.inpaint(
                 Picture(scene.picture, "RGB"),
                 scene.mask,
                 options,
-                lambda step, total, what=what: say(what, step, total),  # type: ignore[misc]
+                lambda step, total, what=what: progress(what, step, total),  # type: ignore[misc]
             )
             if state is not None:
                 save(state, identity, at + 1, {str(name): one for name, one in found.items()})
@@ -215,12 +203,11 @@ def collect(
 
 def _identity(
     bundle: Bundle,
-    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, Product]]],
+    graphs: Mapping[GraphName, tuple[Opened, Mapping[str, LinearOp]]],
     scenes: Sequence[Scene],
     guided: bool,
-    one_timestep: bool,
 ) -> str:
-    """What a state must have in common with a calibration to be one of it."""
+    """A hash of everything that a state depends on: files of the bundle, scenes, noise, steps and guidance."""
     digest = hashlib.sha256()
     files = bundle.manifest.files
     for name in graphs:
@@ -230,5 +217,5 @@ def _identity(
         digest.update(scene.picture.tobytes() + scene.mask.tobytes())
         if scene.options.noise is not None:
             digest.update(scene.options.noise.tobytes())
-        digest.update(json.dumps([scene.options.steps, guided, one_timestep]).encode())
+        digest.update(json.dumps([scene.options.steps, guided]).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What the parent asks of a worker process, as JSON on its standard input."""
+"""The job that a worker process gets from its parent, as JSON on its standard input."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Job(BaseModel):
-    """One process's work: a picture measured, a profile taken, costs counted, the machine's rate, a plain export.
+    """The work of one process: measure pictures, profile, count MACs, measure the machine's rate, or export unfused.
 
     Attributes:
         bundle: its folder; for the torch baseline, the bundle whose network is run.
         threads: None leaves the number to the runtime.
         steps: None takes the bundle's default.
         image, mask: files; None draws a picture and a mask from `seed`.
-        warmup_steps: denoising steps of the first, uncounted picture, 1 or more.
-        repeats: counted pictures.
-        baseline: runtime torch is then the network as written, in eager PyTorch, and not the runtime of that name.
-        weights, vae: sources for the torch baseline; None takes what the manifest says of stand-in weights.
+        warmup_steps: denoising steps of the first picture, which is not measured; 1 or more.
+        repeats: number of measured pictures.
+        baseline: whether runtime `torch` means the unfused network in eager PyTorch, not the runtime of that name.
+        weights, vae: sources for the torch baseline; None takes the random test weights that the manifest names.
         out: a .npy file for the filled picture, uint8 [H, W, 3]; for an export, the folder of the bundle.
     """
 

@@ -1,4 +1,4 @@
-"""What is remembered of a calibration: statistics of each activation, and a few inputs to judge plans by."""
+"""Statistics of a calibration: of each activation, with a few inputs to evaluate plans on; saved and loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moebius_calibration.observers import BINS, Histogram, Seen
+from moebius_calibration.ranges.observers import BINS, Histogram, Seen
 from moebius_export.errors import ExportError
 from moebius_runtime.files import atomic_write, open_plain
 
@@ -23,7 +23,7 @@ _VERSION = 2  # of a saved state; 1 had the largest magnitude of each channel al
 
 @dataclass
 class Channels:
-    """Of each channel of an activation that meets a weight: lowest and highest value, and sum over runs of the mean."""
+    """Statistics by channel of an activation that multiplies a weight; `total` is the sum over runs of the mean."""
 
     low: Array  # float32 [channels]
     high: Array  # float32 [channels]
@@ -43,7 +43,7 @@ class Channels:
 
 @dataclass
 class Statistics:
-    """Of one graph: `seen` by activation, `channels` by the value that a product reads, `inputs` of some runs."""
+    """Statistics of one graph; `seen` by activation, `channels` by value that is read, `inputs` of some runs."""
 
     seen: dict[str, Seen] = field(default_factory=dict)
     channels: dict[str, Channels] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Statistics:
     runs: int = 0
 
     def add(self, step: int, outputs: Mapping[str, Array]) -> None:
-        """Takes the outputs of one run of a graph of `observe.observed`, at one timestep.
+        """Adds the outputs of one run of a graph of `observe.observed`, at one timestep.
 
         Raises:
             ExportError: a value is infinite or NaN in float32.
@@ -84,15 +84,15 @@ class Statistics:
         known.runs += 1
 
     def samples(self, count: int) -> list[dict[str, Array]]:
-        """At most `count` of the inputs that were kept, evenly over them."""
-        places = {round(place) for place in np.linspace(0, len(self.inputs) - 1, num=min(count, len(self.inputs)))}
-        return [self.inputs[place] for place in sorted(places)]
+        """At most `count` of the kept inputs, evenly spread."""
+        indices = {round(index) for index in np.linspace(0, len(self.inputs) - 1, num=min(count, len(self.inputs)))}
+        return [self.inputs[index] for index in sorted(indices)]
 
 
 def save(path: Path, identity: str, done: int, statistics: Mapping[str, Statistics]) -> None:
-    """Writes the statistics after `done` pictures, so that a stopped calibration can go on; whole or not at all.
+    """Writes the statistics after `done` pictures, whole or not at all, so that a stopped calibration can resume.
 
-    `identity` says what was calibrated, and how.
+    `identity`: a hash of what is calibrated, and how.
     """
     content: dict[str, object] = {"schema_version": _VERSION, "identity": identity, "done": done, "graphs": {}}
     arrays: dict[str, Array] = {}
@@ -121,10 +121,10 @@ def save(path: Path, identity: str, done: int, statistics: Mapping[str, Statisti
 
 
 def load(path: Path, identity: str) -> tuple[int, dict[str, Statistics]]:
-    """How many pictures were done, and the statistics of each graph.
+    """The number of pictures done, and the statistics of each graph.
 
     Raises:
-        ExportError: the file is no such state, or one of another calibration.
+        ExportError: the file is not a state, or belongs to another calibration.
     """
     try:
         with open_plain(path) as stream:
@@ -137,7 +137,7 @@ def load(path: Path, identity: str) -> tuple[int, dict[str, Statistics]]:
                 if content["identity"] != identity:
                     raise ExportError(
                         f"{path}: it is the state of another calibration (other graphs, pictures, steps or seed); give "
-                        "another --state, or remove the file to begin anew"
+                        "another --state, or remove the file to start again"
                     )
                 found = {graph: _read(entry, arrays) for graph, entry in content["graphs"].items()}
                 return int(content["done"]), found

@@ -1,4 +1,4 @@
-"""Whether the CPU's INT8 file is faster here: both files of a graph, run in turn. The search has only a model of it."""
+"""Times the fp32 and INT8 files of a graph on this machine, because the search only has a cost model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class Compared:
-    """Seconds of a run in the median, and how many times as fast the second file is, in the median of the rounds."""
+    """Median seconds of a run, and `ratio`: the median over rounds of fp32 over INT8 time."""
 
     float32: float
     int8: float
     ratio: float
 
     @property
-    def in_words(self) -> str:
-        """A sentence for the terminal."""
+    def message(self) -> str:
+        """The result, as a sentence."""
         times = f"fp32 {self.float32:.3g} s, INT8 {self.int8:.3g} s"
         if self.ratio > 1:
             return f"a run on this machine: {times}, {self.ratio:.2f} times as fast"
-        return f"INT8 does not win on this machine: {times}; the runtime takes fp32 unless --precision names int8_cpu"
+        return f"INT8 does not win on this machine: {times}; the runtime uses fp32 unless --precision names int8_cpu"
 
 
 def compare(bundle: Bundle, graph: GraphName, rounds: int = _ROUNDS) -> Compared:
-    """Runs a graph's fp32 and int8_cpu files in turn, after one uncounted run of each; both are loaded at once.
+    """Runs the fp32 and int8_cpu files of a graph alternately, after one warm-up run of each; both are in memory.
 
     Raises:
         BundleError: one of the files is missing or damaged.

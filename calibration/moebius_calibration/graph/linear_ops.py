@@ -1,4 +1,4 @@
-"""The products of a float32 graph that could be made in bytes, and what each of them reads."""
+"""The convolutions and matrix products of a float32 graph, which could be quantized, and their inputs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ OPERATORS = ("Conv", "MatMul", "Gemm")
 
 @dataclass(frozen=True)
 class Operand:
-    """An input of a product.
+    """An input of a linear operator.
 
     Attributes:
         index: position among the node's inputs.
         value: its name.
-        constant: whether it is worked out from stored numbers alone: a weight.
-        source: for an activation, the value that it is but for moves (`Transpose`, `Reshape` and the like): what its
-            range is measured on.
-        axis: for an activation that meets a weight, the axis that the product sums over, channels; None where both
-            operands are activations. For a weight, the axis of the outputs; None where it is a batch of matrices.
-        halves: for the input of a convolution that concatenates channels, the two or more values that it is made of,
-            which have scales of their own, and how many channels each has.
+        constant: whether it is computed from stored tensors alone: a weight.
+        source: for an activation, the value before any moves of data (`Transpose`, `Reshape` and so on). Ranges are
+            measured on it.
+        axis: for an activation that multiplies a weight, the axis that the operator sums over (channels); None where
+            both inputs are activations. For a weight, the axis of the outputs; None for a batch of matrices.
+        concat_parts: for the input of a convolution that is a concatenation of channels, its parts and their numbers of
+            channels. Each part has a scale of its own.
     """
 
     index: int
@@ -40,20 +40,20 @@ class Operand:
     constant: bool
     source: str
     axis: int | None
-    halves: tuple[tuple[str, int], ...] = ()
+    concat_parts: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
-class Product:
-    """A convolution or matrix product.
+class LinearOp:
+    """A convolution or a matrix product: one node `Conv`, `MatMul` or `Gemm`.
 
     Attributes:
-        node, op_type: of the graph.
+        node, op_type: name and type of the node.
         operands: its two inputs that are multiplied.
-        gmac: its products, in thousand millions.
-        elements, weights: how many numbers its activations have, and its weights.
-        residual: of a convolution whose output is added to another activation and to nothing else: the Add, the
-            position of that activation there, and the activation.
+        gmac: its MACs, in units of 10^9.
+        elements, weights: numbers of values of its activations and of its weight.
+        residual: of a convolution whose output is only added to another activation: the name of the Add, the position
+            of that activation among its inputs, and the activation.
     """
 
     node: str
@@ -66,7 +66,7 @@ class Product:
 
     @property
     def activations(self) -> tuple[Operand, ...]:
-        """Operands that are no weights."""
+        """Its inputs that are not weights."""
         return tuple(operand for operand in self.operands if not operand.constant)
 
     @property
@@ -76,22 +76,22 @@ class Product:
 
     @property
     def ranged(self) -> tuple[str, ...]:
-        """Values that need a range to quantise what is multiplied."""
+        """Values that need a range: the sources of its activations, or the parts of a concatenation."""
         return tuple(
             name
             for operand in self.activations
-            for name in ([half for half, _ in operand.halves] if operand.halves else [operand.source])
+            for name in ([part for part, _ in operand.concat_parts] if operand.concat_parts else [operand.source])
         )
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """Values that a range is measured of: `ranged`, whole inputs that are cut in halves, and the residual."""
-        whole = [operand.source for operand in self.activations if operand.halves]
+        """Values that are observed: `ranged`, the whole of a concatenation, and the residual."""
+        whole = [operand.source for operand in self.activations if operand.concat_parts]
         return (*self.ranged, *whole, *([self.residual[2]] if self.residual else []))
 
 
-def products_of(graph: Opened) -> dict[str, Product]:
-    """The products of an opened float32 graph, by node and in its order: those that run, not those of weights alone."""
+def linear_ops_of(graph: Opened) -> dict[str, LinearOp]:
+    """The linear operators of an opened float32 graph by node name, in its order, without those of weights alone."""
     macs: dict[str, float] = {}
     for cost in node_costs(graph.model):
         macs[cost.name] = macs.get(cost.name, 0.0) + cost.macs / 1e9
@@ -102,7 +102,7 @@ def products_of(graph: Opened) -> dict[str, Product]:
             continue
         operands = tuple(_operand(graph, node, index, shapes) for index in (0, 1))
         activations = [operand for operand in operands if not operand.constant]
-        found[node.name] = Product(
+        found[node.name] = LinearOp(
             node=node.name,
             op_type=node.op_type,
             operands=operands,
@@ -125,7 +125,7 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def source_of(graph: Opened, value: str) -> str:
-    """The value that this one is but for moves of one input."""
+    """The value before the moves of data that lead to this one."""
     while (node := graph.producers.get(value)) is not None and node.op_type in MOVES and node.op_type != "Pad":
         inputs = list(graph.float_inputs(node))
         if len(inputs) != 1 or node.input[inputs[0]] in graph.constant:
@@ -142,22 +142,24 @@ def _operand(graph: Opened, node: onnx.NodeProto, index: int, shapes: Mapping[st
             return Operand(index, value, True, value, 0)
         return Operand(index, value, True, value, 1 - _summed(node, index, rank) if rank == 2 else None)
     if node.op_type == "Conv":
-        return Operand(index, value, False, source_of(graph, value), 1, _halves(graph, node, shapes))
+        return Operand(index, value, False, source_of(graph, value), 1, _concat_parts(graph, node, shapes))
     other = node.input[1 - index]
     meets = other in graph.constant and len(shapes.get(other, ())) == 2
     return Operand(index, value, False, source_of(graph, value), _summed(node, index, rank) if meets else None)
 
 
 def _summed(node: onnx.NodeProto, index: int, rank: int) -> int:
-    """The axis of an operand that a matrix product sums over."""
+    """The axis of an input that a matrix product sums over."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    turned = bool(attributes.get("transB" if index == 1 else "transA", 0))
-    last = (index == 0) != turned
+    transposed = bool(attributes.get("transB" if index == 1 else "transA", 0))
+    last = (index == 0) != transposed
     return rank - 1 if last else rank - 2
 
 
-def _halves(graph: Opened, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, int], ...]:
-    """What a convolution's input is concatenated from along its channels, where it can be cut at these places."""
+def _concat_parts(
+    graph: Opened, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[str, int], ...]:
+    """The parts that a convolution's input is concatenated from along its channels; empty where it cannot be split."""
     maker = graph.producers.get(node.input[0])
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     if maker is None or maker.op_type != "Concat" or attributes.get("group", 1) != 1:
@@ -183,7 +185,7 @@ def _residual(graph: Opened, node: onnx.NodeProto) -> tuple[str, int, str] | Non
 
 
 def constant_values(graph: Opened, folder: Path, names: list[str]) -> dict[str, Array]:
-    """The numbers of constants, float32: stored ones as they are, others (merged kernels) worked out.
+    """The values of constants, float32: read where they are stored, else (merged kernels) computed.
 
     Args:
         graph: opened float32 graph.

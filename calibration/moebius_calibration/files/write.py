@@ -1,4 +1,4 @@
-"""INT8 files into a bundle, whole or not at all, by plans that were just made or lie there."""
+"""Writes INT8 and FP8 files into a bundle, whole or not at all, from new plans or from those in the bundle."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import onnx
 
-from moebius_calibration.calibrate import graphs_of, scheme_from, work_of
-from moebius_calibration.graph_work import GraphWork
-from moebius_calibration.int8_cpu_file import Placement, write_int8_cpu
+from moebius_calibration.choice.graph_work import GraphWork
+from moebius_calibration.choice.graphs import graphs_of, work_of
+from moebius_calibration.files.int8_cpu_file import Placement, write_int8_cpu
+from moebius_calibration.files.tensorrt import quantized
 from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan
-from moebius_calibration.tensorrt import quantised
+from moebius_calibration.ranges.scheme import scheme_from
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.precision.typed import typed
@@ -29,10 +30,10 @@ PRECISION: Mapping[Target, Precision] = {
 
 
 def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
-    """The INT8 plans that lie in a bundle, as they are now, edited or not.
+    """The quantization plans in a bundle, edited or not.
 
     Raises:
-        ExportError: there is none, one is no plan, or one is of another graph or other float32 files.
+        ExportError: a plan is missing or invalid, or belongs to another graph or other float32 files.
     """
     plans: dict[GraphName, Int8Plan] = {}
     for name in graphs_of(bundle, target):
@@ -44,10 +45,10 @@ def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
 
 
 def check_belongs(bundle: Bundle, name: GraphName, target: Target, plan: Int8Plan, path: Path) -> None:
-    """Refuses a plan of another graph, target or other float32 files.
+    """Checks that a plan belongs to the graph, the target and the float32 files.
 
     Raises:
-        ExportError: says what it is of.
+        ExportError: it belongs to others; the message names them.
     """
     check_source(bundle, name, path, (plan.graph, plan.graph_sha256, plan.weights_sha256))
     if plan.target != target:
@@ -55,16 +56,13 @@ def check_belongs(bundle: Bundle, name: GraphName, target: Target, plan: Int8Pla
 
 
 def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto:
-    """The graph in TensorRT's form, its weights inside it: over the fp16 types if the bundle has them, else float32.
+    """The graph with Q/DQ pairs, its weights inside: over the FP16 model if the bundle has one, else over float32.
 
     Raises:
         ExportError: the plan does not fit the graph.
     """
     needed = [
-        name
-        for node in plan.chosen
-        if node in work.products and not plan.weights_only
-        for name in work.products[node].ranged
+        name for node in plan.chosen if node in work.ops and not plan.weights_only for name in work.ops[node].ranged
     ]
     plan.check(work.groups, needed)
     computes, stores = {}, {}
@@ -73,35 +71,34 @@ def model_of(bundle: Bundle, work: GraphWork, plan: Int8Plan) -> onnx.ModelProto
         precision.check(work.graph)
         computes, stores = precision.computes, precision.stores
     base = typed(work.graph, Weights(work.path.parent), computes, stores)
-    return quantised(base, work.products, plan.chosen, scheme_from(plan), work.weights, weights_only=plan.weights_only)
+    return quantized(base, work.ops, plan.chosen, scheme_from(plan), work.weights, weights_only=plan.weights_only)
 
 
 def write_int8(
     bundle: Bundle,
     plans: Mapping[GraphName, Int8Plan],
     works: Mapping[GraphName, GraphWork] | None,
-    say: Say,
+    progress: Say,
     *,
     only: bool = False,
 ) -> Manifest:
     """Writes the INT8 files and their plans into the bundle, in place of older ones.
 
-    The bundle is made anew beside itself, with its other files linked, and exchanged when it is complete.
+    A complete new bundle is written, with links to the other files, and exchanged with the old one.
 
     Args:
         bundle: with its float32 files.
         plans: one for each graph.
-        works: the graphs, where they are open already.
-        say: told each graph.
-        only: leave out the files of all other precisions, and engines, which were built from them. For the CPU those
-            of the U-Net; the autoencoder has no others.
+        works: the opened graphs; None opens them.
+        progress: called with each graph.
+        only: leave out the files of all other precisions, and engines. For the CPU only those of the U-Net.
 
     Raises:
         ExportError: a plan does not fit its graph.
         OutputError: the bundle cannot be written.
     """
     if any(plan.target == "ort-cpu" for plan in plans.values()):
-        return _write_cpu(bundle, plans, works, say, only)
+        return _write_cpu(bundle, plans, works, progress, only)
     (precision,) = {PRECISION[plan.target] for plan in plans.values()}
     works = works or {name: work_of(bundle, name, plan.target) for name, plan in plans.items()}
     contents = {name: plan_bytes(plan) for name, plan in plans.items()}
@@ -111,7 +108,7 @@ def write_int8(
         lambda name: model_of(bundle, works[name], plans[name]),
         contents,
         only=only,
-        progress=say,
+        progress=progress,
     )
 
 
@@ -119,14 +116,14 @@ def _write_cpu(
     bundle: Bundle,
     plans: Mapping[GraphName, Int8Plan],
     works: Mapping[GraphName, GraphWork] | None,
-    say: Say,
+    progress: Say,
     only: bool,
 ) -> Manifest:
-    """The CPU's form; a graph without any node in INT8 gets a file that holds float32."""
+    """Writes the files for the CPU; that of a graph without INT8 nodes is float32."""
     placements: dict[GraphName, Placement] = {}
     for name, plan in plans.items():
         work = works[name] if works else work_of(bundle, name, plan.target)
         plan.check(work.groups, [])
         scheme = scheme_from(plan)
         placements[name] = Placement(frozenset(plan.chosen), scheme.ranges, scheme.smooth, plan_bytes(plan))
-    return write_int8_cpu(bundle, placements, lambda name: say(f"write {name}", 0, 0), only=only)
+    return write_int8_cpu(bundle, placements, lambda name: progress(f"write {name}", 0, 0), only=only)

@@ -1,4 +1,4 @@
-"""Numbers as bytes of TensorRT's forms: symmetric, zero point 0, a scale per output channel for weights."""
+"""INT8 and FP8 numbers for TensorRT: symmetric, zero point 0, one scale per output channel for weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SMALLEST = 1e-12  # of a scale, where everything is 0
 
 @dataclass(frozen=True)
 class Format:
-    """What one byte holds: its type, and the largest number that is used, with either sign."""
+    """An 8-bit number format: its type, and the largest magnitude that is used."""
 
     name: str
     dtype: Any
@@ -38,28 +38,30 @@ FP8 = Format("FP8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
 FORMATS: Mapping[Target, Format] = MappingProxyType({"tensorrt": INT8, "tensorrt-fp8": FP8, "ort-cpu": INT8})
 
 
-def activation_scale(low: float, high: float, form: Format = INT8) -> float:
-    """What the number 1 of a byte is worth."""
-    return max(max(-low, high) / form.largest, _SMALLEST)
+def activation_scale(low: float, high: float, number_format: Format = INT8) -> float:
+    """The scale of an activation with this range."""
+    return max(max(-low, high) / number_format.largest, _SMALLEST)
 
 
-def weight_scales(weight: Array, axis: int | None, form: Format = INT8) -> Array:
-    """What the number 1 is worth: float32 [outputs] along `axis`, or a scalar array for the whole tensor."""
+def weight_scales(weight: Array, axis: int | None, number_format: Format = INT8) -> Array:
+    """The scales of a weight: float32 [outputs] along `axis`, or a scalar array for the whole tensor."""
     if axis is None:
-        return np.array(max(float(np.abs(weight).max()) / form.largest, _SMALLEST), np.float32)
+        return np.array(max(float(np.abs(weight).max()) / number_format.largest, _SMALLEST), np.float32)
     others = tuple(index for index in range(weight.ndim) if index != axis)
     largest = np.abs(weight).max(axis=others)
-    return (np.where(largest > 0, largest, form.largest * _SMALLEST) / form.largest).astype(np.float32)
+    return (np.where(largest > 0, largest, number_format.largest * _SMALLEST) / number_format.largest).astype(
+        np.float32
+    )
 
 
-def as_bytes(weight: Array, scales: Array, axis: int | None, form: Format = INT8) -> Array:
-    """Numbers of the format in the weight's shape, rounded to nearest, ties to even."""
-    scaled = np.clip(weight / along(scales, weight.ndim, axis), -form.largest, form.largest)
-    return (np.rint(scaled) if form is INT8 else scaled).astype(form.dtype)
+def as_bytes(weight: Array, scales: Array, axis: int | None, number_format: Format = INT8) -> Array:
+    """The quantized weight, in its shape, rounded to nearest, ties to even."""
+    scaled = np.clip(weight / along(scales, weight.ndim, axis), -number_format.largest, number_format.largest)
+    return (np.rint(scaled) if number_format is INT8 else scaled).astype(number_format.dtype)
 
 
 def along(values: Array, rank: int, axis: int | None) -> Array:
-    """A vector as an array of that rank that broadcasts along one axis."""
+    """A vector, reshaped to that rank so that it broadcasts along one axis."""
     if axis is None:
         return values
     return values.reshape([-1 if index == axis else 1 for index in range(rank)])
@@ -73,7 +75,7 @@ def smooth_factors(activation: Array, weights: Sequence[Array], alpha: float) ->
     Args:
         activation: largest magnitude of each channel, [channels].
         weights: largest magnitude of each input channel, [channels], of every weight that reads the activation.
-        alpha: how much of the difficulty moves into the weights: 0 none, 1 all of it.
+        alpha: strength: 0 leaves the activations, 1 moves their whole spread into the weights.
     """
     of_weights = np.maximum(np.max(np.stack(weights), axis=0), 1e-5)
     factors = np.maximum(activation, 1e-5) ** alpha / of_weights ** (1 - alpha)

@@ -1,11 +1,12 @@
-"""TensorRT's form of INT8 and FP8: Q/DQ pairs in the typed graph.
+"""Q/DQ files for TensorRT, in INT8 and FP8.
 
-Its rules: signed bytes, or E4M3, with zero point 0; weights per output channel on axis 0, stored as bytes; activations
-per tensor; every input of a convolution or matrix product is quantised, and so is the other input of an Add that a
-quantised convolution runs into, which lets the two fuse; no Q/DQ on a bias. Scales have the type of what they scale.
+The rules: signed bytes, or E4M3, with zero point 0; weights are stored quantized, per output channel on axis 0;
+activations have one scale; every input of a quantized convolution or matrix product is quantized, and so is the other
+input of an Add that a quantized convolution ends in, so that the two fuse; biases are not; scales have the type of what
+they scale.
 
-A matrix on the right of a product is stored transposed, so that its outputs are axis 0, and turned back behind its
-`DequantizeLinear`. A convolution of concatenated parts becomes a sum of one convolution of each, with their own scales.
+A matrix on the right of a product is stored transposed, so that its outputs are axis 0, with a Transpose after its
+`DequantizeLinear`. A convolution of a concatenation becomes a sum of one convolution per part, with their own scales.
 """
 
 from __future__ import annotations
@@ -17,51 +18,51 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moebius_calibration.formats import Format, activation_scale, along, as_bytes, weight_scales
-from moebius_calibration.products import Operand, Product
-from moebius_calibration.scheme import Scheme
-from moebius_calibration.simulate import output_axis
+from moebius_calibration.choice.simulate import output_axis
+from moebius_calibration.graph.linear_ops import LinearOp, Operand
+from moebius_calibration.ranges.formats import Format, activation_scale, along, as_bytes, weight_scales
+from moebius_calibration.ranges.scheme import Scheme
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import with_types
 
 Array = np.ndarray
 
 MARK = "int8"
-"""What is inserted is called VALUE/int8/..."""
+"""Inserted nodes and tensors are named VALUE/int8/..."""
 
 _TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 
 
-def quantised(
+def quantized(
     base: onnx.ModelProto,
-    products: Mapping[str, Product],
+    ops: Mapping[str, LinearOp],
     chosen: Collection[str],
     scheme: Scheme,
     weights: Mapping[str, Array],
     *,
     weights_only: bool = False,
 ) -> onnx.ModelProto:
-    """The typed graph with Q/DQ pairs.
+    """The mixed-precision graph with Q/DQ pairs.
 
     Args:
-        base: typed (or float32) graph of `moebius_export.precision.typed`, its weights inside it or referred to.
-        products: of the float32 graph that it was typed from; their nodes have the same names in it.
-        chosen: nodes to have in INT8.
+        base: graph of `moebius_export.precision.typed` in FP16 or float32, its weights inside it or external.
+        ops: linear operators of the float32 graph; their nodes have the same names in `base`.
+        chosen: nodes to quantize.
         scheme: their numbers, symmetric.
-        weights: float32 numbers of their weights, by the name of the value.
-        weights_only: bytes for weights alone: `DequantizeLinear` without quantised activations.
+        weights: float32 values of their weights, by tensor name.
+        weights_only: quantize weights alone: `DequantizeLinear`, and float activations.
 
     Raises:
-        ExportError: a product is missing in the base, or is of a type that bytes cannot be scaled in (bf16).
+        ExportError: a node is missing in `base`, or has a type that Q/DQ does not support here (bf16).
     """
-    return _Quantising(base, products, set(chosen), scheme, weights, weights_only).run()
+    return _QuantizedGraph(base, ops, set(chosen), scheme, weights, weights_only).run()
 
 
-class _Quantising:
+class _QuantizedGraph:
     def __init__(
         self,
         base: onnx.ModelProto,
-        products: Mapping[str, Product],
+        ops: Mapping[str, LinearOp],
         chosen: set[str],
         scheme: Scheme,
         weights: Mapping[str, Array],
@@ -71,11 +72,11 @@ class _Quantising:
             raise ExportError("TensorRT takes symmetric ranges only; calibrate for --target tensorrt")
         self.model = onnx.ModelProto()
         self.model.CopyFrom(base)
-        self.products, self.chosen, self.scheme, self.weights = products, chosen, scheme, weights
+        self.ops, self.chosen, self.scheme, self.weights = ops, chosen, scheme, weights
         self.weights_only = weights_only
         graph = self.model.graph
         if missing := chosen - {node.name for node in graph.node}:
-            raise ExportError(f"the typed graph has no node {min(missing)!r}; type the bundle again")
+            raise ExportError(f"the FP16 model has no node {min(missing)!r}; run `moebius-export precision` again")
         self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
         self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
         self.shapes = {
@@ -86,9 +87,9 @@ class _Quantising:
 
     def run(self) -> onnx.ModelProto:
         residuals = {
-            product.residual[0]: product.residual
-            for name, product in self.products.items()
-            if name in self.chosen and product.residual is not None and not self.weights_only
+            op.residual[0]: op.residual
+            for name, op in self.ops.items()
+            if name in self.chosen and op.residual is not None and not self.weights_only
         }
         for original in self.model.graph.node:
             node = onnx.NodeProto()
@@ -99,51 +100,55 @@ class _Quantising:
             if node.name not in self.chosen:
                 self.nodes.append(node)
                 continue
-            product = self.products[node.name]
-            halves = product.activations[0].halves
-            if halves and self.scheme.factors(product.activations[0]) is None and not self.weights_only:
-                self._parts(node, product)
+            op = self.ops[node.name]
+            concat_parts = op.activations[0].concat_parts
+            if concat_parts and self.scheme.factors(op.activations[0]) is None and not self.weights_only:
+                self._split(node, op)
             else:
-                self._whole(node, product)
+                self._whole(node, op)
         return self._model()
 
-    def _whole(self, node: onnx.NodeProto, product: Product) -> None:
+    def _whole(self, node: onnx.NodeProto, op: LinearOp) -> None:
         kind = self._kind(node)
-        factors = self.scheme.factors(product.activations[0]) if not self.weights_only else None
-        scheme = self.scheme if factors is not None else Scheme(True, self.scheme.ranges, form=self.scheme.form)
-        for operand in product.operands:
+        factors = self.scheme.factors(op.activations[0]) if not self.weights_only else None
+        scheme = (
+            self.scheme
+            if factors is not None
+            else Scheme(True, self.scheme.ranges, number_format=self.scheme.number_format)
+        )
+        for operand in op.operands:
             if operand.constant:
-                wide = scheme.smoothed(product, self.weights[operand.value])
-                node.input[operand.index] = self._weight(f"{node.name}/{MARK}/weight", wide, operand, kind, product)
+                wide = scheme.smoothed(op, self.weights[operand.value])
+                node.input[operand.index] = self._weight(f"{node.name}/{MARK}/weight", wide, operand, kind, op)
             elif not self.weights_only:
                 value = node.input[operand.index]
                 if factors is not None and operand.axis is not None:
                     value = self._smoothed(value, operand, factors, kind)
                 node.input[operand.index] = self._pair(value, operand.source, kind)
-        self._finish(node, product, kind)
+        self._finish(node, op, kind)
 
-    def _parts(self, node: onnx.NodeProto, product: Product) -> None:
-        """A sum of convolutions, one of each part that is concatenated."""
-        kind, operand, of_weight = self._kind(node), product.activations[0], product.weight
+    def _split(self, node: onnx.NodeProto, op: LinearOp) -> None:
+        """Appends a sum of convolutions, one for each concatenated part."""
+        kind, operand, of_weight = self._kind(node), op.activations[0], op.weight
         assert of_weight is not None
         whole = self.weights[of_weight.value]
-        concat = next(made for made in self.model.graph.node if node.input[0] in self._makers(made))
+        concat = next(made for made in self.model.graph.node if node.input[0] in self._outputs_of(made))
         bias = list(node.input[2:])
         output, start, sums = node.output[0], 0, []
-        for index, ((source, count), value) in enumerate(zip(operand.halves, concat.input, strict=True)):
+        for index, ((source, count), value) in enumerate(zip(operand.concat_parts, concat.input, strict=True)):
             part = onnx.NodeProto()
             part.CopyFrom(node)
             part.name = node.name if index == 0 else f"{node.name}/{MARK}/part{index}"
             weight = whole[:, start : start + count]
             start += count
             mark = f"{node.name}/{MARK}/weight{index}"
-            inputs = [self._pair(value, source, kind), self._weight(mark, weight, of_weight, kind, product)]
+            inputs = [self._pair(value, source, kind), self._weight(mark, weight, of_weight, kind, op)]
             del part.input[:]
             part.input.extend([*inputs, *(bias if index == 0 else [])])
             part.output[0] = f"{output}/{MARK}/part{index}"
             self.shapes[part.output[0]] = self.shapes.get(output, whole.ndim)
             if index == 0:
-                self._finish(part, product, kind)
+                self._finish(part, op, kind)
             else:
                 self.nodes.append(part)
             sums.append(part.output[0])
@@ -152,8 +157,8 @@ class _Quantising:
             total = output if index == len(sums) - 1 else f"{output}/{MARK}/sum{index}"
             self.nodes.append(helper.make_node("Add", [left, sums[index]], [total], name=f"{total}/{MARK}/add"))
 
-    def _makers(self, node: onnx.NodeProto) -> set[str]:
-        """What a Concat makes: its output, or a cast of it that the typing put behind it."""
+    def _outputs_of(self, node: onnx.NodeProto) -> set[str]:
+        """The output of a Concat and casts of it, which mixed precision inserts; empty for other nodes."""
         if node.op_type != "Concat":
             return set()
         found = set(node.output)
@@ -162,29 +167,29 @@ class _Quantising:
                 found.update(other.output)
         return found
 
-    def _finish(self, node: onnx.NodeProto, product: Product, kind: int) -> None:
-        """Appends the product with its shift: in the bias of a convolution, by an Add behind a matrix product."""
-        shift = self.scheme.shifts.get(product.node)
-        if shift is None:
+    def _finish(self, node: onnx.NodeProto, op: LinearOp, kind: int) -> None:
+        """Appends an operator, its bias correction in the bias of a convolution or in an Add after a matrix product."""
+        correction = self.scheme.bias_correction.get(op.node)
+        if correction is None:
             self.nodes.append(node)
             return
-        name = f"{product.node}/{MARK}/shift"
+        name = f"{op.node}/{MARK}/correction"
         if node.op_type == "Conv" and len(node.input) == 2:
-            node.input.append(self._store(name, shift.astype(_TYPES[kind])))
+            node.input.append(self._store(name, correction.astype(_TYPES[kind])))
         elif node.op_type == "Conv":
             stored = {tensor.name: tensor for tensor in self.model.graph.initializer}
             if (tensor := stored.get(node.input[2])) is not None and not tensor.external_data:
-                moved = numpy_helper.to_array(tensor).astype(np.float32) + shift
+                moved = numpy_helper.to_array(tensor).astype(np.float32) + correction
                 node.input[2] = self._store(name, moved.astype(_TYPES[kind]))
-            else:  # a bias that is cast or worked out
-                added = self._store(name, shift.astype(_TYPES[kind]))
+            else:  # a bias that is cast or computed
+                added = self._store(name, correction.astype(_TYPES[kind]))
                 self._node("Add", [node.input[2], added], f"{name}/bias")
                 node.input[2] = f"{name}/bias"
         else:
             output, rank = node.output[0], self.shapes[node.output[0]]
-            axis = output_axis(product, rank)
-            added = self._store(name, along(shift, rank, axis).astype(_TYPES[kind]))
-            node.output[0] = f"{output}/{MARK}/unshifted"
+            axis = output_axis(op, rank)
+            added = self._store(name, along(correction, rank, axis).astype(_TYPES[kind]))
+            node.output[0] = f"{output}/{MARK}/uncorrected"
             self.nodes.append(node)
             self.nodes.append(helper.make_node("Add", [node.output[0], added], [output], name=f"{name}/add"))
             return
@@ -197,39 +202,41 @@ class _Quantising:
         self.types[mark] = kind
         return mark
 
-    def _weight(self, mark: str, wide: Array, operand: Operand, kind: int, product: Product) -> str:
-        """Bytes and a `DequantizeLinear`; a matrix on the right is stored by its outputs."""
-        turned = operand.axis == 1 and wide.ndim == 2
-        array = np.ascontiguousarray(wide.T) if turned else wide
+    def _weight(self, mark: str, wide: Array, operand: Operand, kind: int, op: LinearOp) -> str:
+        """Stores a quantized weight and adds its `DequantizeLinear`; a matrix on the right is stored by outputs."""
+        transposed = operand.axis == 1 and wide.ndim == 2
+        array = np.ascontiguousarray(wide.T) if transposed else wide
         axis = None if operand.axis is None else 0
-        form = self.scheme.form
-        scales = _held(weight_scales(array, axis, form), kind, form)
+        number_format = self.scheme.number_format
+        scales = _held(weight_scales(array, axis, number_format), kind, number_format)
         stored = [
-            self._store(f"{mark}/bytes", as_bytes(array, scales.astype(np.float32), axis, form)),
+            self._store(f"{mark}/bytes", as_bytes(array, scales.astype(np.float32), axis, number_format)),
             self._store(f"{mark}/scale", scales),
-            self._store(f"{mark}/zero", np.zeros(scales.shape, form.dtype)),
+            self._store(f"{mark}/zero", np.zeros(scales.shape, number_format.dtype)),
         ]
         self._node("DequantizeLinear", stored, mark, **({} if axis is None else {"axis": 0}))
-        if not turned:
+        if not transposed:
             return mark
         self.nodes.append(helper.make_node("Transpose", [mark], [f"{mark}/turned"], name=f"{mark}/turned", perm=[1, 0]))
         return f"{mark}/turned"
 
     def _pair(self, value: str, source: str, kind: int | None = None) -> str:
-        """A value through bytes; one pair serves all that read it."""
+        """Adds a Q/DQ pair for a value; all its readers share it."""
         own = self.types[value]
         kind = kind or own
         if kind not in _TYPES:
-            raise ExportError(f"{value} is {TensorProto.DataType.Name(kind)}, which INT8 files are not made from")
+            raise ExportError(
+                f"{value} is {TensorProto.DataType.Name(kind)}, not quantizable here; expected float16 or float32"
+            )
         if own != kind:
             cast = f"{value}/{MARK}/as_{TensorProto.DataType.Name(kind).lower()}"
             self._node("Cast", [value], cast, to=kind)
             self.types[cast], value = kind, cast
         low, high = self.scheme.ranges[source]
-        form = self.scheme.form
-        scale = _held(np.array(activation_scale(low, high, form), np.float32), kind, form)
+        number_format = self.scheme.number_format
+        scale = _held(np.array(activation_scale(low, high, number_format), np.float32), kind, number_format)
         mark = f"{value}/{MARK}"
-        stored = [self._store(f"{mark}/scale", scale), self._store(f"{mark}/zero", form.zero)]
+        stored = [self._store(f"{mark}/scale", scale), self._store(f"{mark}/zero", number_format.zero)]
         self._node("QuantizeLinear", [value, *stored], f"{mark}/bytes")
         self._node("DequantizeLinear", [f"{mark}/bytes", *stored], f"{mark}/back")
         return f"{mark}/back"
@@ -237,7 +244,9 @@ class _Quantising:
     def _kind(self, node: onnx.NodeProto) -> int:
         kind = self.types.get(node.input[0], 0)
         if kind not in _TYPES:
-            raise ExportError(f"{node.name}: INT8 files are made from fp16 or fp32 only; type the bundle so")
+            raise ExportError(
+                f"{node.name}: INT8 files are made from fp16 or fp32 only; run `moebius-export precision --to fp16`"
+            )
         return kind
 
     def _store(self, name: str, array: Array) -> str:
@@ -266,11 +275,11 @@ class _Quantising:
         return with_types(self.model)
 
 
-def _held(scales: Array, kind: int, form: Format) -> Array:
-    """Scales in the type, none so small that a value would be cut off: rounded up where rounding goes down."""
+def _held(scales: Array, kind: int, number_format: Format) -> Array:
+    """Scales in a narrower type, rounded up where rounding down would clip values."""
     narrow = scales.astype(_TYPES[kind])
     if kind == TensorProto.FLOAT16:
         narrow = np.where(narrow.astype(np.float32) < scales, np.nextafter(narrow, np.float16(np.inf)), narrow)
-        if (narrow.astype(np.float32) * form.largest > np.finfo(np.float16).max).any():
+        if (narrow.astype(np.float32) * number_format.largest > np.finfo(np.float16).max).any():
             raise ExportError("a range is beyond what float16 holds; keep that node in float")
     return np.asarray(narrow, _TYPES[kind])

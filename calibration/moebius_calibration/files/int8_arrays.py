@@ -1,4 +1,4 @@
-"""Numbers of layers whose products are made in bytes: see `moebius_export.graph.int8_bodies` for what they mean."""
+"""Scales, zero points and INT8 weights of quantized layers, as `moebius_export.graph.int8_bodies` defines them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class Int8Product:
 
 
 def step_of(limits: Range) -> tuple[float, float]:
-    """What one level of a range is worth, and the level of 0, a whole number in 0 to 255.
+    """The scale of a range in 255 levels, and its zero point, an integer from 0 to 255.
 
-    The range is widened to hold 0, so that the padding of a convolution and a ReLU's zeros are exact.
+    The range is extended to include 0, so that the padding of a convolution and the zeros of a ReLU are exact.
     """
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
     step = max(high - low, 1e-30) / LEVELS
     return step, float(np.clip(np.round(-low / step), 0, LEVELS))
 
 
-def quantiser(limits: Range, channels: int, factors: Array | None) -> tuple[Array, Array]:
-    """`inverse` and `zero` of an activation, float32 [channels]; `factors` [channels] divide its values first."""
+def quantizer(limits: Range, channels: int, factors: Array | None) -> tuple[Array, Array]:
+    """`inverse` and `zero` of an activation, float32 [channels], with its division by `factors` [channels]."""
     step, zero = step_of(limits)
     worth = step * (np.ones(channels) if factors is None else np.asarray(factors, np.float64))
     return (1 / worth).astype(np.float32), np.full(channels, zero, np.float32)
 
 
 def int8_product(matrix: Array, bias: Array | None, limits: Range, factors: Array | None) -> Int8Product:
-    """A product's weights by output, symmetric around 0, and what its sums are worth behind `quantiser`.
+    """The INT8 weights of a product, symmetric, and the scale and offset of its integer sums after `quantizer`.
 
     Args:
         matrix: float32 [outputs, inputs].
@@ -63,7 +63,7 @@ def int8_product(matrix: Array, bias: Array | None, limits: Range, factors: Arra
 
 
 def packed(weight: Array) -> Array:
-    """int8 [outputs, inputs] -> [ceil(outputs / 16), inputs / 4, 16, 4], zeros behind the last output."""
+    """int8 [outputs, inputs] -> [ceil(outputs / 16), inputs / 4, 16, 4], zeros after the last output."""
     outputs, inputs = weight.shape
     rows = np.zeros((-(-outputs // PACKED) * PACKED, inputs), np.int8)
     rows[:outputs] = weight
@@ -71,10 +71,10 @@ def packed(weight: Array) -> Array:
 
 
 def merged_kernels(weight: Array) -> Array:
-    """3x3 kernels [outputs, inputs, 3, 3] behind a nearest x2 enlargement -> [4, outputs, inputs, 2, 2].
+    """3x3 kernels [outputs, inputs, 3, 3] after a nearest x2 upsampling -> [4, outputs, inputs, 2, 2].
 
-    Row 2i + a of the result sees two rows of the small picture, columns likewise; place 2a + b has the taps that meet
-    one small pixel added up (see `moebius_export.rules.subpixel`).
+    Row 2i + a of the result reads two rows of the small picture; columns likewise. Position 2a + b holds the sums of
+    the taps that read the same small pixel (see `moebius_export.rules.subpixel`).
     """
 
     def halves(kernels: Array, axis: int) -> tuple[Array, Array]:

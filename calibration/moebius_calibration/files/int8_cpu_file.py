@@ -1,4 +1,4 @@
-"""ONNX Runtime's INT8 files into a bundle, whole or not at all."""
+"""Writes INT8 files for ONNX Runtime's CPU into a bundle, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from moebius_calibration.int8_arrays import Array, Range
-from moebius_calibration.ort_cpu import as_int8, candidates
+from moebius_calibration.files.int8_arrays import Array, Range
+from moebius_calibration.files.ort_cpu import as_int8
+from moebius_calibration.graph.cpu_candidates import candidates
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Weights
 from moebius_export.precision.write import write_precision
@@ -21,10 +22,10 @@ PRECISION: Precision = "int8_cpu"
 
 @dataclass(frozen=True)
 class Placement:
-    """What of a graph is made of bytes: names of nodes, the ranges of their activations, and smoothing.
+    """The nodes of a graph that INT8 operators replace, with the numbers for them.
 
-    `ranges` and `smooth` are as `moebius_calibration.ort_cpu.as_int8` takes them. `plan` is the plan that it comes from
-    as the bytes of a file, which is kept beside the graph.
+    `ranges` and `smooth`: see `moebius_calibration.files.ort_cpu.as_int8`. `plan`: the plan file that is stored beside
+    the graph; None for none.
     """
 
     nodes: frozenset[str]
@@ -34,20 +35,20 @@ class Placement:
 
 
 def int8_cpu_model(bundle: Bundle, name: GraphName, placement: Placement) -> onnx.ModelProto:
-    """A graph of the bundle with the placed nodes made of bytes; all its tensors are in memory.
+    """A graph of the bundle with INT8 operators in place of the placed nodes; all its tensors are in memory.
 
     Raises:
-        ExportError: the bundle has no float32 file of it, or a node that is placed cannot be made of bytes.
+        ExportError: the bundle has no float32 file of it, or no INT8 operator can replace a placed node.
     """
     if "fp32" not in bundle.graph(name).files:
-        raise ExportError(f"{bundle.path}: {name} has no fp32 file to make bytes of; export the bundle again")
+        raise ExportError(f"{bundle.path}: {name} has no fp32 file to quantize; export the bundle again")
     path = bundle.model_file(name)
     model = onnx.load(str(path), load_external_data=False)
     found, refused = candidates(model)
     for node in sorted(placement.nodes):
         if node not in found:
-            why = refused.get(node, "it is no node of this graph that can")
-            raise ExportError(f"{name}: {node} cannot be made of bytes: {why}; make it float in the plan")
+            why = refused.get(node, "the graph has no such candidate")
+            raise ExportError(f"{name}: {node} cannot be INT8: {why}; make it float in the plan")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reader = Weights(path.parent)
     chosen = {node: found[node] for node in placement.nodes}
@@ -60,17 +61,17 @@ def int8_cpu_model(bundle: Bundle, name: GraphName, placement: Placement) -> onn
 
 
 def write_int8_cpu(
-    bundle: Bundle, placements: Mapping[GraphName, Placement], say: Say = lambda name: None, *, only: bool = False
+    bundle: Bundle, placements: Mapping[GraphName, Placement], progress: Say = lambda name: None, *, only: bool = False
 ) -> Manifest:
     """Writes `model_int8_cpu.onnx` and so on into the bundle, in place of older ones.
 
-    The bundle is made anew beside itself, with its other files linked, and exchanged when it is complete. Graphs of one
+    A complete new bundle is written, with links to the other files, and exchanged with the old one. Graphs of one
     folder share one weights file.
 
     Args:
         bundle: with its fused float32 files.
         placements: of some graphs; those that are left out have no INT8 file.
-        say: told each graph as its turn comes.
+        progress: called with each graph.
         only: leave out the other files of these graphs, and engines.
 
     Raises:
@@ -84,5 +85,5 @@ def write_int8_cpu(
         lambda name: int8_cpu_model(bundle, name, placements[name]),
         plans,
         only=only,
-        progress=lambda stage, done, total: say(stage.removeprefix("write ")),  # type: ignore[arg-type]
+        progress=lambda stage, done, total: progress(stage.removeprefix("write ")),  # type: ignore[arg-type]
     )
