@@ -79,9 +79,7 @@ def trt(
         bool,
         typer.Option("--tf32", help="Use TF32: float32 matmuls and convolutions round their factors to 10 bits."),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Build even if the memory forecast says it cannot fit.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even if the memory forecast does not fit.")] = False,
 ) -> None:
     """Builds TensorRT engines of a bundle, with a passport that names their device and source files.
 

@@ -217,14 +217,20 @@ def test_a_failed_build_of_one_graph_keeps_every_engine(built, trt, device):
 REFUSED = [
     # version, rtx, device, arguments, the message
     ("10.3.0", False, True, ["--fp32", "--sm", "86"], "builds for the GPU of this machine only (SM 87, Orin)"),
-    ("10.3.0", False, False, ["--fp32"], "no GPU was found here, and tensorrt 10.3.0 must know what to build for"),
+    ("10.3.0", False, False, ["--fp32"], "no GPU was found here, and tensorrt 10.3.0 needs to know the target"),
     ("1.7.1", True, False, ["--fp32"], "name the GPUs to build for, such as --sm 86,89,120"),
     ("1.7.1", True, False, ["--fp32", "--sm", "86,90"], "does not build for it (Hopper"),
     ("1.7.1", True, False, ["--fp32", "--sm", "87"], "--sm 87: tensorrt-rtx 1.7.1 does not build for it (Jetson Orin"),
     ("1.7.1", True, True, ["--fp32"], "this machine's Orin, SM 87: tensorrt-rtx 1.7.1 does not build for it"),
     ("1.7.1", True, False, ["--fp32", "--sm", "ada"], "--sm ada: expected compute capabilities such as 86,89,120"),
-    ("1.7.1", True, False, ["--fp32", "--sm", "86", "--version-compatible"], "has no such engines, they load only"),
-    ("1.7.1", True, False, ["--fp32", "--sm", "86", "--strip-weights"], "strips weights only where there is a GPU"),
+    (
+        "1.7.1",
+        True,
+        False,
+        ["--fp32", "--sm", "86", "--version-compatible"],
+        "cannot build such engines, they load only",
+    ),
+    ("1.7.1", True, False, ["--fp32", "--sm", "86", "--strip-weights"], "strips weights only on a machine with a GPU"),
     ("1.7.1", True, False, ["--fp32", "--sm", "86", "--hardware-compatibility", "ampere+"], "name every GPU with --sm"),
     ("10.3.0", False, True, ["--fp32", "--hardware-compatibility", "same-cc"], "it came with TensorRT 10.9"),
     ("10.3.0", False, True, ["--fp32", "--hardware-compatibility", "all"], "expected one of none, ampere+, same-cc"),
@@ -275,9 +281,9 @@ def test_of_two_installed_one_is_taken_and_said(install, bundle, trt, device):
     install("1.7.1", rtx=True)
     code, _, err = trt(bundle, "--fp32", device=device)
     assert code == 0
-    assert "taking tensorrt, it builds for this machine's GPU itself; --backend tensorrt-rtx takes the other" in err
+    assert "using tensorrt, it builds for this machine's GPU; --backend tensorrt-rtx uses the other" in err
     err = trt(bundle, "--fp32", "--sm", "86", device=device)[2]
-    assert "taking tensorrt-rtx, it alone builds for GPUs that are named" in err
+    assert "using tensorrt-rtx, only it builds for GPUs of other machines" in err
 
 
 def test_an_open_batch_gets_its_profile(install, bundle, trt, device):

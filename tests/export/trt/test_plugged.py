@@ -76,7 +76,7 @@ REFUSED = [
         "TensorRT 10.3.0 has no ahead-of-time plugins; expected 10.9 or newer. Unset MOEBIUS",
     ),
     ("10.8.0", False, ["--fp16"], "TensorRT 10.8.0 has no ahead-of-time plugins; expected 10.9 or newer"),
-    ("1.7.1", True, ["--fp16", "--sm", "86"], "tensorrt-rtx has no plugins that are compiled ahead of time"),
+    ("1.7.1", True, ["--fp16", "--sm", "86"], "tensorrt-rtx has no ahead-of-time plugins"),
     (
         "10.9.0",
         False,
