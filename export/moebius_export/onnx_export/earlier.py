@@ -53,8 +53,8 @@ def keep_earlier(out: Path, folder: Path, manifest: Manifest, note: Note) -> Man
     _keep_engines(out, folder, manifest, note)
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out)
-        of_engines = name.parts[0] == ENGINES and len(name.parts) > 2
-        used = name.as_posix() in listed or of_engines or name == Path(MANIFEST_NAME)
+        inside_engines = name.parts[0] == ENGINES and (len(name.parts) > 2 or path.is_dir())
+        used = name.as_posix() in listed or inside_engines or name == Path(MANIFEST_NAME)
         if not used and (path.is_symlink() or path.is_file()) and not (folder / name).exists():
             link_file(path, folder / name)
     return manifest

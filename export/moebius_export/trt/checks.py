@@ -68,8 +68,8 @@ def check_options(
         )
     if tuning.strip_weights and rtx and device is None:
         raise InputError(
-            "--strip-weights: tensorrt-rtx strips weights only on a machine with a GPU, for which it compiles; leave it "
-            "out"
+            "--strip-weights: tensorrt-rtx strips weights only on a machine with a GPU, for which it compiles; leave "
+            "it out"
         )
     if tuning.strip_weights:
         note(

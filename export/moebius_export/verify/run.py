@@ -150,13 +150,13 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
         return
     try:
         with norm_pairs(module) as pairs, profiled_session(path) as profiled:
-            compared = compare(profiled.session, module, info, inputs, budgets["worst"])
+            compared = compare(profiled.session, module, info, inputs)
         compiled = profiled.kernels in kernels.VARIANTS
         runs = [(f"{subject}, kernels {profiled.kernels}" if compiled else subject, compiled, compared)]
         profiled.session = None  # its memory is needed
         if compiled:
             run.say(f"{subject}: the functions' bodies against PyTorch")
-            compared = compare(session_of_functions(path), module, info, inputs, budgets["worst"])
+            compared = compare(session_of_functions(path), module, info, inputs)
             runs.append((f"{subject}, function bodies", False, compared))
     except BundleError as error:
         checks.append(Check("parity", subject, "relative error", "fail", detail=str(error)))
@@ -189,7 +189,7 @@ def _check_typed(run: _Run, candidate: stated.Candidate, budgets: Mapping[str, f
     subject, checks = f"{stated.subject(candidate)}, emulated", run.report.checks
     module, path = run.reference.modules[graph], run.bundle.model_file(graph, precision)
     try:
-        compared = compare(emulated_session(path), module, run.bundle.graph(graph), inputs, budgets["worst"])
+        compared = compare(emulated_session(path), module, run.bundle.graph(graph), inputs)
         checks += parity_checks(subject, compared, budgets)
         found, placement = typed_checks(stated.subject(candidate), run.bundle, graph, precision)
     except (BundleError, ExportError) as error:

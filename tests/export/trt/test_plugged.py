@@ -157,7 +157,7 @@ def test_missing_files_are_typed_so_that_plugins_can_take_them(
     install, tensorrt_bundle, trt, device, switched, tmp_path, monkeypatch
 ):
     pytest.importorskip("triton", reason=NEEDS_TRITON)
-    from moebius_export.precision import planning
+    from moebius_export.precision import quick as quick_plans
 
     asked = []
 
@@ -165,12 +165,14 @@ def test_missing_files_are_typed_so_that_plugins_can_take_them(
         asked.append(options)
         return QUICK
 
-    monkeypatch.setattr(planning, "PlanOptions", quick)
+    monkeypatch.setattr(quick_plans, "PlanOptions", quick)
     folder = shutil.copytree(tensorrt_bundle, tmp_path / "bundle")
     install("10.9.0")
     code, _, err = trt(folder, "--fp16", "--graphs", "unet", device=device)
     assert code == 0, err
-    assert asked == [{"to": "fp16", "keep": ("LocalLambda",)}]
+    check = {"pictures": quick_plans.PICTURES, "steps": quick_plans.STEPS}
+    assert asked == [{**check, "to": "fp16", "keep": ("LocalLambda",)}]
+    assert "trt: precision plan: " in err
     assert read_passport(engines(folder)).flags["plugins"] == "on"
 
 
