@@ -66,7 +66,7 @@ RTX = {"version": "1.7.1", "file": "x", "cuda": 13}
 def test_a_sound_bundle_without_engines(check, tiny_bundle):
     rows, sound = check(tiny_bundle)
     assert sound
-    assert "preset tiny, stand-in weights" in rows["manifest"].found
+    assert "preset tiny, random test weights" in rows["manifest"].found
     assert rows["files"].found.endswith("undamaged")
     assert rows["engines"].fix == f"moebius-export trt {tiny_bundle} --fp16"
 
@@ -130,7 +130,7 @@ def test_engines_where_nothing_can_run_them(check, machines, tiny_copy):
     rows, sound = check(tiny_copy)
     assert sound
     assert (
-        "for SM 89: undamaged, but nothing here can run them (no tensorrt-rtx)" in rows[f"engines {folder.name}"].found
+        "for SM 89: undamaged, but this machine cannot run them (no tensorrt-rtx)" in rows[f"engines {folder.name}"].found
     )
     rows, _ = check(tiny_copy, tensorrt_rtx=RTX)
     assert "no GPU that CUDA reaches" in rows[f"engines {folder.name}"].found
@@ -168,4 +168,4 @@ def test_what_is_not_named_as_engines_are(check, tiny_copy):
     (tiny_copy / "engines" / "notes.txt").write_text("mine")
     rows, sound = check(tiny_copy)
     assert sound
-    assert "notes.txt: not named as engines are" in rows["engines"].found
+    assert "notes.txt: no name of a folder of engines" in rows["engines"].found

@@ -132,7 +132,7 @@ def test_the_form_for_cpus_is_refused(install, fused_bundle_copy, trt, device, s
     install("10.9.0")
     code, _, err = trt(fused_bundle_copy, "--fp32", "--graphs", "unet", device=device)
     assert code == 2
-    assert "LocalLambda with 6 inputs; the plugin takes the 4 of the form 'convolution'" in err
+    assert "LocalLambda with 6 inputs; the plugin takes the 4 of the layout 'convolution'" in err
     assert str(fused_bundle_copy / "unet/model.onnx") in err
 
 
