@@ -130,7 +130,8 @@ def test_engines_where_nothing_can_run_them(check, machines, tiny_copy):
     rows, sound = check(tiny_copy)
     assert sound
     assert (
-        "for SM 89: undamaged, but this machine cannot run them (no tensorrt-rtx)" in rows[f"engines {folder.name}"].found
+        "for SM 89: undamaged, but this machine cannot run them (no tensorrt-rtx)"
+        in rows[f"engines {folder.name}"].found
     )
     rows, _ = check(tiny_copy, tensorrt_rtx=RTX)
     assert "no GPU that CUDA reaches" in rows[f"engines {folder.name}"].found
