@@ -3,9 +3,9 @@
 #   docker build --file docker/desktop.Dockerfile --target tensorrt --tag moebius-edge:tensorrt .  any GPU from Turing up
 # Run one (a bundle in ./moebius-bundle, which user 10001 must be able to write engines into):
 #   docker run --rm --gpus all --volume "$PWD:/data" moebius-edge:rtx moebius-export doctor
-# Neither holds PyTorch: export on the host, or in an environment with moebius-edge[export].
+# Neither contains PyTorch: export on the host, or in an environment with moebius-edge[export].
 
-# The wheel, with the CPU kernels compiled; the compiler stays behind.
+# Builds the wheel with compiled CPU kernels; the compiler is not in the final image.
 FROM python:3.12.8-slim-bookworm AS wheel
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ \
@@ -19,7 +19,7 @@ COPY benchmarks benchmarks
 COPY calibration calibration
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# TensorRT-RTX from its wheel. It needs nothing of CUDA but the driver, which --gpus all mounts: 580 or later.
+# TensorRT-RTX from its wheel. Of CUDA it needs only the driver, 580 or later, which --gpus all mounts.
 FROM python:3.12.8-slim-bookworm AS rtx
 COPY --from=wheel /wheels /wheels
 RUN wheel="$(ls /wheels/*.whl)" \
@@ -31,7 +31,7 @@ USER 10001
 WORKDIR /data
 CMD ["moebius-export", "doctor"]
 
-# TensorRT 10.11 and CUDA 12.9 with Ubuntu 24.04 and Python 3.12, as NVIDIA packs them.
+# TensorRT 10.11 and CUDA 12.9 with Ubuntu 24.04 and Python 3.12, as NVIDIA packages them.
 FROM nvcr.io/nvidia/tensorrt:25.06-py3 AS tensorrt
 COPY --from=wheel /wheels /wheels
 RUN python3 -m venv --system-site-packages /opt/moebius \

@@ -3,9 +3,9 @@
 # Run it (a bundle in ./moebius-bundle, which user 10001 must be able to write engines into):
 #   docker run --rm --runtime nvidia --group-add video --volume "$PWD:/data" moebius-edge:jp6 moebius-export doctor
 # See docs/jetson.md. TensorRT cannot be imported while the image is built: the device's own libraries, such as
-# libnvdla_compiler.so, are mounted when a container starts with --runtime nvidia. `doctor` is the check.
+# libnvdla_compiler.so, are mounted when a container starts with --runtime nvidia. `doctor` checks it.
 
-# The wheel, with the CPU kernels compiled for this machine; the compiler stays behind.
+# Builds the wheel with CPU kernels compiled for this machine; the compiler is not in the final image.
 FROM ubuntu:22.04 AS wheel
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ python3-pip python3-venv \
@@ -33,7 +33,7 @@ RUN for part in common t234; do \
  && apt-get install --yes --no-install-recommends python3-venv "python3-libnvinfer=$TENSORRT" \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /wheels /wheels
-# --system-site-packages: TensorRT is the system's. CUDA 12 needs bindings before 13.
+# --system-site-packages: TensorRT is a system package. CUDA 12 needs bindings older than 13.
 RUN python3 -m venv --system-site-packages /opt/moebius \
  && /opt/moebius/bin/pip install --no-cache-dir --upgrade "pip>=24" \
  && wheel="$(ls /wheels/*.whl)" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs doctor, engine build, comparison with ort-cpu and benchmark on a device, and packs what they say into one file.
-# Pictures are never packed, and names of the user, the home folder and the host only with --with-names.
+# Runs doctor, engine build, comparison with ort-cpu and benchmark on a device, and packs their results into one file.
+# Pictures are never packed; names of user, home folder and host only with --with-names.
 set -euo pipefail
 
 usage() {
@@ -13,10 +13,10 @@ collect-jetson.sh BUNDLE [options]
   --steps N         inference steps of each picture (20)
   --rounds N        rounds of the benchmark (3)
   --picture FILE    a picture and ...
-  --mask FILE       ... its mask, in place of the demonstration's
-  --skip-build      take the engines that the bundle has
-  --with-names      leave the names of user, home folder and host in the results
-Exit code: 0 where every step held, 1 where one did not (the results are packed all the same), 2 for wrong usage.
+  --mask FILE       ... its mask, in place of the demo's
+  --skip-build      use the engines of the bundle
+  --with-names      keep the names of user, home folder and host in the results
+Exit code: 0 if every step succeeded, 1 if one failed (the results are packed anyway), 2 for wrong usage.
 END
 }
 
@@ -83,7 +83,7 @@ trap 'exit 143' TERM
 mkdir -p "$results" "$work/ort-cpu" "$work/$runtime" "$work/masks"
 failed=0
 
-# step NAME COMMAND...: runs it into NAME.log, and notes in summary.txt how it ended and how long it took.
+# step NAME COMMAND...: writes the output to NAME.log, and exit code and seconds to summary.txt.
 step() {
   local name=$1 code=0 begin=$SECONDS
   shift
@@ -96,7 +96,7 @@ step() {
   fi
 }
 
-# note NAME COMMAND...: the same for what need not be here; nothing is held against it.
+# note NAME COMMAND...: writes the output of an optional program to NAME.txt; a failure is ignored.
 note() {
   local name=$1
   shift
@@ -105,7 +105,7 @@ note() {
   fi
 }
 
-# picture_with RUNTIME PRECISION: fills the hole.
+# picture_with RUNTIME PRECISION: inpaints the masked region.
 # shellcheck disable=SC2317  # step calls it
 picture_with() {
   moebius-inpaint "$picture" --mask "$mask" --bundle "$bundle" --runtime "$1" --precision "$2" --steps "$steps" \
@@ -145,13 +145,13 @@ if [ -n "$watcher" ]; then
   watcher=''
 fi
 
-# hide TEXT WORD: WORD in place of TEXT in every result, where TEXT stands as a word of its own.
+# hide TEXT WORD: replaces TEXT by WORD in every result, if TEXT is a whole word.
 hide() {
   local pattern once
   if [ -n "$1" ] && [ "$1" != / ]; then
     pattern=$(printf '%s' "$1" | sed 's/[][\.*^$+?(){}|#]/\\&/g')
     once="s#(^|[^A-Za-z0-9_])$pattern([^A-Za-z0-9_]|\$)#\\1$2\\2#g"
-    find "$results" -type f -exec sed -i -E "$once; $once" {} + # twice: neighbours share what is between them
+    find "$results" -type f -exec sed -i -E "$once; $once" {} + # twice: adjacent matches share a separator
   fi
 }
 if [ "$names" = no ]; then

@@ -32,6 +32,7 @@ MOVED = {
     "tune": "moebius_export.lowering.tune",
     "verify.sessions": "moebius_export.graph.sessions",
     "verify.stated": "moebius_export.verify.declared",
+    "verify.typed": "moebius_export.verify.mixed_precision",
     "verify.wording": "moebius_export.verify.messages",
     "weights_file": "moebius_export.graph.weights_file",
     "wrappers": "moebius_export.network.wrappers",

@@ -83,7 +83,7 @@ def test_refusals_of_the_compiler(monkeypatch):
     with pytest.raises(ExportError, match=r"LocalLambda of 'int8': expected one of fp32, fp16, bf16"):
         compile_local_lambda((8, 8), 8, 16, 15, "int8", 86)
     monkeypatch.setattr(ptx_module, "SHARED_LIMIT", 100)
-    with pytest.raises(ExportError, match="every cut of the work takes more than 100 bytes of shared memory"):
+    with pytest.raises(ExportError, match="every tiling takes more than 100 bytes of shared memory"):
         usable_tactics((8, 8), 8, 16, 15, "fp16", 86)
 
 

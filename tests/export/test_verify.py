@@ -76,7 +76,7 @@ def test_a_good_bundle_passes_every_check(good_report, tiny_bundle):
     assert notes[0].measured is None
 
 
-def test_all_products_are_accounted_for_in_float_on_the_cpu(good_report, tiny_bundle):
+def test_all_macs_are_accounted_for_in_float_on_the_cpu(good_report, tiny_bundle):
     from moebius_export.graph.cost import node_costs, total_macs
 
     for placement in good_report.placements:
@@ -197,7 +197,7 @@ def test_weights_rounded_through_float16(tiny_copy):
     report = verify(tiny_copy, QUICK)
     assert report.exit_code == 1
     wrong = failed(report)
-    assert "every value is one of float16" in wrong["weights", "unet fp32", "not rounded"].detail
+    assert "every value fits float16" in wrong["weights", "unet fp32", "not rounded"].detail
     assert (
         wrong["parity", "unet fp32", "relative error"].measured
         > 5 * wrong["parity", "unet fp32", "relative error"].budget
@@ -206,7 +206,7 @@ def test_weights_rounded_through_float16(tiny_copy):
 
 
 def test_float16_weights_with_casts(tiny_copy):
-    """Stored in half the bytes and cast when loaded: the products run in float32, the numbers are not float32."""
+    """Stored in half the bytes and cast when loaded: the MACs run in float32, the numbers are not float32."""
     model = load(tiny_copy, "vae_decoder/model.onnx")
     casts = []
     for tensor in model.graph.initializer:
@@ -242,13 +242,13 @@ def test_an_output_of_nan(tiny_copy):
     assert f"{name}: 1 of 32 values differ" in wrong["weights", "unet fp32", "equal the checkpoint"].detail
     assert "nan instead of" in wrong["weights", "unet fp32", "equal the checkpoint"].detail
     assert "of node down_blocks.1.attentions.0.proj_out/Conv" in first_wrong(report, "unet fp32")
-    assert "broke off after 0 of 1 steps" in wrong["trajectory", "fp32 on ort-cpu", "drift over 1 steps"].detail
+    assert "stopped after 0 of 1 steps" in wrong["trajectory", "fp32 on ort-cpu", "drift over 1 steps"].detail
     assert "NaN" in wrong["picture", "fp32 on ort-cpu", "picture"].detail
     json.dumps(report.to_json(), allow_nan=False)
     assert "The candidate gave no picture" in page(report)
 
 
-# What cannot be checked is no pass
+# A check that cannot run is not a pass
 
 
 def test_an_engine_without_passport_and_stray_files_are_no_pass(tiny_copy):
@@ -275,7 +275,7 @@ def test_a_precision_without_budgets_is_not_checked(tiny_copy):
     assert report.exit_code == 1
 
 
-def test_a_typed_file_without_plan_or_companions_is_no_pass(tiny_copy):
+def test_a_mixed_precision_file_without_plan_or_companions_is_no_pass(tiny_copy):
     manifest = read_manifest(tiny_copy)
     unet = manifest.graphs["unet"]
     files = unet.model_copy(update={"files": {**unet.files, "fp16": unet.files["fp32"]}})

@@ -212,7 +212,7 @@ def test_the_first_wrong_tensor_is_the_same_in_many_small_runs(tiny_bundle, tmp_
     assert bisect("s", path, module, inputs, 3e-5) == at_once
     assert len(runs) > 5
     assert "of node encoder.mid_block.resnets.1.conv1/Conv (Conv)" in at_once.detail
-    assert f"It takes the stored {name}" in at_once.detail
+    assert f"It reads the stored {name}" in at_once.detail
     assert at_once.measured == pytest.approx(0.01, rel=0.05)  # 1 % of all but the bias
 
 
@@ -221,7 +221,7 @@ def test_a_file_without_a_wrong_tensor_has_none(tiny_bundle, manifest, reference
     inputs = seeded_inputs("vae_encoder", manifest, 1)
     found = bisect("s", path, reference.modules["vae_encoder"], inputs, 3e-5)
     assert found.measured is None
-    assert found.detail.startswith("no tensor of the file is further than 3e-05 from PyTorch's")
+    assert found.detail.startswith("every tensor of the file is within 3e-05 of PyTorch's")
 
 
 # Placement
@@ -229,7 +229,7 @@ def test_a_file_without_a_wrong_tensor_has_none(tiny_bundle, manifest, reference
 
 @pytest.fixture
 def two_products(tmp_path):
-    """y = (x @ a) @ (b @ c): 2*3*4 and 2*4*6 products on the input, 4*5*6 on constants alone."""
+    """y = (x @ a) @ (b @ c): 2*3*4 and 2*4*6 MACs on the input, 4*5*6 on constants alone."""
     stored = {"a": (3, 4), "b": (4, 5), "c": (5, 6)}
     nodes = [
         helper.make_node("MatMul", ["b", "c"], ["bc"], name="constants"),
@@ -273,11 +273,11 @@ def test_another_type_or_provider_than_asked_for_fails(two_products, events, wor
     (found, where), placement = placement_checks("s", "fp32", two_products, events, 0.999)
     assert found.status == "pass"
     assert where.status == "fail"
-    assert f"asked for fp32 on ort-cpu, but {words}" in where.detail
+    assert f"expected fp32 on ort-cpu, but {words}" in where.detail
     assert sum(share for *_, share in placement.rows) == pytest.approx(1)
 
 
-def test_products_that_the_profile_does_not_show_fail(two_products):
+def test_macs_that_the_profile_does_not_show_fail(two_products):
     (found, _), _ = placement_checks("s", "fp32", two_products, [event("first")], 0.999)
     assert (found.status, found.measured, found.detail) == ("fail", 24 / 72, "second")
 

@@ -94,7 +94,7 @@ def test_drift_is_relative_and_step_by_step():
     assert "after step 1 (timestep 500)" in check.detail
     (check,), _ = trajectory_checks("s", [500, 0], reference, Filled(None, latents[:2], "NaN"), 0.1)
     assert check.status == "fail"
-    assert check.detail == "broke off after 1 of 2 steps: NaN"
+    assert check.detail == "stopped after 1 of 2 steps: NaN"
     (check,), _ = trajectory_checks("s", [500, 0], Filled(None, [], "no batch of 2"), moved, 0.1)
     assert check.status == "not run"
     assert "no batch of 2" in check.detail

@@ -1,4 +1,4 @@
-"""`moebius-export doctor`: the command."""
+"""The command `moebius-export doctor`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _STYLES = {"ok": "green", "missing": "yellow", "wrong": "bold red", "failed": "b
 
 
 def doctor(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle to look at too: its files and its engines.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write what was found as JSON.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Also check this bundle: its files and its engines.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
 ) -> None:
-    """Says what this machine can run, what of a bundle fits it, and the command that mends what does not.
+    """Reports what this machine can run, whether a bundle and its engines fit it, and commands that fix what does not.
 
-    Exit code 1 where no runtime can run, or the bundle is damaged. Needs nothing but the base package.
+    Exit code 1 if no runtime can run or the bundle is damaged. Needs only the base package.
     """
     from moebius_export.doctor import Sources, examine
     from moebius_export.doctor.rows import write_json
@@ -34,12 +34,12 @@ def doctor(
         for row in part.rows:
             verdict = Text(f"  {row.verdict.value:<8}", style=_STYLES[row.verdict.value])
             console.out.print(verdict.append(f"{row.name}: {console.one_line(row.found)}", style="default"))
-            if row.mend is not None:
-                console.out.print(Text(f"          -> {console.one_line(row.mend)}", style="cyan"))
+            if row.fix is not None:
+                console.out.print(Text(f"          -> {console.one_line(row.fix)}", style="cyan"))
     can = ", ".join(report.usable) or "no runtime"
     console.out.print(Text(f"\n{can} can run here", style="bold"))
     if report.sound is False:
-        console.out.print(Text(f"{bundle} is damaged or holds engines of something else", style="bold red"))
+        console.out.print(Text(f"{bundle} is damaged, or holds damaged or foreign engines", style="bold red"))
     if json is not None:
         write_json(report, json)
     raise typer.Exit(report.exit_code)

@@ -14,6 +14,7 @@ from rich.table import Table
 from moebius_export.commands.precision import type_bundle
 from moebius_runtime import console
 from moebius_runtime.bundle.manifest import Rewrite
+from moebius_runtime.bundle.passport import ENGINES
 from moebius_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def onnx(
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle there is replaced.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the bundle. Of an older one there, engines and other precisions stay if they still hold."
+        ),
+    ],
     weights: Annotated[
         str | None,
         typer.Option(
@@ -111,11 +117,22 @@ def onnx(
             done = STAGES.index(stage) if stage in STAGES else 0
             bars.update(tasks[graph], completed=done, stage=stage)
 
-        manifest = export_onnx(out, options, show)
+        manifest = export_onnx(out, options, show, console.warn)
         for task in tasks.values():
             bars.update(task, completed=len(STAGES), stage="done")
     for low in typed:
-        manifest = type_bundle(out, quick_options(to=low), only=low == typed[-1] and "fp32" not in precision.split(","))
+        only = low == typed[-1] and "fp32" not in precision.split(",")
+        if only:
+            engines = sorted(path.name for path in (out / ENGINES).glob("[!.]*"))
+            others = {kind for graph in manifest.graphs.values() for kind in graph.files} - {"fp32", low}
+            for removed in (
+                *(f"{ENGINES}/{name}" for name in engines),
+                *(f"the {kind} files" for kind in sorted(others)),
+            ):
+                console.warn(
+                    f"{removed} of the earlier bundle: removed, since --precision {precision} keeps {low} alone"
+                )
+        manifest = type_bundle(out, quick_options(to=low), only=only)
     for name, parity in manifest.parity.items():
         console.out.print(f"{name:<17} relative error {parity.relative_error:.1e} against PyTorch")
     if manifest.rewrites:

@@ -1,4 +1,4 @@
-"""`moebius-export verify`: the command. Heavy imports sit inside, so that `--help` is quick."""
+"""The command `moebius-export verify`. Imports PyTorch only when it runs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from moebius_runtime.errors import InputError
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote.")],
     weights: Annotated[
-        str | None, typer.Option(help="Where PyTorch's weights are, if not where the bundle's came from.")
+        str | None, typer.Option(help="PyTorch's weights, if they are not at the origin in the manifest.")
     ] = None,
-    vae: Annotated[str | None, typer.Option(help="The autoencoder's weights: as --weights.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Such as fp32,fp16; default: all of the bundle.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Weights of the autoencoder, as --weights.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precisions, such as fp32,fp16. Default: all of the bundle.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Inference steps of the trajectory and the picture.")] = 4,
-    full: Annotated[bool, typer.Option("--full", help="As many steps as the bundle's default (20).")] = False,
-    seed: Annotated[int, typer.Option(help="Of inputs, picture and noise.")] = 1,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE in place of a limit of the table; may be repeated.")
-    ] = None,
-    bisect: Annotated[bool, typer.Option("--bisect", help="Name the first wrong tensor of a wrong file.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Use the bundle's default number of steps (20).")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of inputs, picture and noise.")] = 1,
+    budget: Annotated[list[str] | None, typer.Option(help="NAME=VALUE replaces a limit; may be repeated.")] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the first wrong tensor of each file that fails.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML page with pictures.")] = None,
 ) -> None:
-    """Compares every file of a bundle with PyTorch: weights, outputs, latents step by step, and a whole picture.
+    """Compares every file of a bundle with PyTorch: weights, outputs, latents after each step, and a whole picture.
 
-    Exit code 1 where a check failed or could not be run.
+    Exit code 1 if a check failed or could not be run.
     """
     from typing import get_args
 

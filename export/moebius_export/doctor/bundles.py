@@ -1,4 +1,4 @@
-"""Rows of a bundle: its manifest, its files, and each folder of engines."""
+"""Checks a bundle: its manifest, its files, and each folder of engines."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Checked:
-    """A bundle's rows, and whether it is undamaged. Engines for another device or version are no damage."""
+    """A bundle's rows, and whether it is undamaged. Engines for another device or version do not count as damage."""
 
     rows: tuple[Row, ...]
     sound: bool
 
 
 def check_whole_bundle(path: Path, libraries: Mapping[str, Found], gpu: Gpu, progress: Progress) -> Checked:
-    """Reads and hashes everything that the bundle holds.
+    """Hashes every file of a bundle and validates its engines against this machine.
 
     Args:
-        path: its folder.
-        libraries: what is installed here.
-        gpu: what there is here.
-        progress: is told the name of each file before it is hashed.
+        path: folder of the bundle.
+        libraries: the installed libraries.
+        gpu: the GPU of this machine.
+        progress: called with the name of each file before it is hashed.
     """
     try:
         bundle = Bundle.open(path)
@@ -58,19 +58,21 @@ def check_whole_bundle(path: Path, libraries: Mapping[str, Found], gpu: Gpu, pro
     stray = _strays(path)
     if stray:
         names = ", ".join(name[:80] for name in stray)
-        rows.append(Row("engines", f"{names}: not named as engines are", Verdict.wrong, "remove what is not yours"))
+        rows.append(
+            Row("engines", f"{names}: no name of a folder of engines", Verdict.wrong, "remove it if it is not yours")
+        )
     return Checked((*rows, *(row for row, _ in engines)), sound and all(whole for _, whole in engines))
 
 
 def _manifest_row(bundle: Bundle) -> Row:
     manifest = bundle.manifest
     graphs = "; ".join(f"{name} {', '.join(graph.files)}" for name, graph in manifest.graphs.items())
-    stand_in = ", stand-in weights (random: its pictures are noise)" if manifest.stand_in else ""
+    stand_in = ", random test weights (its pictures are noise)" if manifest.stand_in else ""
     return Row("manifest", f"preset {manifest.model.preset}{stand_in}; {graphs}")
 
 
 def _file_rows(bundle: Bundle, progress: Progress) -> list[Row]:
-    """One row where every file is as the manifest says, else one for each that is not."""
+    """One row if every file matches the manifest, else one row for each file that does not."""
     problems: dict[str, None] = {}
     for name in bundle.manifest.files:
         progress(name)
@@ -82,7 +84,7 @@ def _file_rows(bundle: Bundle, progress: Progress) -> list[Row]:
         for name, graph in bundle.manifest.graphs.items():
             for precision in graph.files:
                 try:
-                    bundle.model_file(name, precision)  # also what files an ONNX file refers to
+                    bundle.model_file(name, precision)  # also checks which files an ONNX file refers to
                 except BundleError as error:
                     problems[str(error)] = None
     if problems:
@@ -109,7 +111,7 @@ def _engine_row(
     gpu: Gpu,
     progress: Progress,
 ) -> tuple[Row, bool]:
-    """A folder's row, and whether it is undamaged and of this bundle."""
+    """A folder's row, and whether its engines are undamaged and were built from this bundle."""
     name = f"engines {folder.name}"
     passport = None
     try:
@@ -127,7 +129,7 @@ def _engine_row(
     if library.answer.problem is not None or gpu.device is None:
         lacks = f"no {backend}" if library.answer.problem is not None else "no GPU that CUDA reaches"
         where = passport.gpu or f"SM {', '.join(map(str, passport.sm))}"
-        return Row(name, f"{built}, for {where}: undamaged, but nothing here can run them ({lacks})"), True
+        return Row(name, f"{built}, for {where}: undamaged, but this machine cannot run them ({lacks})"), True
     try:
         notes = check_device(folder, passport, library.answer.value["version"], gpu.device)
     except EngineError as error:
@@ -136,12 +138,12 @@ def _engine_row(
 
 
 def _build(path: Path, passport: Passport | None = None) -> str:
-    """The command that builds engines for the device at hand."""
+    """The command that builds engines for this machine."""
     if passport is None:
         return f"moebius-export trt {path} --fp16"
     return f"moebius-export trt {path} {build_flag(passport.precision)} --backend {passport.backend}"
 
 
 def _rebuild(path: Path, passport: Passport | None) -> str:
-    """The command that builds what such a folder should hold."""
+    """The command that builds the engines of a damaged folder again."""
     return passport.rebuild.replace("BUNDLE", str(path)) if passport else _build(path)

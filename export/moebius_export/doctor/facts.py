@@ -1,4 +1,4 @@
-"""Which versions fit together, from NVIDIA's documentation as of November 2026.
+"""Compatibility of versions, from NVIDIA's documentation as of November 2026.
 
 Sources: TensorRT 11.4.1 support matrix and its page on Jetson, TensorRT prerequisites (10.x, 11.2, 11.4), TensorRT-RTX
 support matrix and the wheel of 1.7.1, "Minor Version Compatibility" of the CUDA compatibility guide, the release notes
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 Version = tuple[int, ...]
 
-LEAST_TENSORRT: Version = (10, 3)  # the first whose strongly typed networks this project is written for
-LEAST_SM = 75  # TensorRT since 10.5 and TensorRT-RTX begin with Turing
+LEAST_TENSORRT: Version = (10, 3)  # the first that this project supports
+LEAST_SM = 75  # Turing: the oldest GPU of TensorRT since 10.5 and of TensorRT-RTX
 RTX_SM = (75, 80, 86, 89, 120, 121)
 RTX_MACHINES = ("x86_64", "AMD64")
-# The first TensorRT that knows a compute capability, where that is later than `LEAST_TENSORRT`.
+# The first TensorRT that supports a compute capability, where that is later than `LEAST_TENSORRT`.
 FIRST_TENSORRT_OF_SM: dict[int, Version] = {100: (10, 8), 120: (10, 8)}
 # The first driver on which libraries of a CUDA major version run.
 LEAST_DRIVER = {12: 525, 13: 580}
 LEAST_DRIVER_TENSORRT_11 = 535
-# About what a full-size bundle with its engines takes, and what building them takes.
+# Approximate size of a full-size bundle with its engines, and memory of a build.
 DISK_WANTED = 4 << 30
 MEMORY_WANTED = 4 << 30
 
@@ -30,13 +30,13 @@ JETSON_SM = {"Xavier": 72, "Orin": 87, "Thor": 110}
 
 @dataclass(frozen=True)
 class JetPack:
-    """A release of NVIDIA's software for Jetson; versions are those that it ships."""
+    """A release of NVIDIA's software for Jetson, with the versions that it ships."""
 
     name: str
     tensorrt: str
     python: str
     cuda: str
-    serves: bool
+    supported: bool
     takes_tensorrt_11: bool = False
 
 
@@ -50,55 +50,55 @@ _JETPACKS: tuple[tuple[Version, JetPack], ...] = (  # by the first L4T release, 
 
 
 def version_of(text: str | None) -> Version:
-    """The leading numbers of a version: `10.3.0.30-1+cuda12.5` is (10, 3, 0, 30). Empty where there are none."""
+    """Parses the leading numbers of a version: `10.3.0.30-1+cuda12.5` gives (10, 3, 0, 30). Empty if there are none."""
     match = re.match(r"\d+(\.\d+)*", text or "")
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def jetpack_of(l4t: str | None) -> JetPack | None:
-    """The JetPack of a release of Jetson Linux such as `36.4.3`; None where it is older than all that are known."""
+    """The JetPack of a release of Jetson Linux such as `36.4.3`; None if it is unknown."""
     release = version_of(l4t)
     return next((jetpack for first, jetpack in _JETPACKS if release and release >= first), None)
 
 
 def jetson_sm(board: str | None) -> int | None:
-    """The compute capability of a board, by the name in its device tree."""
+    """The compute capability of a Jetson, by the board name in its device tree; None if it is unknown."""
     return next((sm for name, sm in JETSON_SM.items() if name in (board or "")), None)
 
 
 def driver_problem(driver: str | None, cuda_major: int | None, what: str) -> str | None:
-    """Why a driver is too old for a library of a CUDA major version; None where it is not, or is not known."""
+    """Why a driver is too old for a library built for a CUDA major version; None if it is not, or is unknown."""
     least = LEAST_DRIVER.get(cuda_major or 0)
     found = version_of(driver)
     if least is None or not found or found[0] >= least:
         return None
-    return f"{what} is made for CUDA {cuda_major}, which needs driver {least} or later; here is {driver}"
+    return f"{what} is made for CUDA {cuda_major}, which needs driver {least} or later; found {driver}"
 
 
 def tensorrt_problem(version: str, sm: int | None, driver: str | None, jetpack: JetPack | None) -> str | None:
-    """Why a TensorRT does not fit this device; None where it does as far as is known."""
+    """Why a TensorRT version does not support this device; None if no reason is known."""
     found = version_of(version)
     if found < LEAST_TENSORRT:
-        return f"TensorRT {version} is older than {dotted(LEAST_TENSORRT)}, the first with what the graphs need"
+        return f"TensorRT {version} is older than {dotted(LEAST_TENSORRT)}, the first that supports the graphs"
     if jetpack is not None and found[0] >= 11 and not jetpack.takes_tensorrt_11:
         return f"TensorRT {version} does not run on {jetpack.name}, which ships {jetpack.tensorrt}"
     if sm is not None and sm < LEAST_SM:
-        return f"SM {sm} is older than SM {LEAST_SM}, where TensorRT begins"
+        return f"SM {sm} is older than SM {LEAST_SM}, the oldest that TensorRT supports"
     first = FIRST_TENSORRT_OF_SM.get(sm or 0)
     if first is not None and found < first:
-        return f"TensorRT {version} does not know SM {sm}; {dotted(first)} is the first that does"
+        return f"TensorRT {version} does not support SM {sm}; {dotted(first)} is the first that does"
     here = version_of(driver)
     if found[0] >= 11 and here and here[0] < LEAST_DRIVER_TENSORRT_11:
-        return f"TensorRT {version} needs driver {LEAST_DRIVER_TENSORRT_11} or later; here is {driver}"
+        return f"TensorRT {version} needs driver {LEAST_DRIVER_TENSORRT_11} or later; found {driver}"
     return None
 
 
 def rtx_problem(machine: str, sm: int | None) -> str | None:
-    """Why TensorRT-RTX cannot run on this device; None where it can."""
+    """Why TensorRT-RTX cannot run on this device; None if it can."""
     if machine not in RTX_MACHINES:
         return f"TensorRT-RTX is made for x86-64 only; this machine is {machine}"
     if sm is not None and sm not in RTX_SM:
-        return f"TensorRT-RTX has no SM {sm}; it has {', '.join(map(str, RTX_SM))}"
+        return f"TensorRT-RTX does not support SM {sm}; it supports {', '.join(map(str, RTX_SM))}"
     return None
 
 

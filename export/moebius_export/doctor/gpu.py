@@ -1,4 +1,4 @@
-"""Rows of the GPU and its driver, as CUDA, nvidia-smi and the kernel see them."""
+"""Checks the GPU and its driver, as CUDA, nvidia-smi and the kernel report them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from moebius_export.doctor.host import gib
 from moebius_export.doctor.rows import Row, Verdict
 from moebius_export.doctor.sources import Sources
 from moebius_runtime.bundle.passport import Device
+from moebius_runtime.hardware.devices import driver_version
 from moebius_runtime.hardware.host import read_text
 from moebius_runtime.hardware.jetson import is_jetson
 from moebius_runtime.hardware.nvidia import describe_gpus
@@ -20,13 +21,13 @@ _NVIDIA = "0x10de"
 
 @dataclass(frozen=True)
 class Gpu:
-    """What is known of the GPU. `device` is what CUDA sees, and only that can run anything.
+    """The GPU of this machine. Only `device`, which CUDA reports, can run anything.
 
     Attributes:
-        device: through the driver's own library; None where there is no GPU or it does not work.
-        name: by CUDA, nvidia-smi or the board.
+        device: from the driver's own library; None if there is no GPU or it does not work.
+        name: from CUDA, nvidia-smi or the board.
         sm: 86 for compute capability 8.6.
-        driver: version of the kernel's driver.
+        driver: version of the kernel driver.
         reason: why `device` is None.
     """
 
@@ -37,11 +38,11 @@ class Gpu:
     reason: str | None
 
 
-def look_at_gpu(sources: Sources) -> Gpu:
-    """Puts together what each source tells."""
+def find_gpu(sources: Sources) -> Gpu:
+    """Finds the GPU from CUDA, nvidia-smi, the kernel and the device tree."""
     seen = next(iter(describe_gpus(sources.smi)), {})
     board = read_text(sources.root / "proc/device-tree/model") if is_jetson(sources.root) else None
-    driver = kernel_driver(read_text(sources.root / "proc/driver/nvidia/version") or "") or seen.get("driver")
+    driver = driver_version(sources.root) or seen.get("driver")
     answer = sources.ask("device")
     device = Device(**answer.value) if isinstance(answer.value, dict) else None
     if device is not None:
@@ -55,18 +56,12 @@ def look_at_gpu(sources: Sources) -> Gpu:
 
 
 def gpu_rows(sources: Sources, gpu: Gpu) -> list[Row]:
-    """Driver and GPU, and what keeps CUDA from the GPU where there is one that it does not see."""
+    """Rows of the driver and the GPU, with the reason if CUDA does not reach a GPU that is there."""
     return [_driver_row(sources, gpu), _gpu_row(gpu)]
 
 
-def kernel_driver(text: str) -> str | None:
-    """The version in /proc/driver/nvidia/version, which names it behind "Kernel Module", with "for ARCH" at times."""
-    match = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)
-    return match[1] if match else None
-
-
 def nvidia_on_pci(sources: Sources) -> bool:
-    """Whether a display controller of NVIDIA's is on the PCI bus, with or without a driver."""
+    """Whether an NVIDIA display controller is on the PCI bus, with or without a driver."""
     folders = (sources.root / "sys/bus/pci/devices").glob("*")
     return any(
         read_text(folder / "vendor") == _NVIDIA and (read_text(folder / "class") or "").startswith(_DISPLAY)
@@ -79,10 +74,10 @@ def _driver_row(sources: Sources, gpu: Gpu) -> Row:
         return Row("driver", f"NVIDIA {gpu.driver}")
     ran = sources.run(["nvidia-smi", "-L"])
     if ran is not None and ran.code != 0:
-        said = " ".join(ran.text.split())[:200]
+        reason = " ".join(ran.text.split())[:200]
         return Row(
             "driver",
-            f"nvidia-smi is here and fails: {said}",
+            f"nvidia-smi is installed and fails: {reason}",
             Verdict.wrong,
             "reboot after a driver update, else install the driver again; in a container, start it with --gpus all",
         )
@@ -93,7 +88,7 @@ def _driver_row(sources: Sources, gpu: Gpu) -> Row:
             Verdict.wrong,
             "install NVIDIA's driver 580 or later; in a container, start it with --gpus all",
         )
-    return Row("driver", "no NVIDIA driver", Verdict.missing, "needed for a GPU only; --runtime ort-cpu does without")
+    return Row("driver", "no NVIDIA driver", Verdict.missing, "needed only for a GPU; --runtime ort-cpu needs none")
 
 
 def _gpu_row(gpu: Gpu) -> Row:

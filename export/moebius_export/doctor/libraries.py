@@ -1,4 +1,4 @@
-"""Rows of the inference libraries, and whether their versions fit each other and the device."""
+"""Checks the inference libraries, and whether their versions fit each other and the device."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _SHOWN = {"cuda": "CUDA bindings", "tensorrt_rtx": "tensorrt-rtx", "kernels": "c
 
 @dataclass(frozen=True)
 class Found:
-    """A library's answer, and why it does not fit this device although it is there."""
+    """A library's answer, and why it does not fit this device although it is installed."""
 
     answer: Answer
     misfit: str | None = None
-    mend: str | None = None
+    fix: str | None = None
 
     @property
     def usable(self) -> bool:
-        """Whether it is there, works and fits."""
+        """Whether it is installed, works and fits."""
         return self.answer.problem is None and self.misfit is None
 
 
-def look_at_libraries(sources: Sources, gpu: Gpu) -> dict[str, Found]:
-    """Asks every library, and judges what it answers against the device."""
+def check_libraries(sources: Sources, gpu: Gpu) -> dict[str, Found]:
+    """Asks every library about itself, and checks its version against the device."""
     answers = {name: sources.ask(name) for name in LIBRARIES}
     return {name: Found(answer, *_misfit(name, answer, sources, gpu)) for name, answer in answers.items()}
 
@@ -61,7 +61,7 @@ def library_rows(sources: Sources, found: Mapping[str, Found]) -> list[Row]:
 
 
 def device_tensorrt(sources: Sources) -> Path | None:
-    """The folder of the system's own TensorRT module, which an environment of its own does not see."""
+    """The folder of the system's TensorRT module, which a virtual environment may not see."""
     major, minor = sources.python
     for folder in (f"usr/lib/python{major}.{minor}/dist-packages", "usr/lib/python3/dist-packages"):
         if (sources.root / folder / "tensorrt").is_dir():
@@ -73,9 +73,9 @@ def _row(name: str, library: Found, sources: Sources) -> Row:
     shown, answer = _SHOWN.get(name, name), library.answer
     if answer.problem is None:
         if library.misfit is not None:
-            return Row(shown, f"{_facts(name, answer)}: {library.misfit}", Verdict.wrong, library.mend)
+            return Row(shown, f"{_facts(name, answer)}: {library.misfit}", Verdict.wrong, library.fix)
         text = _facts(name, answer)
-        return Row(shown, text, mend=_COMPILE if "not built" in text else None)
+        return Row(shown, text, fix=_COMPILE if "not built" in text else None)
     if name == "kernels":
         return Row(shown, answer.problem, Verdict.wrong)
     install = _INSTALL[name]
@@ -83,7 +83,7 @@ def _row(name: str, library: Found, sources: Sources) -> Row:
         system = device_tensorrt(sources)
         if system is not None:
             install = f"python{'.'.join(map(str, sources.python))} -m venv --system-site-packages .venv"
-            text = f"the system's, in {system}, cannot be seen from this environment"
+            text = f"the system's, in {system}, is not visible in this environment"
             return Row(shown, text if answer.missing else f"{text}: {answer.problem}", Verdict.wrong, install)
         if is_jetson(sources.root):
             install = "sudo apt-get install nvidia-jetpack, or python3-libnvinfer alone"
@@ -107,7 +107,7 @@ def _facts(name: str, answer: Answer) -> str:
 
 
 def _misfit(name: str, answer: Answer, sources: Sources, gpu: Gpu) -> tuple[str | None, str | None]:
-    """Why a library that works does not fit the device, and what mends it."""
+    """Why a library that works does not fit the device, and how to fix that."""
     if answer.problem is not None:
         return None, None
     value = answer.value
@@ -122,8 +122,8 @@ def _misfit(name: str, answer: Answer, sources: Sources, gpu: Gpu) -> tuple[str 
         return _driver("this TensorRT-RTX", value.get("cuda"), gpu)
     if name == "cuda":
         major = (facts.version_of(value["version"]) or (None,))[0]
-        why, mend = _driver("these bindings", major, gpu)
-        return why, mend and f'pip install "cuda-bindings<13", or {mend}'
+        why, fix = _driver("these bindings", major, gpu)
+        return why, fix and f'pip install "cuda-bindings<13", or {fix}'
     return None, None
 
 

@@ -1,6 +1,6 @@
-"""Asks one library what it is, in a process of its own: `python -m moebius_export.doctor.questions NAME`.
+"""Asks one library for its version in a process of its own: `python -m moebius_export.doctor.questions NAME`.
 
-A library with a broken dependency can end the process that imports it, and a heavy one costs seconds and memory. So the
+A library with a broken dependency can end the process that imports it, and a large one takes seconds and memory. So the
 doctor imports none of them itself. The answer is one line of JSON on the standard output.
 """
 
@@ -15,16 +15,16 @@ from importlib import metadata
 from typing import Any
 
 MARK = "moebius-doctor:"
-"""Begins the answer's line: libraries print lines of their own."""
+"""Starts the line of the answer, because libraries print lines of their own."""
 
 Facts = dict[str, Any]
-_BESIDE_TORCH = ("diffusers", "safetensors")  # what the network and the autoencoder need
+_BESIDE_TORCH = ("diffusers", "safetensors")  # the network and the autoencoder need them
 
 
 def ask_onnxruntime() -> Facts:
     """Version, execution providers, and whether its INT8 operators saturate on this CPU.
 
-    `RuntimeUnavailableError` where two packages overwrite each other.
+    Raises `RuntimeUnavailableError` if two packages overwrite each other.
     """
     from moebius_runtime.backends.ort import import_onnxruntime
     from moebius_runtime.backends.ort_integer import saturates
@@ -34,22 +34,20 @@ def ask_onnxruntime() -> Facts:
     return {"version": module.__version__, "providers": providers, "saturates": saturates()}
 
 
-def ask_tensorrt() -> Facts:
-    """Version, file, and the CUDA major version that the package's name states."""
-    import tensorrt
-
-    return _tensorrt(tensorrt, "tensorrt")
+def ask_tensorrt(name: str = "tensorrt") -> Facts:
+    """Version, file, and the CUDA major version in the name of the package: 12 for `tensorrt_cu12`."""
+    module = importlib.import_module(name)
+    cuda = next((major for major in (13, 12, 11) if _version(f"{name}_cu{major}")), None)
+    return {"version": module.__version__, "file": module.__file__, "cuda": cuda}
 
 
 def ask_tensorrt_rtx() -> Facts:
     """As `ask_tensorrt`, of TensorRT-RTX."""
-    import tensorrt_rtx
-
-    return _tensorrt(tensorrt_rtx, "tensorrt_rtx")
+    return ask_tensorrt("tensorrt_rtx")
 
 
 def ask_cuda() -> Facts:
-    """Version of the bindings to CUDA, of which versions before 12.6 name their module otherwise."""
+    """Version of the CUDA bindings, whose module has another name before 12.6."""
     try:
         from cuda.bindings import runtime
     except ModuleNotFoundError:
@@ -59,7 +57,7 @@ def ask_cuda() -> Facts:
 
 
 def ask_device() -> Facts | None:
-    """The GPU through CUDA: the fields of `moebius_runtime.bundle.passport.Device`; None where there is none."""
+    """The GPU that CUDA reports: the fields of `moebius_runtime.bundle.passport.Device`; None if there is none."""
     from moebius_runtime.hardware.devices import current_device
 
     device = current_device()
@@ -67,14 +65,14 @@ def ask_device() -> Facts | None:
 
 
 def ask_kernels() -> Facts:
-    """What runs the λ operators in ONNX Runtime."""
+    """The compiled kernels that run the λ operators in ONNX Runtime."""
     from moebius_runtime.kernels import in_words
 
     return {"words": in_words()}
 
 
 def ask_torch() -> Facts:
-    """Version, the CUDA that it was built for, whether it sees a GPU, and what of the export is lacking beside it."""
+    """Version, its CUDA, whether it sees a GPU, and which other packages of the export are missing."""
     import torch
 
     return {
@@ -105,20 +103,15 @@ QUESTIONS: dict[str, Callable[[], Facts | None]] = {
 
 
 def answer(name: str) -> str:
-    """The answer as a line: `value`, or `error` with its `kind`, of which `missing` is a module that is not there."""
+    """The answer as a line: `value`, or `error` and its `kind`, `missing` for a module that is not installed."""
     try:
         content: dict[str, Any] = {"value": QUESTIONS[name]()}
-    except Exception as error:  # whatever a library raises on import is what is to be told
-        # Our own errors wrap the import's: of a library that is not there, the import's says so in fewer words.
+    except Exception as error:  # a library may raise anything on import
+        # Our own errors wrap the import's, whose text is shorter for a library that is not installed.
         absent = next((e for e in (error, error.__cause__) if isinstance(e, ModuleNotFoundError)), None)
-        told = absent or error
-        content = {"error": str(told) or type(told).__name__, "kind": "missing" if absent else type(told).__name__}
+        cause = absent or error
+        content = {"error": str(cause) or type(cause).__name__, "kind": "missing" if absent else type(cause).__name__}
     return MARK + json.dumps(content)
-
-
-def _tensorrt(module: Any, name: str) -> Facts:
-    cuda = next((major for major in (13, 12, 11) if _version(f"{name}_cu{major}")), None)
-    return {"version": module.__version__, "file": module.__file__, "cuda": cuda}
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What the doctor says: one row for each thing that it looked at."""
+"""The report of the doctor: one row for each check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moebius_runtime.files import atomic_write
 
 
 class Verdict(str, Enum):
-    """Of one row. `failed` means that the check itself broke, so that nothing is known."""
+    """The verdict of a row. `failed` means that the check itself raised, so nothing is known."""
 
     ok = "ok"
     missing = "missing"
@@ -21,12 +21,12 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """What was found, whether that is as it should be, and what mends it: a command where there is one."""
+    """What a check found, its verdict, and how to fix it: a command where there is one."""
 
     name: str
     found: str
     verdict: Verdict = Verdict.ok
-    mend: str | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was looked at.
+    """All rows of one run.
 
     Attributes:
-        created: when, in ISO 8601.
+        created: time in ISO 8601.
         version: of moebius-edge.
         parts: the rows under their headings.
         usable: the runtimes that can run here.
-        sound: whether the bundle is undamaged; None where none was named. Engines of another device are no damage.
+        sound: whether the bundle is undamaged, None without one. Engines of another device do not count as damage.
     """
 
     created: str
@@ -57,7 +57,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 where a runtime can run and the bundle, if one was named, is sound; else 1."""
+        """0 if a runtime can run and the bundle, if one was given, is sound; else 1."""
         return 0 if self.usable and self.sound is not False else 1
 
     def rows(self) -> list[Row]:
@@ -66,7 +66,7 @@ class Report:
 
 
 def write_json(report: Report, path: str | Path) -> None:
-    """Writes the report, whole or not at all; `OutputError` where that is impossible."""
+    """Writes the report as JSON, whole or not at all. Raises `OutputError` if it cannot be written."""
     content = asdict(report) | {"exit_code": report.exit_code}
     with atomic_write(path) as stream:
         stream.write((json.dumps(content, indent=1) + "\n").encode())

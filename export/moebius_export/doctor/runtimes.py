@@ -1,4 +1,4 @@
-"""Which runtimes can run here, and what keeps the others from it."""
+"""Checks which runtimes can run on this machine, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ RUNTIMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A runtime: the reasons against it, none where it can run, what it runs on, and what it is good for without."""
+class RuntimeStatus:
+    """A runtime, the reasons why it cannot run (empty if it can), a note on what it runs on, and a command to try."""
 
     name: str
     reasons: tuple[str, ...]
@@ -26,19 +26,19 @@ class Judged:
 
     @property
     def usable(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether it can run."""
         return not self.reasons
 
 
-def judge_runtimes(libraries: Mapping[str, Found], gpu: Gpu) -> list[Judged]:
-    """Every runtime, in the order of `RUNTIMES`."""
-    return [_JUDGES[name](name, libraries, gpu) for name in RUNTIMES]
+def check_runtimes(libraries: Mapping[str, Found], gpu: Gpu) -> list[RuntimeStatus]:
+    """The status of every runtime, in the order of `RUNTIMES`."""
+    return [_CHECKS[name](name, libraries, gpu) for name in RUNTIMES]
 
 
-def runtime_rows(judged: list[Judged]) -> list[Row]:
-    """One row per runtime; what mends the reasons stands with the libraries and the GPU."""
+def runtime_rows(statuses: list[RuntimeStatus]) -> list[Row]:
+    """One row per runtime. The rows of the libraries and the GPU say how to fix the reasons."""
     rows = []
-    for runtime in judged:
+    for runtime in statuses:
         if runtime.usable:
             rows.append(Row(runtime.name, f"can run{runtime.note and ': '}{runtime.note}"))
         else:
@@ -47,22 +47,22 @@ def runtime_rows(judged: list[Judged]) -> list[Row]:
     return rows
 
 
-def _ort(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
+def _ort(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> RuntimeStatus:
     provider = {"ort-cpu": "CPU", "ort-cuda": "CUDA", "ort-tensorrt": "Tensorrt"}[name]
     library = libraries["onnxruntime"]
     reasons = _library("ONNX Runtime", library)
     if not reasons and f"{provider}ExecutionProvider" not in library.answer.value["providers"]:
         reasons.append(f"this ONNX Runtime has no {provider}ExecutionProvider")
     if name == "ort-cpu":
-        return Judged(name, tuple(reasons), _on_the_cpu(library, libraries["kernels"]))
-    # It brings its own CUDA and asks for no bindings: a GPU that nvidia-smi sees is one that it may find.
+        return RuntimeStatus(name, tuple(reasons), _on_the_cpu(library, libraries["kernels"]))
+    # It has its own CUDA and needs no bindings, so a GPU that only nvidia-smi sees may work.
     if gpu.driver is None or gpu.name is None:
         reasons.append(f"no GPU ({gpu.reason})")
-    return Judged(name, tuple(reasons))
+    return RuntimeStatus(name, tuple(reasons))
 
 
 def _on_the_cpu(library: Found, compiled: Found) -> str:
-    """The kernels that run, and what INT8 is worth with them."""
+    """The compiled kernels in use, and what they mean for INT8."""
     notes = []
     if compiled.answer.value:
         words = str(compiled.answer.value["words"])
@@ -74,7 +74,7 @@ def _on_the_cpu(library: Found, compiled: Found) -> str:
     return "; ".join(notes)
 
 
-def _tensorrt(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
+def _tensorrt(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> RuntimeStatus:
     shown, key = {"tensorrt": ("TensorRT", "tensorrt"), "tensorrt-rtx": ("TensorRT-RTX", "tensorrt_rtx")}[name]
     library = libraries[key]
     reasons = _library(shown, library) + _library("cuda-python", libraries["cuda"])
@@ -84,17 +84,17 @@ def _tensorrt(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
         if name == "tensorrt-rtx" and library.usable:
             sms = ",".join(map(str, facts.RTX_SM))
             instead = f"it can build engines for other machines: moebius-export trt BUNDLE --fp16 --sm {sms}"
-    return Judged(name, tuple(dict.fromkeys(reasons)), f"on {gpu.name}, SM {gpu.sm}", instead)
+    return RuntimeStatus(name, tuple(dict.fromkeys(reasons)), f"on {gpu.name}, SM {gpu.sm}", instead)
 
 
-def _torch(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
+def _torch(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> RuntimeStatus:
     library = libraries["torch"]
     reasons = _library("PyTorch", library)
     if not reasons and (lacking := library.answer.value["lacking"]):
         reasons.append(f"{' and '.join(lacking)} not installed")
     if reasons:
-        return Judged(name, tuple(reasons))
-    return Judged(name, (), f"on {gpu.name or 'the GPU'}" if library.answer.value["gpu"] else "on the processor")
+        return RuntimeStatus(name, tuple(reasons))
+    return RuntimeStatus(name, (), f"on {gpu.name or 'the GPU'}" if library.answer.value["gpu"] else "on the processor")
 
 
 def _library(shown: str, library: Found) -> list[str]:
@@ -103,7 +103,7 @@ def _library(shown: str, library: Found) -> list[str]:
     return [library.misfit] if library.misfit else []
 
 
-_JUDGES: dict[str, Callable[[str, Mapping[str, Found], Gpu], Judged]] = {
+_CHECKS: dict[str, Callable[[str, Mapping[str, Found], Gpu], RuntimeStatus]] = {
     "ort-cpu": _ort,
     "ort-cuda": _ort,
     "ort-tensorrt": _ort,

@@ -1,4 +1,4 @@
-"""Where the doctor looks. Everything that a probe reads comes from here, so that tests can play it back."""
+"""Access to the machine: files, programs and libraries. Every check reads through it, so tests can replay machines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RUN_SECONDS = 20
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended, and what it wrote on both streams."""
+    """Exit code and output (both streams) of a program."""
 
     code: int
     text: str
@@ -29,9 +29,9 @@ class Ran:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a library said of itself. Without `problem`, `value` holds its facts (None: it has none to tell).
+    """The answer of a library about itself: its facts in `value`, or why it does not work in `problem`.
 
-    `missing` is true where it is not installed, false where it is and does not work.
+    `missing` is true if it is not installed, false if it is installed and does not work.
     """
 
     value: Any = None
@@ -40,7 +40,7 @@ class Answer:
 
 
 def run_command(arguments: Sequence[str]) -> Ran | None:
-    """Runs a program of the system; None where there is no such program."""
+    """Runs a program of the system; None if it is not installed."""
     program = shutil.which(arguments[0])
     if program is None:
         return None
@@ -56,22 +56,22 @@ def run_command(arguments: Sequence[str]) -> Ran | None:
 
 
 def ask_library(name: str) -> Answer:
-    """Asks a library of `asking.QUESTIONS` in a process of its own; one that dies is an answer too."""
+    """Asks a library of `questions.QUESTIONS` in a process of its own. The answer also says if that process dies."""
     command = [sys.executable, "-m", "moebius_export.doctor.questions", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS)
     except subprocess.TimeoutExpired:
-        return Answer(problem=f"importing it did not end within {_ASK_SECONDS} s")
+        return Answer(problem=f"importing it takes more than {_ASK_SECONDS} s")
     return read_answer(done.returncode, done.stdout, done.stderr)
 
 
 def read_answer(code: int, out: str, err: str) -> Answer:
-    """The answer in what such a process wrote."""
+    """Reads the answer from the exit code and the output of such a process."""
     line = next((line for line in out.splitlines() if line.startswith(MARK)), None)
     if line is None:
         if code < 0:
             return Answer(problem=f"importing it ends the process ({signal.Signals(-code).name})")
-        last = (err.strip().splitlines() or ["no word why"])[-1]
+        last = (err.strip().splitlines() or ["no message"])[-1]
         return Answer(problem=f"importing it ends the process (exit code {code}: {last[:300]})")
     content = json.loads(line.removeprefix(MARK))
     if "error" in content:
@@ -81,15 +81,15 @@ def read_answer(code: int, out: str, err: str) -> Answer:
 
 @dataclass(frozen=True)
 class Sources:
-    """A machine, as far as the doctor looks at it.
+    """The machine that the doctor checks.
 
     Attributes:
-        root: of its file tree.
+        root: root of its file tree.
         run: runs a program of the system.
         ask: asks a library.
-        free_disk: bytes free where a path is.
+        free_disk: free bytes of the disk of a path.
         machine: as `platform.machine()`.
-        python: its version, such as (3, 10).
+        python: version, such as (3, 10).
     """
 
     root: Path = Path("/")
@@ -100,6 +100,6 @@ class Sources:
     python: tuple[int, int] = field(default_factory=lambda: (sys.version_info[0], sys.version_info[1]))
 
     def smi(self, arguments: Sequence[str]) -> str | None:
-        """nvidia-smi's output, as `moebius_runtime.hardware.nvidia.Query`."""
+        """Output of nvidia-smi, for `moebius_runtime.hardware.nvidia.Query`; None if it fails."""
         ran = self.run(["nvidia-smi", *arguments])
         return ran.text if ran is not None and ran.code == 0 else None

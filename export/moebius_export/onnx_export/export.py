@@ -31,6 +31,7 @@ from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, 
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
+from moebius_export.onnx_export.earlier import keep_earlier
 from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.rules.base import Outcome
@@ -96,10 +97,17 @@ class _Written:
     rewrites: list[Rewrite]
 
 
-def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = lambda graph, stage: None) -> Manifest:
+def export_onnx(
+    out: str | Path,
+    options: ExportOptions,
+    progress: Progress = lambda graph, stage: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Manifest:
     """Exports a bundle and moves it to `out` once every file agrees with PyTorch.
 
-    An older bundle at `out` is replaced; anything else there raises an error.
+    An older bundle at `out` is replaced. Its engines and files of other precisions stay where they still hold, see
+    `earlier.keep_earlier`; `note` is called with a line for each that is removed.
+    A folder that is no bundle is refused.
 
     Raises:
         CheckpointError: weights are not available or do not fit.
@@ -141,6 +149,7 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
             vae=_weights_info(vae_weights),
         )
         manifest = _manifest(folder, model, sizes, guidance, graphs)
+        manifest = keep_earlier(Path(out), folder, manifest, note)
         write_manifest(manifest, folder)
     return manifest
 

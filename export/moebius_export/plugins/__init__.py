@@ -1,1 +1,1 @@
-"""Operators of domain `moebius` as TensorRT plugins. Off unless asked for: none of them has run on a GPU yet."""
+"""TensorRT plugins for operators of the domain `moebius`. Off by default, because none has run on a GPU yet."""

@@ -1,9 +1,9 @@
-"""`moebius::LocalLambda` as a TensorRT plugin: PTX inside the engine, no Python when it runs.
+"""Registers `moebius::LocalLambda` as a TensorRT plugin: the engine contains PTX and runs without Python.
 
-A Quick Deployable Plugin with an ahead-of-time implementation: TensorRT >= 10.9 (not TensorRT-RTX). It serves nodes of
-the form "convolution" (`moebius_export.graph.functions`): query, values, summary, window, with `heads` and `size`.
+A Quick Deployable Plugin with an ahead-of-time implementation: TensorRT >= 10.9 (not TensorRT-RTX). It takes nodes of
+the layout "convolution" (`moebius_export.graph.functions`): query, values, summary, window, with `heads` and `size`.
 
-Off unless MOEBIUS_TRT_PLUGIN=1: it has not run on a GPU yet. Without it TensorRT imports the function's body.
+Off unless MOEBIUS_TRT_PLUGIN=1, because it has not run on a GPU yet. Without it TensorRT parses the function's body.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REGISTERED: WeakKeyDictionary[ModuleType, int] = WeakKeyDictionary()  # tensorr
 
 
 def enabled() -> bool:
-    """Whether the environment asks for plugins.
+    """Whether the environment switches plugins on.
 
     Raises:
         ExportError: the variable is neither 0 nor 1.
@@ -43,16 +43,16 @@ def enabled() -> bool:
 
 
 def name_plugins(model: onnx.ModelProto) -> int:
-    """Sets `plugin_namespace` of every LocalLambda node to its domain, in place; both name the plugin.
+    """Sets `plugin_namespace` of every LocalLambda node to its domain, in place, so that the parser finds the plugin.
 
-    The function's body is taken out of the model. Parsers differ in which they prefer: the first of TensorRT 10 take
-    the body where there is one. Without it a plugin that is not found is an error, not another kernel.
+    Removes the function's body from the model, because the parsers of early TensorRT 10 prefer it to the plugin.
+    Without the body, a missing plugin is an error.
 
     Returns:
-        How many nodes there are.
+        The number of nodes.
 
     Raises:
-        ExportError: a node is of another form than "convolution"; its inputs do not fit the plugin.
+        ExportError: a node has another layout than "convolution", whose inputs do not fit the plugin.
     """
     import onnx
 
@@ -62,8 +62,8 @@ def name_plugins(model: onnx.ModelProto) -> int:
             continue
         if len(node.input) != 4:
             raise ExportError(
-                f"node {node.name!r}: LocalLambda with {len(node.input)} inputs; the plugin takes the 4 of the form "
-                "'convolution'. Export the graph in that form, or build without plugins"
+                f"node {node.name!r}: LocalLambda with {len(node.input)} inputs; the plugin takes the 4 of the layout "
+                "'convolution'. Export with --target tensorrt, or build without plugins"
             )
         kept = [attribute for attribute in node.attribute if attribute.name != "plugin_namespace"]
         del node.attribute[:]
@@ -76,7 +76,7 @@ def name_plugins(model: onnx.ModelProto) -> int:
 
 
 def check_version(trt: Any) -> None:
-    """Refuses a TensorRT (the module) that is too old for ahead-of-time plugins, by an `ExportError`."""
+    """Raises `ExportError` if TensorRT (the module) is too old for ahead-of-time plugins."""
     if tuple(int(part) for part in trt.__version__.split(".")[:2]) < _OLDEST:
         raise _too_old(trt)
 
@@ -89,15 +89,15 @@ def _too_old(trt: Any) -> ExportError:
 
 
 def register(trt: Any, trtp: Any, sm: int) -> None:
-    """Registers the plugin with TensorRT for engines of one GPU architecture. Again for another `sm` is refused.
+    """Registers the plugin with TensorRT for one GPU architecture per process.
 
     Args:
         trt, trtp: the modules `tensorrt` and `tensorrt.plugin`.
         sm: compute capability of the GPU that the engine is for, without its point.
 
     Raises:
-        ExportError: this TensorRT has no ahead-of-time plugins; the plugin is registered for another architecture, or
-            cannot be compiled for this one.
+        ExportError: this TensorRT has no ahead-of-time plugins; or the plugin is already registered for another
+            architecture, or cannot be compiled for this one.
     """
     check_version(trt)
     if not hasattr(trtp, "aot_impl"):
@@ -110,7 +110,7 @@ def register(trt: Any, trtp: Any, sm: int) -> None:
             )
         return
     kinds = {trt.float32: "fp32", trt.float16: "fp16"}
-    names = {"fp32": "FP32", "fp16": "FP16"}  # as AutoTuneCombination spells them
+    names = {"fp32": "FP32", "fp16": "FP16"}  # in the spelling of AutoTuneCombination
 
     def kind_of(query: Any) -> str:
         if query.dtype not in kinds:
@@ -130,7 +130,7 @@ def register(trt: Any, trtp: Any, sm: int) -> None:
         kernel = compile_local_lambda(_picture(size), int(heads), depth, reach, kind_of(query), sm, tactic)
         launch = trtp.KernelLaunchParams()
         launch.grid_x, launch.grid_y = kernel.grid
-        launch.grid_z = query.shape_expr[0]  # the batch, known when the engine runs
+        launch.grid_z = query.shape_expr[0]  # the batch, known at run time
         launch.block_x = kernel.threads
         launch.shared_mem = kernel.shared
         return kernel.name, kernel.ptx, launch, trtp.SymIntExprs.from_tuple([])
@@ -146,7 +146,7 @@ def register(trt: Any, trtp: Any, sm: int) -> None:
 
 
 def _typed(function: Callable[..., Any], annotations: dict[str, Any]) -> Callable[..., Any]:
-    """TensorRT reads annotations as classes, which exist only once it is imported."""
+    """Sets the annotations, which TensorRT reads as classes that exist only after its import."""
     function.__annotations__ = annotations
     return function
 

@@ -1,4 +1,4 @@
-"""Local-λ's Triton kernel compiled ahead of time: PTX for one GPU architecture. Needs Triton, and no GPU."""
+"""Compiles the Triton kernel of local λ to PTX for one GPU architecture. Needs Triton but no GPU."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from functools import lru_cache
 from moebius_export.errors import ExportError
 
 TYPES = ("fp32", "fp16", "bf16")
-SHARED_LIMIT = 48 * 1024  # bytes of a block that a launch gets without asking the driver for more
+SHARED_LIMIT = 48 * 1024  # bytes of a block that a launch gets by default
 _TENSORS = ("query", "values", "summary", "window", "output")
-# SM -> PTX version times 10: that of CUDA 12.0, or the first that knows the SM. A driver takes no newer one than its
-# own, and LLVM ends the whole process where the version is too old for the SM.
+# SM -> PTX version times 10: that of CUDA 12.0, or the first that supports the SM. A driver rejects PTX newer than its
+# own, and LLVM ends the whole process if the version is too old for the SM.
 PTX_VERSIONS = {80: 80, 86: 80, 87: 80, 89: 80, 90: 80, 120: 87, 121: 88}
-_HIDDEN = 2  # pointers to scratch memory that Triton adds behind a kernel's own parameters
+_HIDDEN = 2  # scratch memory pointers that Triton appends to the parameters of a kernel
 
 
 @dataclass(frozen=True)
 class LocalLambdaKernel:
-    """A compiled kernel, and how it is launched: PTX, entry point, threads and shared bytes of a block, grid.
+    """A compiled kernel and its launch: PTX, entry point, threads and shared bytes of a block, grid.
 
-    `grid` is (x, y) of one picture; z is the batch. Parameters are the pointers query, values, summary, window, output.
+    `grid` is (x, y) for one picture; z is the batch. Its pointers are query, values, summary, window, output.
     """
 
     ptx: str
@@ -32,10 +32,10 @@ class LocalLambdaKernel:
 
 
 def usable_tactics(size: tuple[int, int], heads: int, depth: int, reach: int, kind: str, sm: int) -> list[int]:
-    """The numbers of the cuts of the work, from 1, whose kernel an engine can launch; arguments as below.
+    """The numbers (from 1) of the tilings whose kernel an engine can launch. Arguments as of `compile_local_lambda`.
 
     Raises:
-        ExportError: Triton is not installed or cannot compile this, or there is none.
+        ExportError: Triton is not installed or cannot compile the kernel, or no tiling fits.
     """
     check_compiler(sm)
     from moebius.network.triton_kernel import block_choices
@@ -45,7 +45,7 @@ def usable_tactics(size: tuple[int, int], heads: int, depth: int, reach: int, ki
     usable = [number for number, taken in shared.items() if taken <= SHARED_LIMIT]
     if not usable:
         raise ExportError(
-            f"LocalLambda {heads}x{depth} of {kind} for SM {sm}: every cut of the work takes more than {SHARED_LIMIT} "
+            f"LocalLambda {heads}x{depth} of {kind} for SM {sm}: every tiling takes more than {SHARED_LIMIT} "
             f"bytes of shared memory ({min(shared.values())} the least); build without plugins"
         )
     return usable
@@ -55,17 +55,17 @@ def usable_tactics(size: tuple[int, int], heads: int, depth: int, reach: int, ki
 def compile_local_lambda(
     size: tuple[int, int], heads: int, depth: int, reach: int, kind: str, sm: int, tactic: int = 1
 ) -> LocalLambdaKernel:
-    """Compiles the kernel for pictures of one size.
+    """Compiles the kernel for one picture size.
 
     Args:
         size: (H, W) of the picture.
         heads, depth, reach: h, k = v and r of `moebius.network.lambda_ops.local_lambda`.
         kind: of all tensors, one of `TYPES`.
         sm: compute capability without its point, of `PTX_VERSIONS`.
-        tactic: which cut of the work, from 1.
+        tactic: number of the tiling, from 1.
 
     Raises:
-        ExportError: Triton is not installed, cannot compile this, or makes a kernel with more arguments.
+        ExportError: Triton is not installed, cannot compile the kernel, or gives it more parameters.
     """
     check_compiler(sm)
     import triton
@@ -99,11 +99,11 @@ def compile_local_lambda(
     options["ptx_version"] = PTX_VERSIONS[sm]
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-    except Exception as error:  # its exceptions share no base class of their own
+    except Exception as error:  # its exceptions share no base class
         raise ExportError(f"{what}: Triton {triton.__version__} cannot compile it: {error}") from error
     facts = compiled.metadata
     if facts.global_scratch_size or facts.profile_scratch_size:
-        raise ExportError(f"{what}: Triton {triton.__version__} asks for scratch memory, which an engine cannot give")
+        raise ExportError(f"{what}: Triton {triton.__version__} needs scratch memory, which an engine cannot provide")
     return LocalLambdaKernel(
         ptx=without_hidden_parameters(compiled.asm["ptx"], facts.name, len(_TENSORS)),
         name=facts.name,
@@ -114,13 +114,13 @@ def compile_local_lambda(
 
 
 def without_hidden_parameters(ptx: str, name: str, wanted: int) -> str:
-    """PTX whose entry `name` has its first `wanted` parameters only.
+    """Removes all parameters of the PTX entry `name` after the first `wanted` ones.
 
-    Triton ends every entry with pointers to scratch memory. TensorRT passes a kernel's own arguments and no more, so
-    the driver would read two pointers past the end of its list. They are cut where the kernel never uses them.
+    Triton appends pointers to scratch memory to every entry. TensorRT passes only the kernel's own arguments, so the
+    driver would read two pointers past the end of its list.
 
     Raises:
-        ExportError: there is no such entry, it has other parameters than expected, or it uses those to be cut.
+        ExportError: there is no such entry, it has other parameters than expected, or it reads a removed one.
     """
     entry = re.search(rf"\.entry\s+{re.escape(name)}\s*\(([^)]*)\)", ptx)
     if entry is None:
@@ -147,7 +147,7 @@ def _itemsize(kind: str) -> int:
 
 
 def check_compiler(sm: int) -> None:
-    """Refuses where nothing can be compiled: `ExportError` without Triton, or for a GPU that is not known here."""
+    """Raises `ExportError` without Triton, or for a GPU that the kernel is not compiled for."""
     if sm not in PTX_VERSIONS:
         raise ExportError(
             f"SM {sm}: LocalLambda as a plugin is compiled for {', '.join(map(str, PTX_VERSIONS))}; build without it"

@@ -1,1 +1,1 @@
-"""Engines from a bundle, by TensorRT 10.3 to 11 or TensorRT-RTX. Neither PyTorch nor the `onnx` package is needed."""
+"""Builds engines from a bundle with TensorRT 10.3 to 11 or TensorRT-RTX. Needs neither PyTorch nor `onnx`."""

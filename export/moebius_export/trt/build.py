@@ -1,4 +1,7 @@
-"""Engines of a bundle's graphs, built, stamped with a passport, and moved into place together."""
+"""Builds the engines of a bundle with their passport, and moves them into place together.
+
+An engine passport (`passport.json`) records what engines were built from, with what, and for which GPU.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from moebius_export.errors import ExportError
 from moebius_export.trt.builder import BuildError, Cancelled, EngineBuilder, Parsed, TimingCacheFile
 from moebius_export.trt.checks import check_options
 from moebius_export.trt.earlier import check_options_agree, keep_earlier
-from moebius_export.trt.events import Built, Note, Report, Step
-from moebius_export.trt.forecast import Forecast, graph_needs
+from moebius_export.trt.events import Built, Note, Report, Stage, Step
+from moebius_export.trt.forecast import Forecast, GraphNeeds, graph_needs, input_shapes
 from moebius_export.trt.library import Library, find_library
 from moebius_export.trt.monitor import Phases
 from moebius_export.trt.options import Batches, BuildOptions, Tuning
@@ -42,7 +45,7 @@ _MAX_CACHE = 1 << 30
 
 @dataclass(frozen=True)
 class Result:
-    """Where the engines are, and their passport."""
+    """The folder of the engines and their passport."""
 
     folder: Path
     passport: Passport
@@ -50,20 +53,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Ready:
-    """The library that will build, and the compute capabilities that it will build for."""
+    """The library that builds, and the compute capabilities that it builds for."""
 
     library: Library
     targets: tuple[int, ...]
 
 
 def ready(options: BuildOptions, device: Device | None, report: Report) -> Ready:
-    """What can be found out before there is a bundle, so that no export or plan is made for a build that is refused.
+    """Finds the library and the targets, and validates the options against them.
 
-    Arguments as of `build_engines`.
+    This needs no bundle, so a build that is refused never costs an export or a precision plan. Arguments as of
+    `build_engines`.
 
     Raises:
-        InputError: options that make no sense here.
-        ExportError: plugins that cannot be had.
+        InputError: an option that the library or the GPU does not support.
+        ExportError: the plugins cannot be registered.
         RuntimeUnavailableError: no TensorRT, or no GPU for it.
     """
 
@@ -80,27 +84,30 @@ def ready(options: BuildOptions, device: Device | None, report: Report) -> Ready
 def build_engines(
     bundle: Bundle, options: BuildOptions, device: Device | None, report: Report, found: Ready | None = None
 ) -> Result:
-    """Builds the engines of a bundle that holds the files of the precision.
+    """Parses the graphs of a bundle, forecasts the memory of their engines, and builds them.
 
-    The folder `engines/DEVICE-BACKENDVERSION-PRECISION` is exchanged when all of them are built; a build that fails,
-    is interrupted or killed leaves the one that was there. Engines of other graphs that the folder holds stay in it;
-    see `earlier.keep_earlier`.
+    Each graph is parsed once: the network that the forecast counts is the one that is built. The smallest is built
+    first and freed, so the largest is built while no other network is in memory.
+
+    The folder `engines/DEVICE-BACKENDVERSION-PRECISION` is replaced only when all engines are built. A build that
+    fails, is interrupted or killed leaves the old folder. Engines of other graphs in it stay, see
+    `earlier.keep_earlier`.
 
     Args:
-        bundle: see `prepare.ensure_precision`.
+        bundle: holds files of the precision, see `prepare.prepare`.
         options: what to build.
         device: the GPU of this machine, None where there is none.
-        report: told of notes, the forecast, progress and each engine.
-        found: what `ready` gave for these options; None asks it.
+        report: called with each event, see `events`.
+        found: the result of `ready` for these options; None calls it.
 
     Raises:
-        InputError: options that make no sense here.
+        InputError: an option that the library, the GPU or the bundle does not support.
         BundleError: a file of the bundle is damaged.
-        ExportError: a graph is not understood, surely does not fit, or its build failed; or the folder holds engines
-            of other graphs that were built with other options.
+        ExportError: a graph cannot be parsed, its memory surely does not suffice, or its build failed; or the folder
+            holds engines of other graphs that were built with other options.
         OutputError: the engines cannot be written.
         RuntimeUnavailableError: no TensorRT, or no GPU for it.
-        KeyboardInterrupt: the user ended it.
+        KeyboardInterrupt: the user interrupted the build.
     """
 
     def note(text: str) -> None:
@@ -109,6 +116,7 @@ def build_engines(
     found = found or ready(options, device, report)
     library, targets = found.library, found.targets
     profiles = {graph: _profile(bundle.graph(graph), options.batches, note) for graph in options.graphs}
+    report(Stage("parse", f"{options.precision} files of {', '.join(options.graphs)}"))
     paths = {}
     for graph in options.graphs:
         report(Step(graph, "hash", None))
@@ -119,22 +127,29 @@ def build_engines(
     out = bundle.path / ENGINES / folder_name(here, library.backend, library.version, options.precision)
     stamp = _stamp(library, options, targets, device)
     check_options_agree(out, stamp, options.graphs)
-    forecast = _forecast(builder, options, paths, profiles, device, report)
+    parsed, needs = _parse(builder, paths, profiles, report)
+    if options.plugins:
+        note(taken_by_plugins({graph: one.plugins for graph, one in parsed.items()}, options.precision))
+    free, name = (device.free_memory, device.name) if device and not options.sms else (None, None)
+    forecast = Forecast(needs, options.tuning.workspace, free, name)
     report(forecast)
     if forecast.cannot_fit and not options.force:
         raise ExportError(
-            f"weights, inputs and outputs alone need {forecast.least / 1e9:.1f} GB and {device.name if device else ''} "
-            f"has {(forecast.free or 0) / 1e9:.1f} GB free: {'; '.join(forecast.advice)}; --force builds all the same"
+            f"weights, inputs and outputs alone need {forecast.least / 1e9:.1f} GB and {name} has "
+            f"{(free or 0) / 1e9:.1f} GB free: {'; '.join(forecast.advice)}; --force builds all the same"
         )
     _check_disk(out, forecast, options)
+    report(Stage("build", f"{len(needs)} engine(s) with {library.backend} {library.version}, the smallest first"))
     with placed_whole(out) as folder:
         engines = dict[GraphName, EngineInfo]()
-        for graph in options.graphs:
-            engines[graph] = _engine(bundle, builder, options, graph, targets, profiles[graph], cache, folder, report)
+        for graph in sorted(parsed, key={one.graph: one.weights for one in needs}.__getitem__):
+            engines[graph] = _engine(
+                bundle, builder, options, graph, parsed.pop(graph), targets, profiles[graph], cache, folder, report
+            )
         if cache is not None and cache.refused:
-            note(f"--timing-cache {options.tuning.timing_cache}: of another GPU or version, so it was begun anew")
+            note(f"--timing-cache {options.tuning.timing_cache}: of another GPU or version, so it was started anew")
         kept = keep_earlier(bundle, out, folder, stamp, options.graphs, note)
-        passport = Passport(**stamp, engines={**kept, **engines})
+        passport = Passport(**stamp, engines={**kept, **{graph: engines[graph] for graph in options.graphs}})
         write_passport(passport, folder)
     if cache is not None and options.tuning.timing_cache is not None:
         with atomic_write(options.tuning.timing_cache) as stream:
@@ -142,48 +157,66 @@ def build_engines(
     return Result(out, passport)
 
 
+def _parse(
+    builder: EngineBuilder,
+    paths: dict[GraphName, Path],
+    profiles: dict[GraphName, dict[str, Range]],
+    report: Report,
+) -> tuple[dict[GraphName, Parsed], tuple[GraphNeeds, ...]]:
+    """Parses every graph before any is built, and counts the memory of its engine at the largest batch."""
+    parsed, needs = dict[GraphName, Parsed](), []
+    for graph, path in paths.items():
+        report(Step(graph, "parse", None))
+        parsed[graph] = builder.parse(path)
+        try:
+            weights = tensor_bytes(path)
+        except ValueError as error:
+            raise BundleError(f"{path}: not an ONNX file ({error}). Export the bundle again.") from error
+        largest = {name: [int(size) for size in range_.max] for name, range_ in profiles[graph].items()}
+        batch = next(iter(largest.values()))[0]
+        with input_shapes(parsed[graph].network, largest):
+            # An open dimension inside the U-Net is that of its two guidance branches.
+            needs.append(graph_needs(graph, parsed[graph].network, weights, 2 * batch))
+    return parsed, tuple(needs)
+
+
 def _engine(
     bundle: Bundle,
     builder: EngineBuilder,
     options: BuildOptions,
     graph: GraphName,
+    parsed: Parsed,
     targets: tuple[int, ...],
     profile: dict[str, Range],
     cache: TimingCacheFile | None,
     folder: Path,
     report: Report,
 ) -> EngineInfo:
-    """Builds one engine into the folder."""
+    """Builds one engine into the folder and returns its passport entry."""
     started = time.perf_counter()
-    path = bundle.model_file(graph, options.precision)
     phases = Phases(lambda phase, share: report(Step(graph, phase, share)))
-    has_monitor = builder.library.has_monitor
-
-    def work() -> Any:
-        parsed: Parsed = builder.parse(path)
-        return builder.build(parsed, options.tuning, targets, _open_only(profile), phases, cache)
-
-    report(Step(graph, "parse" if has_monitor else "build", 0.0 if has_monitor else None))
+    report(Step(graph, "build", 0.0 if builder.library.has_monitor else None))
     try:
-        engine = in_thread(work, phases)
+        engine = in_thread(
+            lambda: builder.build(parsed, options.tuning, targets, _open_only(profile), phases, cache), phases
+        )
     except BuildError as error:
         raise BuildError(
             f"{graph}: {error}. Nothing was changed; more memory (--workspace), a lower --opt-level or "
-            "another --precision may help, and `moebius-export doctor` looks at this machine"
+            "another precision may help, and `moebius-export doctor` checks this machine"
         ) from error
     file = folder / engine_file(graph)
     with atomic_write(file) as stream:
         stream.write(memoryview(engine))
     seconds, size = time.perf_counter() - started, file.stat().st_size
     report(Built(graph, seconds, size, builder.messages.activations))
-    stated = bundle.graph(graph).files[options.precision]
-    files = bundle.manifest.files
+    source, files = bundle.graph(graph).files[options.precision], bundle.manifest.files
     return EngineInfo(
         size=size,
         sha256=sha256_file(file),
-        onnx_sha256=files[stated.model].sha256,
-        weights_sha256=files[stated.weights].sha256 if stated.weights else None,
-        plan_sha256=files[stated.plan].sha256 if stated.plan else None,
+        onnx_sha256=files[source.model].sha256,
+        weights_sha256=files[source.weights].sha256 if source.weights else None,
+        plan_sha256=files[source.plan].sha256 if source.plan else None,
         shapes=profile,
         device_memory=builder.messages.activations,
         build_seconds=round(seconds, 3),
@@ -191,9 +224,9 @@ def _engine(
 
 
 def in_thread(work: Callable[[], Any], phases: Phases) -> Any:
-    """Runs a build beside the main thread, so that an interrupt reaches us and not the builder's code in C++.
+    """Runs a build in a thread of its own and returns its result, so that Python handles Ctrl-C while C++ code runs.
 
-    The first interrupt asks the builder to end at its next step; a second one does not wait for it.
+    The first interrupt ends the build at its next step; a second one does not wait for that.
     """
     outcome: list[tuple[bool, Any]] = []
     ended = threading.Event()  # Thread.join and is_alive of Python 3.10 and 3.11 are wrong after an interrupt
@@ -224,7 +257,7 @@ def in_thread(work: Callable[[], Any], phases: Phases) -> Any:
 
 
 def _profile(info: GraphInfo, batches: Batches, note: Callable[[str], None]) -> dict[str, Range]:
-    """Shapes of every input; they differ only where the graph leaves the batch open."""
+    """The smallest, best and largest shape of every input. They differ only where the graph leaves the batch open."""
     fixed = all(isinstance(size, int) for tensor in info.inputs for size in tensor.shape)
     if fixed and batches.named:
         raise InputError(
@@ -242,36 +275,8 @@ def _profile(info: GraphInfo, batches: Batches, note: Callable[[str], None]) -> 
 
 
 def _open_only(profile: dict[str, Range]) -> dict[str, Range]:
-    """All inputs' shapes where any of them is open: a profile must have every input that is."""
+    """The shapes of all inputs where one of them is open, else none: an optimization profile needs every open input."""
     return profile if any(range_.min != range_.max for range_ in profile.values()) else {}
-
-
-def _forecast(
-    builder: EngineBuilder,
-    options: BuildOptions,
-    paths: dict[GraphName, Path],
-    profiles: dict[GraphName, dict[str, Range]],
-    device: Device | None,
-    report: Report,
-) -> Forecast:
-    """Reads every graph once, so that a graph that is not understood is known before anything is built."""
-    needs, plugins = [], dict[GraphName, int]()
-    for graph, path in paths.items():
-        report(Step(graph, "forecast", None))
-        largest = {name: [int(size) for size in range_.max] for name, range_ in profiles[graph].items()}
-        parsed = builder.parse(path, largest)
-        plugins[graph] = parsed.plugins
-        try:
-            weights = tensor_bytes(path)
-        except ValueError as error:
-            raise BundleError(f"{path}: not an ONNX file ({error}). Export the bundle again.") from error
-        batch = next(iter(largest.values()))[0]
-        needs.append(graph_needs(graph, parsed.network, weights, 2 * batch))  # the U-Net makes two branches of each
-        del parsed
-    if options.plugins:
-        report(Note(taken_by_plugins(plugins, options.precision)))
-    free, name = (device.free_memory, device.name) if device and not options.sms else (None, None)
-    return Forecast(tuple(needs), options.tuning.workspace, free, name)
 
 
 def _timing_cache(tuning: Tuning, library: Library, note: Callable[[str], None]) -> TimingCacheFile | None:
@@ -283,7 +288,7 @@ def _timing_cache(tuning: Tuning, library: Library, note: Callable[[str], None])
         with open_plain(path) as stream:
             content = stream.read(_MAX_CACHE + 1)
     except FileNotFoundError:
-        note(f"--timing-cache {path}: not there yet, it is written after the build")
+        note(f"--timing-cache {path}: it does not exist yet and is written after the build")
         return TimingCacheFile(b"")
     except OSError as error:
         raise InputError(f"--timing-cache {path}: {error.strerror}; name a file that can be read") from error
@@ -293,7 +298,7 @@ def _timing_cache(tuning: Tuning, library: Library, note: Callable[[str], None])
 
 
 def _check_disk(out: Path, forecast: Forecast, options: BuildOptions) -> None:
-    """An engine holds its weights: where the disk cannot take those, better to know it now."""
+    """Raises `OutputError` before the build if the disk has no room for the weights, which the engines contain."""
     needed = 0 if options.tuning.strip_weights else sum(one.weights for one in forecast.needs)
     place = next(path for path in out.parents if path.exists())
     free = shutil.disk_usage(place).free
@@ -305,11 +310,11 @@ def _check_disk(out: Path, forecast: Forecast, options: BuildOptions) -> None:
 
 
 def _stamp(library: Library, options: BuildOptions, targets: tuple[int, ...], device: Device | None) -> dict[str, Any]:
-    """The fields of the passport of what is built now, without `engines`."""
+    """The passport's fields except `engines`."""
     tuning = options.tuning
     here = device if not options.sms else None
 
-    def word(switch: bool) -> str:
+    def on_off(switch: bool) -> str:
         return "on" if switch else "off"
 
     return {
@@ -326,9 +331,9 @@ def _stamp(library: Library, options: BuildOptions, targets: tuple[int, ...], de
             "opt_level": "default" if tuning.opt_level is None else str(tuning.opt_level),
             "workspace": "default" if tuning.workspace is None else str(tuning.workspace),
             "hardware_compatibility": tuning.hardware_compatibility,
-            "version_compatible": word(tuning.version_compatible),
-            "strip_weights": word(tuning.strip_weights),
-            "tf32": word(tuning.tf32),
-            "plugins": word(options.plugins),
+            "version_compatible": on_off(tuning.version_compatible),
+            "strip_weights": on_off(tuning.strip_weights),
+            "tf32": on_off(tuning.tf32),
+            "plugins": on_off(options.plugins),
         },
     }

@@ -1,8 +1,8 @@
 """One builder over the Python API of TensorRT 10.3 to 11 and TensorRT-RTX.
 
-Networks are strongly typed everywhere: precision is in the graph. Versions 10 need a flag for that
-(`NetworkDefinitionCreationFlag.STRONGLY_TYPED`), version 11 and RTX type strongly in any case and ignore it or have
-none. What else differs is a member that is there or not, see `Library`.
+Networks are strongly typed in every version: the graph decides the precision. Versions 10 need the flag
+`NetworkDefinitionCreationFlag.STRONGLY_TYPED` for that; version 11 and RTX always type strongly. Other differences
+between versions are members that exist or not, see `Library`.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from moebius_runtime.errors import RuntimeUnavailableError
 
 
 class ParseError(ExportError):
-    """TensorRT cannot read a graph. `problems` are all that its parser found, one line each, with file and node."""
+    """TensorRT cannot parse a graph. `problems` lists every error of the parser, one line each, with file and node."""
 
     def __init__(self, path: Path, problems: Sequence[str], version: str) -> None:
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(
-            f"{path}: {version} cannot read it ({count}; the first: {problems[0]}). Export the bundle again, with "
+            f"{path}: {version} cannot parse it ({count}; the first: {problems[0]}). Export the bundle again, with "
             "--target tensorrt"
         )
 
 
 class BuildError(ExportError):
-    """The builder gave no engine."""
+    """The builder returned no engine."""
 
 
 class Cancelled(Exception):  # noqa: N818
-    """The build ended because it was asked to."""
+    """The build was stopped by `Phases.stop`."""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A network. The parser is kept beside it: until the engine is built, the network's weights are the parser's.
+    """A parsed network. The parser must outlive it, because it owns the network's weights until the engine is built.
 
-    `plugins` counts the nodes that are plugins.
+    `plugins` is the number of nodes that plugins take.
     """
 
     network: Any
@@ -58,11 +58,11 @@ class EngineBuilder:
     """Parses and builds graphs with one library.
 
     Args:
-        library: what parses and builds.
-        plugins: nodes that our plugins exist for are named as these, which must be registered before.
+        library: the TensorRT to use.
+        plugins: give LocalLambda nodes to the project's plugin, which must already be registered.
 
     Raises:
-        RuntimeUnavailableError: the library makes no builder, which for TensorRT means that there is no GPU.
+        RuntimeUnavailableError: the library creates no builder, which for TensorRT means that there is no GPU.
     """
 
     def __init__(self, library: Library, plugins: bool = False) -> None:
@@ -73,21 +73,20 @@ class EngineBuilder:
         try:
             self._builder = library.module.Builder(self._logger)
         except (TypeError, RuntimeError) as error:
-            said = self.messages.last if "nullptr" in str(error) else " ".join(str(error).split())
+            reason = self.messages.last if "nullptr" in str(error) else " ".join(str(error).split())
             raise RuntimeUnavailableError(
-                f"{library.backend} {library.version} makes no builder here ({said}); it needs a GPU and its "
+                f"{library.backend} {library.version} cannot create a builder here ({reason}); it needs a GPU and its "
                 "driver, see `moebius-export doctor`"
             ) from error
 
-    def parse(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Parsed:
-        """Reads an ONNX file, its functions inlined but for those that are plugins.
+    def parse(self, path: Path) -> Parsed:
+        """Parses an ONNX file into a strongly typed network. Functions are inlined, except those that plugins take.
 
         Args:
-            path: of the file; its weights lie beside it.
-            shapes: of inputs that the file leaves open, for a network that is only looked at.
+            path: of the file; its weights are beside it.
 
         Raises:
-            ParseError: the parser does not take it.
+            ParseError: the parser rejects the file.
             ExportError: a node does not have the inputs that its plugin takes.
         """
         module = self.library.module
@@ -95,15 +94,11 @@ class EngineBuilder:
         network = self._builder.create_network(0 if typed is None else 1 << int(typed))
         parser = module.OnnxParser(network, self._logger)
         count, content = named(path) if self._plugins else (0, b"")
-        # The path says where the weights of a file in memory lie.
+        # The path tells the parser where the external weights are.
         if not (parser.parse(content, str(path)) if count else parser.parse_from_file(str(path))):
             problems = [_problem(path, parser.get_error(index)) for index in range(parser.num_errors)]
             version = f"{self.library.backend} {self.library.version}"
             raise ParseError(path, problems or [self.messages.last], version)
-        for index in range(network.num_inputs if shapes else 0):
-            tensor = network.get_input(index)
-            if shapes and tensor.name in shapes:
-                tensor.shape = tuple(shapes[tensor.name])
         return Parsed(network, parser, count)
 
     def build(
@@ -115,18 +110,18 @@ class EngineBuilder:
         phases: Phases,
         cache: TimingCacheFile | None,
     ) -> Any:
-        """The engine as a buffer of bytes.
+        """Builds the serialized engine, a buffer of bytes.
 
         Args:
             parsed: the network.
-            tuning: checked options.
-            targets: compute capabilities, named where the library can name them.
-            profile: smallest, best and largest shape of each input that is open.
-            phases: told of the progress; its `stop` ends the build.
-            cache: timings of earlier builds, updated.
+            tuning: validated options.
+            targets: compute capabilities; set only in a library that can build for other GPUs.
+            profile: smallest, best and largest shape of each input if any of them is open, else empty.
+            phases: receives the progress; its `stop` ends the build.
+            cache: kernel timings of earlier builds, updated by this one.
 
         Raises:
-            BuildError: the builder failed; the message holds what it said last.
+            BuildError: the builder failed; the message holds its last errors.
             Cancelled: `phases.stop` was called.
         """
         self.messages.clear()
@@ -152,7 +147,7 @@ class EngineBuilder:
     def _config(self, tuning: Tuning, targets: Sequence[int]) -> Any:
         module, library = self.library.module, self.library
         config = self._builder.create_builder_config()
-        if not tuning.tf32:  # set by default, and it makes float32 products something else
+        if not tuning.tf32:  # on by default, and it rounds the factors of float32 matmuls and convolutions
             config.clear_flag(module.BuilderFlag.TF32)
         if tuning.version_compatible:
             config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
@@ -180,21 +175,21 @@ class EngineBuilder:
 
 
 class TimingCacheFile:
-    """Timings of kernels from earlier builds, opaque to us. TensorRT refuses those of another version or GPU."""
+    """The content of a timing cache, opaque to us. TensorRT refuses one of another version or GPU."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.refused = False
 
     def give(self, config: Any) -> None:
-        """Gives the timings to a build; where the library refuses them, the build begins without."""
+        """Sets the cache of a build. If the library refuses it, sets an empty one and `refused`."""
         if not config.set_timing_cache(config.create_timing_cache(self.content), False):
             self.refused = True
             self.content = b""
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def take(self, config: Any) -> None:
-        """Takes the timings after a build."""
+        """Stores the cache after a build."""
         cache = config.get_timing_cache()
         if cache is not None:
             self.content = bytes(cache.serialize())

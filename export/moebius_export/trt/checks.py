@@ -1,4 +1,4 @@
-"""Options against what the library and the device can do: what is refused, why, and what to do instead."""
+"""Validates build options against the library and the device. Each refusal gives the reason and an alternative."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from moebius_runtime.bundle.passport import Device
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
 LEVELS = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
-# Facts of TensorRT-RTX's support matrix: GeForce and RTX cards from Turing on.
-_ELSEWHERE = {
+# GPUs that TensorRT-RTX does not support, by its support matrix (it has GeForce and RTX cards from Turing on).
+_NOT_RTX = {
     70: "Volta",
     72: "Xavier",
     87: "Jetson Orin: build on it with JetPack's TensorRT, --backend tensorrt",
@@ -26,16 +26,16 @@ _ELSEWHERE = {
 def check_options(
     options: BuildOptions, library: Library, device: Device | None, note: Callable[[str], None]
 ) -> tuple[int, ...]:
-    """The compute capabilities to build for.
+    """Validates the options and returns the compute capabilities to build for.
 
     Args:
-        options: what was asked.
-        library: what is to do it.
+        options: the user's options.
+        library: the TensorRT that builds.
         device: the GPU of this machine, if any.
-        note: told of what was asked and has no effect.
+        note: called with a line for each option that has no effect or a side effect.
 
     Raises:
-        InputError: an option that this library does not have, or that makes no sense for the targets.
+        InputError: the library does not support an option, or the targets do not.
         RuntimeUnavailableError: a GPU is needed and there is none.
     """
     targets = _targets(options, library, device)
@@ -53,32 +53,35 @@ def check_options(
     if level != "none":
         if rtx:
             raise InputError(
-                f"--hardware-compatibility {level}: tensorrt-rtx has no such engines; name every GPU with --sm instead"
+                f"--hardware-compatibility {level}: tensorrt-rtx cannot build such engines; name every GPU with --sm"
             )
         if library.level(LEVELS[level]) is None:
-            raise InputError(f"--hardware-compatibility {level}: {where} does not know it; it came with TensorRT 10.9")
+            raise InputError(
+                f"--hardware-compatibility {level}: {where} does not support it; it came with TensorRT 10.9"
+            )
         if level == "ampere+" and min(targets) < 80:
             raise InputError(f"--hardware-compatibility ampere+: SM {min(targets)} is older than Ampere (SM 80)")
     if tuning.version_compatible and (rtx or library.flag("VERSION_COMPATIBLE") is None):
         raise InputError(
-            f"--version-compatible: {where} has no such engines, they load only in the version that built them; leave "
-            "it out, and build again after an update"
+            f"--version-compatible: {where} cannot build such engines, they load only in the version that built them; "
+            "leave it out, and build again after an update"
         )
     if tuning.strip_weights and rtx and device is None:
         raise InputError(
-            "--strip-weights: tensorrt-rtx strips weights only where there is a GPU (it compiles for it); leave it out"
+            "--strip-weights: tensorrt-rtx strips weights only on a machine with a GPU, for which it compiles; leave "
+            "it out"
         )
     if tuning.strip_weights:
         note(
-            "--strip-weights: these engines hold no weights. They are small, and each load must first refit them from "
-            "the bundle's ONNX files, which takes seconds and as much memory as the weights; building needs no less"
+            "--strip-weights: these engines contain no weights. Each load must first refit them from the bundle's ONNX "
+            "files, which takes seconds and as much memory as the weights. The build needs as much memory as without"
         )
     if tuning.timing_cache is not None and rtx:
-        note("--timing-cache: tensorrt-rtx times nothing while it builds, so the file is neither read nor written")
+        note("--timing-cache: tensorrt-rtx times no kernels during a build, so the file is neither read nor written")
     if tuning.tf32 and max(targets) < 80:
         note(f"--tf32 has no effect: SM {max(targets)} has no TF32, which begins with Ampere (SM 80)")
     if not library.has_monitor:
-        note(f"{where} does not report the progress of a build, and a build cannot be interrupted half-way")
+        note(f"{where} does not report the progress of a build, and a running build cannot be interrupted")
     return targets
 
 
@@ -93,12 +96,12 @@ def _targets(options: BuildOptions, library: Library, device: Device | None) -> 
     wanted = options.sms or ((device.sm,) if device else ())
     if not wanted:
         what = "name the GPUs to build for, such as --sm 86,89,120" if library.names_targets else "build on the device"
-        raise RuntimeUnavailableError(f"no GPU was found here, and {where} must know what to build for: {what}")
+        raise RuntimeUnavailableError(f"no GPU was found here, and {where} needs to know the target: {what}")
     if library.names_targets and (lacking := [sm for sm in wanted if sm not in library.targets]):
         sm = lacking[0]
-        said = f" ({_ELSEWHERE[sm]})" if sm in _ELSEWHERE else ""
+        why = f" ({_NOT_RTX[sm]})" if sm in _NOT_RTX else ""
         given = "--sm" if options.sms else f"this machine's {device.name if device else 'GPU'}, SM"
-        raise InputError(f"{given} {sm}: {where} does not build for it{said}; it builds for {_listed(library.targets)}")
+        raise InputError(f"{given} {sm}: {where} does not build for it{why}; it builds for {_listed(library.targets)}")
     return wanted
 
 

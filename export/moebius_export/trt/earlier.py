@@ -1,4 +1,4 @@
-"""Engines that a folder already holds when some of its graphs are built again: which stay, and why others go."""
+"""Keeps the engines of a folder when only some of its graphs are built again."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SHARED = ("backend", "backend_version", "precision", "gpu", "sm", "driver", "cu
 
 
 def check_options_agree(out: Path, stamp: dict[str, Any], graphs: Collection[GraphName]) -> None:
-    """Refuses a build after which one passport could not describe all engines of the folder.
+    """Refuses a build whose passport could not describe the engines that stay in the folder.
 
     Args:
         out: the folder of engines; it need not exist.
         stamp: the fields of the new passport, without `engines`.
-        graphs: that are built now; engines of all others are to stay.
+        graphs: graphs that are built now; the engines of all others stay.
 
     Raises:
         ExportError: the folder holds valid engines of other graphs that were built with other options, on another
@@ -58,17 +58,17 @@ def keep_earlier(
     graphs: Collection[GraphName],
     note: Callable[[str], None],
 ) -> dict[GraphName, EngineInfo]:
-    """Links what stays of the folder `out` into the new `folder`; returns the passport entries of the kept engines.
+    """Links the files of `out` that stay into the new `folder`, and returns the passport entries of the kept engines.
 
-    An engine stays if it is not built now, its SHA-256 is that of its passport, and it was built from the files that
-    the bundle has now. Files that are no engines stay too. Each engine that goes is named in a note.
+    An engine stays if it is not built now, its SHA-256 is that of its passport, and it was built from the current
+    files of the bundle. Other files stay too. Each engine that is removed is named in a note.
 
     Args:
-        bundle: that the engines belong to.
+        bundle: the bundle of the engines.
         out: the folder of engines; it need not exist.
-        folder: the complete new engines, which `out` will become.
-        stamp, graphs: as of `check_options_agree`, which is repeated: another build may have ended meanwhile.
-        note: called with one line for each engine that cannot stay.
+        folder: the new engines, complete; it will replace `out`.
+        stamp, graphs: as of `check_options_agree`, which runs again because another build may have ended meanwhile.
+        note: called with one line for each engine that is removed.
 
     Raises:
         ExportError: as `check_options_agree`.
@@ -107,7 +107,7 @@ def keep_earlier(
 
 
 def _passport(out: Path) -> tuple[Passport | None, str | None]:
-    """The passport of a folder, or why it has none that can be believed."""
+    """The valid passport of a folder, or the reason why it has none."""
     if not out.is_dir():
         return None, None
     try:
@@ -117,7 +117,7 @@ def _passport(out: Path) -> tuple[Passport | None, str | None]:
 
 
 def _differences(passport: Passport, stamp: dict[str, Any]) -> list[str]:
-    """What the earlier engines were built with, where the new ones are not: `opt_level 5 (now default)`."""
+    """The options that differ, such as `opt_level 5 (now default)`."""
     found = []
     for name in _SHARED:
         before, now = getattr(passport, name), stamp[name]

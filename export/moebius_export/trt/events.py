@@ -1,4 +1,4 @@
-"""What a build tells its caller, which alone draws it."""
+"""Events that a build reports to its caller, which alone prints them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stage begins: `export`, `precision plan`, `parse` or `build`. `detail` is why it runs or what it works on."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Step:
-    """Where a graph's work is: `share` from 0 to 1, None where the library does not say."""
+    """Progress within a stage. `share` is 0 to 1, None where the work does not report it."""
 
     graph: str
     phase: str
@@ -26,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine is there, of `size` bytes. `device_memory` is what the builder says that its activations need."""
+    """An engine of `size` bytes is built. The builder reports `device_memory` bytes for its activations."""
 
     graph: str
     seconds: float
@@ -34,5 +42,5 @@ class Built:
     device_memory: int | None
 
 
-Event = Note | Step | Built | Forecast
+Event = Note | Stage | Step | Built | Forecast
 Report = Callable[[Event], None]

@@ -1,14 +1,15 @@
-"""How much memory engines will need, from the parsed graphs and before anything is built.
+"""Memory that engines will need, estimated from the parsed networks before anything is built.
 
-Weights are counted in the ONNX files. Activations come from liveness: layers run in the parser's order, a tensor
-lives from the layer that makes it to the last that reads it, and the peak is the largest sum of what lives at once.
-The builder fuses layers, so that fewer tensors exist and the peak is lower, and it takes scratch memory for its
-kernels, up to the workspace. What is computed from constants alone is folded while building and costs nothing here.
+Weights are counted in the ONNX files. Activations come from a liveness analysis: layers run in the parser's order, a
+tensor lives from the layer that produces it to the last layer that reads it, and the peak is the largest sum of live
+tensors. The builder fuses layers, which lowers the peak, and its kernels use scratch memory up to the workspace limit.
+Values that depend on constants alone are folded by the builder and are not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -17,12 +18,12 @@ from moebius_runtime.bundle.manifest import GraphName
 
 _BITS = {"FLOAT": 32, "INT32": 32, "HALF": 16, "BF16": 16, "INT64": 64, "INT8": 8, "UINT8": 8, "BOOL": 8, "FP8": 8}
 _BITS |= {"INT4": 4, "FP4": 4, "E8M0": 8}
-_SAME_MEMORY = ("IDENTITY", "SQUEEZE", "UNSQUEEZE")  # the output is the input under another name
+_SAME_MEMORY = ("IDENTITY", "SQUEEZE", "UNSQUEEZE")  # the output shares the memory of the input
 
 
 @dataclass(frozen=True)
 class GraphNeeds:
-    """Bytes that one graph needs. `ends` are its inputs and outputs, which `activations` include."""
+    """Bytes that one graph needs. `ends` counts its inputs and outputs, which `activations` includes."""
 
     graph: GraphName
     weights: int
@@ -32,10 +33,10 @@ class GraphNeeds:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the engines need together and what there is.
+    """Memory that the engines need together, and free memory.
 
-    Activations are counted once, for the graph with the most: the runtime gives all engines one allocation in turn.
-    `workspace` and `free` are None where nobody said, `device` is the GPU's name.
+    Activations are counted once, for the graph with the most, because the runtime shares one allocation among all
+    engines. `workspace` is None where it is not limited, `free` None where there is no GPU. `device` is the GPU's name.
     """
 
     needs: tuple[GraphNeeds, ...]
@@ -49,52 +50,52 @@ class Forecast:
         return sum(one.weights for one in self.needs) + max(one.activations for one in self.needs)
 
     @property
-    def in_turn(self) -> int:
-        """Bytes with one engine loaded at a time: the low-memory mode, and what building needs without workspace."""
+    def sequential(self) -> int:
+        """Bytes with one engine loaded at a time (the low-memory mode), and of a build without workspace."""
         return max(one.weights + one.activations for one in self.needs)
 
     @property
     def building(self) -> int:
-        """Bytes while the largest graph is built: its weights and activations and, where it is limited, workspace."""
-        return self.in_turn + (self.workspace or 0)
+        """Bytes while the largest graph is built: weights, activations and the workspace if it is limited."""
+        return self.sequential + (self.workspace or 0)
 
     @property
     def least(self) -> int:
-        """Bytes below which the largest graph surely does not run: its weights, inputs and outputs."""
+        """Bytes without which the largest graph surely cannot run: its weights, inputs and outputs."""
         return max(one.weights + one.ends for one in self.needs)
 
     @property
     def cannot_fit(self) -> bool:
-        """Whether the memory that is free surely does not suffice."""
+        """Whether the free memory surely does not suffice."""
         return self.free is not None and self.least > self.free
 
     @property
     def advice(self) -> list[str]:
-        """What to change where it may not fit; empty where it does or nobody knows what is free."""
+        """What to change if the engines may not fit; empty if they do, or if the free memory is unknown."""
         if self.free is None or (self.building <= self.free and self.running <= self.free):
             return []
         words = []
-        left = self.free - self.in_turn
-        if self.in_turn > self.free:
+        left = self.free - self.sequential
+        if self.sequential > self.free:
             words.append(
-                "close what else uses the GPU, or take a smaller precision (--fp16 halves what --fp32 needs)"
+                "close other programs that use the GPU, or choose a smaller precision (--fp16 halves what --fp32 needs)"
                 " and a smaller batch"
             )
         elif self.building > self.free:
-            words.append(f"give the builder less scratch memory: --workspace {max(1, left >> 20)}MiB")
+            words.append(f"limit the scratch memory of the builder: --workspace {max(1, left >> 20)}MiB")
         if self.running > self.free:
             words.append("run with one engine loaded at a time: moebius-inpaint without --keep-loaded")
         return words
 
 
 def graph_needs(graph: GraphName, network: Any, weights: int, open_size: int = 1) -> GraphNeeds:
-    """The needs of a graph that TensorRT's parser has read.
+    """Counts the memory that a parsed graph needs.
 
     Args:
         graph: its name.
         network: the `INetworkDefinition`.
         weights: bytes of its weights.
-        open_size: what stands for a dimension that is not known before the build.
+        open_size: stands for a dimension that is unknown before the build.
     """
     ends = sum(
         _bytes(tensor, open_size)
@@ -106,14 +107,33 @@ def graph_needs(graph: GraphName, network: Any, weights: int, open_size: int = 1
     return GraphNeeds(graph, weights, activation_peak(network, open_size), ends)
 
 
+@contextmanager
+def input_shapes(network: Any, shapes: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Fixes the shapes of a network's open inputs inside the block, so that its tensors can be counted.
+
+    Args:
+        network: the `INetworkDefinition`; afterwards its inputs are open again, as a build with a profile needs.
+        shapes: of the inputs, by name.
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    before = [(tensor, tuple(tensor.shape)) for tensor in inputs if -1 in tuple(tensor.shape)]
+    for tensor, _ in before:
+        tensor.shape = tuple(shapes[tensor.name])
+    try:
+        yield
+    finally:
+        for tensor, shape in before:
+            tensor.shape = shape
+
+
 def activation_peak(network: Any, open_size: int = 1) -> int:
-    """The largest sum in bytes of tensors that live at once, inputs and outputs included; constants are not."""
+    """Peak bytes of live tensors, with inputs and outputs, without constants."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = {network.get_output(i).name for i in range(network.num_outputs)}
     sizes: dict[str, int] = {tensor.name: _bytes(tensor, open_size) for tensor in inputs}
     born: dict[str, int] = dict.fromkeys(sizes, 0)
     died: dict[str, int] = dict.fromkeys(sizes, 0)
-    owner: dict[str, str] = {name: name for name in sizes}  # whose memory a tensor is in
+    owner: dict[str, str] = {name: name for name in sizes}  # tensor -> the tensor whose memory it shares
     layers = 0
     for index, layer in enumerate(network.get_layer(i) for i in range(network.num_layers)):
         layers = index + 1
@@ -155,11 +175,11 @@ def _inputs(layer: Any) -> Iterator[Any]:
 
 
 def _bytes(tensor: Any, open_size: int) -> int:
-    if tensor.is_shape_tensor:  # it lives in the host's memory
+    if tensor.is_shape_tensor:  # it is in host memory
         return 0
     try:
         shape = [int(size) for size in tensor.shape]
-    except ValueError:  # a rank that is not known before the build
+    except ValueError:  # its rank is unknown before the build
         return 0
     bits = _BITS.get(tensor.dtype.name, 32)
     return ceil(prod(open_size if size < 0 else size for size in shape) * bits / 8)

@@ -1,4 +1,4 @@
-"""Which TensorRT is here: `tensorrt` (the system's, JetPack's) or `tensorrt_rtx` (a wheel; extra `trt-rtx`)."""
+"""Finds the installed TensorRT: `tensorrt` (the system's or JetPack's) or `tensorrt_rtx` (extra `trt-rtx`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moebius_runtime.bundle.passport import EngineBackend
 from moebius_runtime.errors import RuntimeUnavailableError
 
 MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_OLDEST = {"tensorrt": (10, 0), "tensorrt-rtx": (1, 0)}  # strongly typed networks begin there
+_OLDEST = {"tensorrt": (10, 0), "tensorrt-rtx": (1, 0)}  # the first with strongly typed networks
 _HOW = {
     "tensorrt": "it is part of JetPack on a Jetson (`sudo apt install tensorrt python3-libnvinfer`, and an environment "
     "made with --system-site-packages), and NVIDIA's packages bring it elsewhere",
@@ -23,7 +23,7 @@ _HOW = {
 
 @dataclass(frozen=True)
 class Library:
-    """An imported TensorRT. What it can do is asked of its attributes, not guessed from its version."""
+    """An imported TensorRT. Its attributes decide what it supports, not its version number."""
 
     backend: EngineBackend
     module: Any
@@ -35,12 +35,12 @@ class Library:
 
     @property
     def names_targets(self) -> bool:
-        """Whether it can build for GPUs that are not here."""
+        """Whether it can build for GPUs of other machines."""
         return hasattr(self.module, "ComputeCapability")
 
     @property
     def targets(self) -> list[int]:
-        """Compute capabilities that can be named."""
+        """Compute capabilities that it can build for by name."""
         names = dir(getattr(self.module, "ComputeCapability", None))
         return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"SM(\d+)", name)))
 
@@ -50,21 +50,21 @@ class Library:
         return hasattr(self.module, "IProgressMonitor")
 
     def level(self, name: str) -> Any | None:
-        """A member of `HardwareCompatibilityLevel`, or None where this version has none of that name."""
+        """A member of `HardwareCompatibilityLevel`, or None if this version lacks it."""
         return getattr(getattr(self.module, "HardwareCompatibilityLevel", None), name, None)
 
     def flag(self, name: str) -> Any | None:
-        """A member of `BuilderFlag`, or None where this version has none of that name."""
+        """A member of `BuilderFlag`, or None if this version lacks it."""
         return getattr(self.module.BuilderFlag, name, None)
 
 
 def find_library(backend: EngineBackend | None, cross: bool, note: Callable[[str], None]) -> Library:
-    """Imports the backend that was named, or the one that is installed.
+    """Imports the requested backend, or the one that is installed.
 
     Args:
-        backend: None to take what is there.
-        cross: targets are named that need not be here, which only TensorRT-RTX builds for.
-        note: told which of two was taken, and why.
+        backend: None takes the installed one.
+        cross: the targets are named and may be on other machines, which only TensorRT-RTX builds for.
+        note: called with the choice and its reason if both are installed.
 
     Raises:
         RuntimeUnavailableError: it is not installed, does not load, or is too old.
@@ -81,9 +81,9 @@ def find_library(backend: EngineBackend | None, cross: bool, note: Callable[[str
         )
     chosen: EngineBackend = "tensorrt-rtx" if cross and "tensorrt-rtx" in found else next(iter(found))
     if len(found) > 1:
-        why = "it alone builds for GPUs that are named" if cross else "it builds for this machine's GPU itself"
+        why = "only it builds for GPUs of other machines" if cross else "it builds for this machine's GPU"
         rest = next(name for name in found if name != chosen)
-        note(f"tensorrt and tensorrt-rtx are both installed: taking {chosen}, {why}; --backend {rest} takes the other")
+        note(f"tensorrt and tensorrt-rtx are both installed: using {chosen}, {why}; --backend {rest} uses the other")
     return _checked(chosen, found[chosen])
 
 
@@ -96,8 +96,8 @@ def _imported(backend: EngineBackend, missing_ok: bool = False) -> Any | None:
             return None
         raise RuntimeUnavailableError(f"--backend {backend}: {error}; {_HOW[backend]}") from error
     except (ImportError, OSError, RuntimeError) as error:  # a wheel without its libraries
-        said = " ".join(str(error).split())[:300]
-        raise RuntimeUnavailableError(f"`{name}` is installed but does not load: {said}; {_HOW[backend]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise RuntimeUnavailableError(f"`{name}` is installed but does not load: {reason}; {_HOW[backend]}") from error
 
 
 def _checked(backend: EngineBackend, module: Any) -> Library:
@@ -105,7 +105,7 @@ def _checked(backend: EngineBackend, module: Any) -> Library:
     numbers = tuple(int(part) for part in re.findall(r"\d+", library.version)[:2])
     if numbers < _OLDEST[backend]:
         raise RuntimeUnavailableError(
-            f"{backend} {library.version} has no strongly typed networks; 10.0 or later is needed (JetPack 6.1 and up "
-            "on a Jetson)"
+            f"{backend} {library.version} has no strongly typed networks; 10.0 or later is needed (on a Jetson: "
+            "JetPack 6.1 or later)"
         )
     return library

@@ -1,4 +1,4 @@
-"""Progress and messages of a build. Both are called from the builder's threads and must never raise there."""
+"""Progress and log messages of a build. The builder calls both from its own threads, where they must never raise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 class Phases:
-    """The phases of a build, one in the other, as a share of the whole.
+    """Turns the nested phases of a build into one share of the whole.
 
     Args:
-        report: told (innermost phase, share from 0 to 1), at most ten times a second.
+        report: called with (innermost phase, share from 0 to 1), at most ten times a second.
     """
 
     def __init__(self, report: Callable[[str, float], None]) -> None:
@@ -31,12 +31,12 @@ class Phases:
         self.problem: BaseException | None = None
 
     def stop(self) -> None:
-        """Lets the builder end at its next step."""
+        """Ends the build at its next step."""
         self._stopped.set()
 
     @property
     def stopped(self) -> bool:
-        """Whether the build was asked to end."""
+        """Whether `stop` was called."""
         return self._stopped.is_set()
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
@@ -44,30 +44,30 @@ class Phases:
         with self._lock:
             if parent is not None:
                 names = [entry[0] for entry in self._stack]
-                if parent in names:  # phases of other branches end without notice when a build fails
+                if parent in names:  # when a build fails, phases of other branches end without a call
                     del self._stack[names.index(parent) + 1 :]
             self._stack.append([phase, 0, max(1, int(steps))])
-        self._say()
+        self._report_share()
 
     def step(self, phase: str, step: int) -> bool:
-        """A step of a phase is done; False ends the build."""
+        """A step of a phase is done. Returns False to end the build."""
         with self._lock:
             for entry in self._stack:
                 if entry[0] == phase:
                     entry[1] = min(int(step) + 1, entry[2])
-        self._say()
+        self._report_share()
         return not self.stopped
 
     def finish(self, phase: str) -> None:
-        """A phase ended, maybe before its last step."""
+        """A phase ended, possibly before its last step."""
         with self._lock:
             names = [entry[0] for entry in self._stack]
             if phase in names:
                 del self._stack[names.index(phase) :]
-        self._say()
+        self._report_share()
 
-    def _say(self) -> None:
-        """Reports the share; what the report raises is kept for the caller of the build, which then ends."""
+    def _report_share(self) -> None:
+        """Reports the share. An exception of `report` ends the build and is stored in `problem` for its caller."""
         with self._lock:
             now = time.monotonic()
             if now - self._last < _INTERVAL or not self._stack:
@@ -87,7 +87,7 @@ class Phases:
 
 
 def monitor_for(module: Any, phases: Phases) -> Any:
-    """An `IProgressMonitor` of that library that tells `phases`."""
+    """An `IProgressMonitor` of that library that forwards to `phases`."""
 
     class Monitor(module.IProgressMonitor):
         def __init__(self) -> None:
@@ -106,7 +106,7 @@ def monitor_for(module: Any, phases: Phases) -> Any:
 
 
 def _quiet(phases: Phases, call: Callable[[], Any]) -> Any:
-    """Calls; an exception ends the build instead of the process. A keyboard interrupt may arrive here as well."""
+    """Runs `call`. An exception, which may be a KeyboardInterrupt, ends the build instead of the process."""
     try:
         return call()
     except BaseException as error:
@@ -116,32 +116,32 @@ def _quiet(phases: Phases, call: Callable[[], Any]) -> Any:
 
 
 class Messages:
-    """What the library says: its last complaints, and the memory that it states for an engine."""
+    """The last errors that the library logged, and the activation memory that it reported for an engine."""
 
     def __init__(self) -> None:
-        self._complaints: deque[str] = deque(maxlen=_KEPT)
+        self._errors: deque[str] = deque(maxlen=_KEPT)
         self.activations: int | None = None
 
     def clear(self) -> None:
-        """Forgets what was said of another graph."""
-        self._complaints.clear()
+        """Removes the messages of another graph."""
+        self._errors.clear()
         self.activations = None
 
     def add(self, severity: int, text: str) -> None:
-        """A message; `severity` is 0 for an internal error, 1 error, 2 warning, 3 information, 4 verbose."""
+        """Adds a message. `severity`: 0 internal error, 1 error, 2 warning, 3 information, 4 verbose."""
         if severity <= 1:
-            self._complaints.append(" ".join(text.split())[:500])
+            self._errors.append(" ".join(text.split())[:500])
         elif severity == 3 and (found := _ACTIVATIONS.search(text)):
             self.activations = int(found[1])
 
     @property
     def last(self) -> str:
-        """The last errors, on one line; of repeated ones each once."""
-        return "; ".join(dict.fromkeys(list(self._complaints)[-3:])) or "the builder gave no reason"
+        """The last errors on one line, without repetitions."""
+        return "; ".join(dict.fromkeys(list(self._errors)[-3:])) or "the builder gave no reason"
 
 
 def logger_for(module: Any, messages: Messages) -> Any:
-    """An `ILogger` of that library that tells `messages` and writes nothing."""
+    """An `ILogger` of that library that adds to `messages` and prints nothing."""
 
     class Logger(module.ILogger):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a user asks of a build, read from text and checked as far as that needs no library."""
+"""The options of a build, parsed from text and validated as far as that needs no library."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _UNITS = {"": 1 << 20, "mib": 1 << 20, "m": 1 << 20, "mb": 1 << 20, "gib": 1 << 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the builder works. `workspace` in bytes, None for the builder's own; `opt_level` 0 to 5, likewise.
+    """Options of the builder. `workspace` is in bytes and `opt_level` 0 to 5; None is the builder's default.
 
-    `tf32` lets float32 products round their factors to 10 bits on Ampere and up: faster, and no longer float32.
+    `tf32` lets float32 matmuls and convolutions round their factors to 10 bits on Ampere and later, which is faster.
     """
 
     workspace: int | None = None
@@ -38,7 +38,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Batches:
-    """Smallest, best and largest number of pictures of a run; None where the user said nothing."""
+    """Smallest, best and largest batch; None where the user gave none."""
 
     smallest: int | None = None
     best: int | None = None
@@ -46,14 +46,14 @@ class Batches:
 
     @property
     def named(self) -> bool:
-        """Whether any was given."""
+        """Whether the user gave any."""
         return (self.smallest, self.best, self.largest) != (None, None, None)
 
     def resolved(self) -> tuple[int, int, int]:
-        """All three, the missing ones from the others; one picture where none was given.
+        """All three sizes. Missing ones follow from the others; the default is 1.
 
         Raises:
-            InputError: they are not in order, or out of range.
+            InputError: they are not in ascending order, or out of range.
         """
         known = [size for size in (self.smallest, self.best, self.largest) if size is not None]
         smallest = self.smallest if self.smallest is not None else min([1, *known])
@@ -69,9 +69,9 @@ class Batches:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """One call of `moebius-export trt`. `sms` are compute capabilities such as 86; empty for the GPU that is here.
+    """Options of one `moebius-export trt`. `sms` are compute capabilities such as 86; empty for this machine's GPU.
 
-    `plugins`: nodes that our plugins exist for are theirs, see `moebius_export.trt.plugins`.
+    `plugins` gives LocalLambda nodes to the project's plugin, see `moebius_export.trt.plugins`.
     """
 
     precision: Precision
@@ -85,10 +85,10 @@ class BuildOptions:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "512", "512MiB" or "1.5GiB"; a plain number counts MiB, and M, MB, G, GB mean MiB and GiB.
+    """Parses a size such as "512", "512MiB" or "1.5GiB" into bytes. A plain number is in MiB; M, MB, G, GB are binary.
 
     Raises:
-        InputError: it is no such size, or not from 1 MiB to 1 TiB.
+        InputError: it is not a size, or not between 1 MiB and 1 TiB.
     """
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(match[2].lower()) if match else None
@@ -101,10 +101,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_sms(text: str) -> tuple[int, ...]:
-    """Compute capabilities of "86,89,120" or "8.6,8.9,12.0", in order and each once.
+    """Parses compute capabilities such as "86,89,120" or "8.6,8.9,12.0", sorted and without duplicates.
 
     Raises:
-        InputError: one is not such a number.
+        InputError: one is not a compute capability.
     """
     found = []
     for part in text.split(","):
@@ -116,7 +116,7 @@ def parse_sms(text: str) -> tuple[int, ...]:
 
 
 def parse_graphs(text: str) -> tuple[GraphName, ...]:
-    """Names of graphs, separated by commas; `InputError` where one is none."""
+    """Parses names of graphs, separated by commas. Raises `InputError` for an unknown name."""
     wanted = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if unknown := [name for name in wanted if name not in GRAPHS]:
         raise InputError(f"--graphs {', '.join(unknown)}: expected some of {', '.join(GRAPHS)}")
@@ -124,10 +124,10 @@ def parse_graphs(text: str) -> tuple[GraphName, ...]:
 
 
 def precision_of(flags: Mapping[Precision, bool]) -> Precision:
-    """The one precision whose flag is set.
+    """Returns the one precision whose flag is set.
 
     Raises:
-        InputError: none or several are named.
+        InputError: no flag is set, or several.
     """
     named = [precision for precision, given in flags.items() if given]
     if len(named) != 1:

@@ -1,6 +1,6 @@
-"""A build with our plugins: refused where it cannot be, registered before the parser, named in the graph.
+"""Builds with the project's TensorRT plugins: validates the options, registers the plugins, names them in the graph.
 
-Nothing of this is used unless MOEBIUS_TRT_PLUGIN=1 asks for it: no plugin has run on a GPU yet.
+Used only with MOEBIUS_TRT_PLUGIN=1, because no plugin has run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from moebius_runtime.errors import BundleError, InputError
 
 
 def switch_on(options: BuildOptions, library: Library, targets: tuple[int, ...]) -> None:
-    """Registers the plugins with the library, for the GPU that the engines are for.
+    """Registers the plugins with the library for the target GPU.
 
     Args:
-        options: of the build.
-        library: what builds.
-        targets: compute capabilities, as `checks.check_options` gives them.
+        options: options of the build.
+        library: the TensorRT that builds.
+        targets: compute capabilities, from `checks.check_options`.
 
     Raises:
-        InputError: an option that goes with no plugin.
-        ExportError: this TensorRT has no ahead-of-time plugins; a package is missing; the GPU is not known; or the
+        InputError: an option that excludes plugins.
+        ExportError: this TensorRT has no ahead-of-time plugins; a package is missing; the GPU is not supported; or the
             plugins are registered in this process for another GPU.
     """
-    said = f"{SWITCH}=1"
+    switch = f"{SWITCH}=1"
     if library.backend == "tensorrt-rtx":
         raise InputError(
-            f"{said}: tensorrt-rtx has no plugins that are compiled ahead of time; unset it, or build with TensorRT "
+            f"{switch}: tensorrt-rtx has no ahead-of-time plugins; unset it, or build with TensorRT "
             "10.9 or newer on the GPU (--backend tensorrt)"
         )
     if options.precision == "bf16":
-        raise InputError(f"{said} with --bf16: the plugin takes float32 and float16; unset it, or build with --fp16")
+        raise InputError(f"{switch} with --bf16: the plugin takes float32 and float16; unset it, or build with --fp16")
     if options.tuning.hardware_compatibility == "ampere+":
         raise InputError(
-            f"{said} with --hardware-compatibility ampere+: the plugin is compiled for SM {targets[0]} alone; leave "
+            f"{switch} with --hardware-compatibility ampere+: the plugin is compiled for SM {targets[0]} alone; leave "
             "one of them out"
         )
     if options.tuning.strip_weights:
         raise InputError(
-            f"{said} with --strip-weights: an engine is refitted from the ONNX file, which names no plugins; leave one "
-            "of them out"
+            f"{switch} with --strip-weights: an engine is refitted from the ONNX file, which names no plugins; leave "
+            "one of them out"
         )
     check_version(library.module)
     _import("onnx")
@@ -56,12 +56,12 @@ def switch_on(options: BuildOptions, library: Library, targets: tuple[int, ...])
 
 
 def named(path: Path) -> tuple[int, bytes]:
-    """How many nodes of an ONNX file a plugin takes, and the file's content with these nodes named.
+    """Counts the nodes of an ONNX file that a plugin takes, and returns the count with the model that names the plugin.
 
-    Its weights stay in their file.
+    The weights stay in their external file.
 
     Raises:
-        BundleError: it is no ONNX file.
+        BundleError: it is not an ONNX file.
         ExportError: a node does not have the inputs that the plugin takes.
     """
     import onnx
@@ -78,18 +78,20 @@ def named(path: Path) -> tuple[int, bytes]:
 
 
 def taken_by_plugins(counts: Mapping[GraphName, int], precision: Precision) -> str:
-    """What the plugins take, in words.
+    """Describes the nodes that plugins take.
 
     Args:
-        counts: nodes that they take, of each graph that is built.
-        precision: of the files.
+        counts: number of such nodes, by graph.
+        precision: precision of the files.
 
     Raises:
-        ExportError: none, so that plugins were asked for in vain.
+        ExportError: there is no such node in any graph.
     """
     found = [f"{count} of {graph}" for graph, count in counts.items() if count]
     if not found:
-        files = f"`moebius-export precision BUNDLE --to {precision} --keep LocalLambda` keeps them in typed files"
+        files = (
+            f"`moebius-export precision BUNDLE --to {precision} --keep LocalLambda` keeps them in mixed-precision files"
+        )
         if precision == "fp32":
             files = "fp32 files of `moebius-export onnx --target tensorrt` have them"
         raise ExportError(

@@ -1,4 +1,4 @@
-"""The bundle that engines are built from: found, or exported first; its files in the precision that is asked for."""
+"""The stages `export` and `precision plan` of a build. Each runs only where it is needed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moebius_export.errors import ExportError
+from moebius_export.trt.events import Note, Report, Stage, Step
 from moebius_export.trt.options import BuildOptions
 from moebius_runtime.bundle.bundle import Bundle
-from moebius_runtime.bundle.manifest import MANIFEST_NAME
+from moebius_runtime.bundle.manifest import MANIFEST_NAME, GraphName
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 
 
-def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
-    """The bundle at `path`, exported there first where there is nothing; needs PyTorch only then.
-
-    Args:
-        path: of the bundle.
-        progress: told (graph, stage) of an export.
+def prepare(path: Path, options: BuildOptions, report: Report) -> Bundle:
+    """Returns the bundle at `path` with files of the requested precision, after making what is missing.
 
     Raises:
-        BundleError: there is something else, or a damaged bundle.
-        ExportError: it must be exported and PyTorch or another package of the extra `export` is not installed.
+        BundleError, ExportError: as `ensure_bundle` and `ensure_precision`.
+    """
+    if not path.exists():
+        report(Stage("export", f"there is no bundle at {path}"))
+    bundle = ensure_bundle(path, lambda graph, phase: report(Step(graph, phase, None)))
+    if missing := _missing(bundle, options):
+        report(Stage("precision plan", f"{bundle.path} has no {options.precision} file of {', '.join(missing)}"))
+    return ensure_precision(
+        bundle,
+        options,
+        lambda stage, phase: report(Step(stage, phase, None)),
+        lambda text: report(Note(text)),
+    )
+
+
+def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
+    """Opens the bundle at `path`. Exports it first if nothing is there, which is the only case that needs PyTorch.
+
+    Args:
+        path: folder of the bundle.
+        progress: called with (graph, stage) during the export.
+
+    Raises:
+        BundleError: `path` holds something else, or a damaged bundle.
+        ExportError: there is no bundle, and PyTorch or another package of the extra `export` is not installed.
     """
     if not path.exists():
         try:
@@ -43,21 +63,22 @@ def ensure_precision(
     progress: Callable[[str, str], None],
     note: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
-    """The bundle, holding the graphs' files in the precision; fp16 and bf16 are typed here where they are missing,
-    by the shipped plan or the fixed rules (`moebius_export.precision.quick`), never by a search.
+    """Returns the bundle with graph files of the requested precision. Writes missing FP16 and BF16 files.
+
+    They follow the shipped precision plan or the fixed rules (`moebius_export.precision.quick`), never a search.
 
     Args:
-        bundle: as it is.
-        options: which precision and graphs; with plugins, the nodes that these take stay functions.
-        progress: told (graph, stage) where files have to be made.
-        note: told what the user should know of the plan that they are made by.
+        bundle: the bundle that engines are built from.
+        options: the precision and the graphs. With plugins, the nodes that plugins take stay functions.
+        progress: called with ("precision plan", phase) while files are written.
+        note: called with each line that the user should read about the plan.
 
     Raises:
         BundleError: the bundle has no such graph.
-        ExportError: files of that precision are missing, and cannot be made here.
+        ExportError: files of that precision are missing and cannot be written here.
     """
     precision = options.precision
-    missing = [graph for graph in options.graphs if precision not in bundle.graph(graph).files]
+    missing = _missing(bundle, options)
     if not missing:
         return bundle
     what = f"{bundle.path / MANIFEST_NAME}: no {precision} file of {', '.join(missing)}"
@@ -78,10 +99,15 @@ def ensure_precision(
             f"moebius-export precision {bundle.path} --to {precision}"
         ) from error
 
-    def say(stage: str, done: int, total: int) -> None:
-        progress("precision", f"{stage}: {done} of {total}" if total else stage)
+    def report(stage: str, done: int, total: int) -> None:
+        progress("precision plan", f"{stage}: {done} of {total}" if total else stage)
 
     keep: tuple[Keepable, ...] = ("LocalLambda",) if options.plugins else ()
-    plans = make_plans(bundle, quick_options(to=precision, keep=keep), say, note)
-    write_typed(bundle, plans, only=False, progress=say)
+    plans = make_plans(bundle, quick_options(to=precision, keep=keep), report, note)
+    write_typed(bundle, plans, only=False, progress=report)
     return Bundle.open(bundle.path)
+
+
+def _missing(bundle: Bundle, options: BuildOptions) -> list[GraphName]:
+    """The requested graphs that have no file of the precision."""
+    return [graph for graph in options.graphs if options.precision not in bundle.graph(graph).files]

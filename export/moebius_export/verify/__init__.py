@@ -1,4 +1,4 @@
-"""`moebius-export verify`: whether every file of a bundle is the PyTorch network, and where it is not."""
+"""Compares every file of a bundle with the PyTorch network: `moebius-export verify`."""
 
 from moebius_export.verify.results import Check, Report
 from moebius_export.verify.run import VerifyOptions, verify

@@ -1,8 +1,8 @@
-"""The first tensor of an ONNX file that is not PyTorch's.
+"""Finds the first tensor of an ONNX file that differs from PyTorch.
 
-Tensors are matched by value, not by name: a tensor of the file is right where PyTorch made one of the same values in
-the same order. So rewritten graphs need no table of names. A node is cleared where its output, or anything that was
-computed from it, is right; the first node, in the order of the file, that is not cleared is the culprit.
+Tensors are matched by value, not by name: a tensor of the file is correct if PyTorch computes one with the same values
+in the same order. So rewritten graphs need no table of names. A node is cleared if its output, or anything computed
+from it, is correct. The first node in file order that is not cleared is the culprit.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from moebius_runtime.errors import BundleError
 
 _BYTES_AT_ONCE = 512 << 20  # of marked outputs in one run
 _UNKNOWN_BYTES = 64 << 20
-_CLOSER_LOOK = 8  # candidates by direction, in float32, that are then measured in float64
+_CLOSER_LOOK = 8  # candidates by cosine in float32, which are then measured in float64
 _SAME_ORDER = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
 @dataclass(frozen=True)
 class _Nearest:
-    """PyTorch's tensor that is most like one of the file's: relative L2 error, and the factor that fits best."""
+    """The PyTorch tensor closest to one of the file: relative L2 error, and the best scale factor."""
 
     name: str
     error: float
     factor: float
-    rest: float  # error that the factor leaves
+    rest: float  # relative L2 error after scaling by the factor
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class _Known:
 def bisect(
     subject: str, path: Path, module: nn.Module, inputs: Inputs, tolerance: float, kernels: bool = False
 ) -> Check:
-    """Names the first wrong tensor of a file, as a note.
+    """Returns a note that names the first wrong tensor of a file.
 
-    Runs the file unoptimised, several times where its tensors would not fit in memory at once, and the module once.
+    Runs the module once and the file unoptimized, several times if its tensors do not fit in memory together.
 
     Args:
         subject: of the note.
-        path: the ONNX file; its weights lie beside it.
-        module: PyTorch's form of it.
+        path: the ONNX file; its weights are beside it.
+        module: the PyTorch module of the graph.
         inputs: on which the two disagree.
-        tolerance: relative L2 error up to which two tensors are the same.
-        kernels: whether compiled kernels run the file's functions.
+        tolerance: relative L2 error up to which two tensors count as equal.
+        kernels: run the file's functions by compiled kernels.
 
     Raises:
         BundleError: the file cannot be run with its intermediate tensors as outputs.
@@ -82,8 +82,8 @@ def bisect(
     culprit = _culprit(model, same)
     if culprit is None:
         words = (
-            f"no tensor of the file is further than {tolerance:.0e} from PyTorch's when each is an output; the fault "
-            "is in what ONNX Runtime fuses, or smaller than that"
+            f"every tensor of the file is within {tolerance:.0e} of PyTorch's when it is an output; the fault is in a "
+            "fusion of ONNX Runtime, or smaller than that"
         )
         return Check("bisect", subject, "first wrong tensor", "note", detail=words)
     output = culprit.output[0]
@@ -94,28 +94,28 @@ def bisect(
     elif found is None:
         words += " has no counterpart in PyTorch"
     else:
-        words += f"; most like PyTorch's {found.name}, relative error {found.error:.2e}"
+        words += f"; closest to PyTorch's {found.name}, relative error {found.error:.2e}"
         if found.rest < 0.01 * found.error and abs(found.factor - 1) > tolerance:
             words += f": {found.factor:.6g} times it"
     fine = [name for name in culprit.input if name in same]
     words += f". Its inputs agree: {', '.join(fine)}" if fine else ""
     stored = {tensor.name for tensor in model.graph.initializer}
     if weights := [name for name in culprit.input if name in stored]:
-        words += f". It takes the stored {', '.join(weights)}"
+        words += f". It reads the stored {', '.join(weights)}"
     return Check("bisect", subject, "first wrong tensor", "note", found.error if found else None, tolerance, words)
 
 
 def _culprit(model: onnx.ModelProto, same: set[str]) -> onnx.NodeProto | None:
-    """The first node of the file that nothing clears."""
-    cleared: set[str] = set()  # values that are right, or from which something right was computed
-    ending: list[onnx.NodeProto] = []
+    """The first node of the file that is not cleared."""
+    cleared: set[str] = set()  # correct values, and values from which a correct one is computed
+    suspects: list[onnx.NodeProto] = []
     for node in reversed(model.graph.node):
         if any(name in same or name in cleared for name in node.output):
             cleared.update(node.input)
         else:
-            ending.append(node)
-    # Shapes and other whole numbers are not compared: a node that feeds only culprits is none for that.
-    return next((node for node in reversed(ending) if _computes(node)), None)
+            suspects.append(node)
+    # Integers such as shapes are not compared, so a node that computes only those is no culprit.
+    return next((node for node in reversed(suspects) if _computes(node)), None)
 
 
 def _computes(node: onnx.NodeProto) -> bool:
@@ -132,7 +132,7 @@ def _stacked(trace: Trace) -> dict[int, _Known]:
 
 
 def _nearest(values: np.ndarray, tensors: Mapping[int, _Known]) -> _Nearest | None:
-    """By direction, since a tensor that is off by a factor is still most like its own."""
+    """The closest tensor by cosine, because a tensor with a wrong scale still has the right direction."""
     known = tensors.get(values.size)
     if known is None:
         return None
@@ -148,7 +148,7 @@ def _nearest(values: np.ndarray, tensors: Mapping[int, _Known]) -> _Nearest | No
 
 
 def _batches(model: onnx.ModelProto) -> list[list[str]]:
-    """Float values of the graph, in its order, in groups that fit in memory together."""
+    """The float values of the graph in file order, in groups that fit in memory together."""
     inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     values = {value.name: value.type.tensor_type for value in (*inferred.graph.value_info, *inferred.graph.output)}
     batches: list[list[str]] = [[]]

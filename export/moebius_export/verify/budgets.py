@@ -1,4 +1,4 @@
-"""How far from PyTorch a file may be: one table, by precision."""
+"""Limits of the difference from PyTorch, by precision."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MEANING = MappingProxyType(
         "relative": "a graph's output: largest relative L2 error",
         "worst": "a graph's output: largest error of one element, in root mean squares of PyTorch's output",
         "drift": "latents after any step: largest relative L2 distance",
-        "psnr": "the picture inside the mask: smallest PSNR in dB",
-        "ssim": "the picture inside the mask: smallest SSIM",
-        "lpips": "the picture: largest LPIPS, where its weights are on this machine",
-        "saturated": "the picture inside the mask: largest share of values at 0 or 255 beyond PyTorch's share",
-        "found": "smallest share of the graph's products that the runtime's profile accounts for",
+        "psnr": "the masked region: smallest PSNR in dB",
+        "ssim": "the masked region: smallest SSIM",
+        "lpips": "the picture: largest LPIPS, if its weights are on this machine",
+        "saturated": "the masked region: largest share of values at 0 or 255 beyond PyTorch's share",
+        "found": "smallest share of the graph's MACs that the runtime's profile accounts for",
     }
 )
 
-# Typed files, emulated. What has to be found is a value that overflows (not finite, or all of the picture) and a layer
-# whose rounding was not meant; a plan holds its own, tighter budget (`precision.planning.ERROR`) on its trajectories.
+# Mixed-precision files, emulated. They must catch an overflow, and a layer that is rounded by mistake. A precision plan
+# has its own, tighter budget on its trajectories (`precision.planning.ERROR`).
 _FP16 = {
     "relative": 8e-3,
     "worst": 0.05,
@@ -37,9 +37,9 @@ _FP16 = {
 }
 _BF16 = {**_FP16, "relative": 6e-2, "worst": 0.4, "drift": 6e-2, "ssim": 0.99}  # 3 bits less
 
-# Measured with stand-in weights: on the full-size graphs, and (second figure) on the small preset's whose weights had
-# been rounded through float16, the mildest loss of precision that has to be found. A precision gets its budgets when
-# its files are made and measured; until then its checks are not run.
+# First figure: measured on the full-size graphs with random test weights. Second figure: on the small preset with its
+# weights rounded to float16, the mildest loss of precision that must be found. The checks of a precision without
+# budgets are not run.
 BUDGETS: Mapping[Precision, Mapping[str, float]] = MappingProxyType(
     {
         "fp32": MappingProxyType(
@@ -61,16 +61,16 @@ BUDGETS: Mapping[Precision, Mapping[str, float]] = MappingProxyType(
 
 
 def budgets_for(precision: Precision, changes: Mapping[str, float]) -> dict[str, float] | None:
-    """The budgets of a precision with the user's changes; None where some have neither a value here nor a change."""
+    """The budgets of a precision with the user's changes; None if any budget has no value."""
     table = {**BUDGETS.get(precision, {}), **changes}
     return table if set(table) == set(MEANING) else None
 
 
 def parse_changes(texts: Iterable[str]) -> dict[str, float]:
-    """`NAME=VALUE` strings as budgets.
+    """Parses `NAME=VALUE` strings into budgets.
 
     Raises:
-        ExportError: an unknown name, or a value that is no finite number of 0 or more.
+        ExportError: an unknown name, or a value that is not a finite number of at least 0.
     """
     changes = {}
     for text in texts:
@@ -82,6 +82,6 @@ def parse_changes(texts: Iterable[str]) -> dict[str, float]:
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and number >= 0):
-            raise ExportError(f"--budget {text}: {value!r} is not a finite number of 0 or more")
+            raise ExportError(f"--budget {text}: {value!r} is not a finite number of at least 0")
         changes[name] = number
     return changes

@@ -1,4 +1,4 @@
-"""What the manifest says, against the network and the folder: nothing here runs a graph."""
+"""Checks the manifest against the network and the files. Runs no graph."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Candidate = tuple[GraphName, Precision]
 
 
 def subject(candidate: Candidate) -> str:
-    """How checks call a file: `unet fp32`."""
+    """The subject of a file's checks, such as `unet fp32`."""
     return " ".join(candidate)
 
 
 def manifest_checks(manifest: Manifest, reference: Reference) -> list[Check]:
-    """The manifest's numbers against the network's, which the pipeline would otherwise believe unseen."""
+    """Compares the numbers of the manifest, which the pipeline trusts, with those of the network."""
     geometry, student, vae = manifest.geometry, reference.sizes.student, reference.sizes.vae
-    # The schedule's defaults are those of the training (design/pipeline.md, step 5).
-    training, stated = NoiseSchedule(), manifest.schedule.build()
+    # The defaults of `NoiseSchedule` are those of the training.
+    training, declared = NoiseSchedule(), manifest.schedule.build()
     groups: dict[str, list[tuple[str, float, float]]] = {
         "scaling factor": [("scaling_factor", geometry.scaling_factor, vae.scaling_factor)],
         "sizes": [
@@ -39,7 +39,7 @@ def manifest_checks(manifest: Manifest, reference: Reference) -> list[Check]:
             ("parameters", manifest.model.parameters, reference.parameters),
         ],
         "schedule": [
-            (name, getattr(stated, name), getattr(training, name))
+            (name, getattr(declared, name), getattr(training, name))
             for name in ("num_train_timesteps", "beta_start", "beta_end")
         ],
     }
@@ -55,7 +55,7 @@ def _same(got: float, want: float) -> bool:
 
 
 def file_checks(bundle: Bundle, candidates: Sequence[Candidate]) -> tuple[list[Check], list[Candidate]]:
-    """Whether each file is undamaged, of the pinned versions, and valid ONNX; and the candidates of which it is."""
+    """Checks that each file is undamaged, valid ONNX and of the pinned versions; returns the checks and sound files."""
     checks, sound = [], []
     for candidate in candidates:
         graph, precision = candidate
@@ -84,21 +84,21 @@ def _versions(path: Path) -> str | None:
 
 
 def unlisted_checks(bundle: Bundle) -> list[Check]:
-    """Files of the folder that nothing here can compare: ONNX files and engines that are not the manifest's."""
+    """Checks ONNX files and engines that no manifest or passport lists, and the folders of engines."""
     checks = []
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
         if path.suffix == ".plan" and path.parent.parent != bundle.path / ENGINES:
-            reason = f"engines lie in folders of {ENGINES}/ with their passport; nothing says what this is, remove it"
+            reason = f"engines belong in a folder of {ENGINES}/ with a passport (`passport.json`); remove this one"
             checks.append(Check("engine", name, "passport", "not run", detail=reason))
         elif path.suffix == ".onnx" and name not in bundle.manifest.files:
-            reason = "the manifest does not list this file, so nothing says what it should be; remove it"
+            reason = "the manifest does not list this file, so there is nothing to compare it with; remove it"
             checks.append(Check("files", name, "parity", "not run", detail=reason))
     return checks + engine_checks(bundle)
 
 
 def engine_checks(bundle: Bundle) -> list[Check]:
-    """Whether each folder of engines was built from this bundle's files and is undamaged. None is run."""
+    """Checks that each folder of engines is undamaged and was built from this bundle's files. Runs no engine."""
     checks = []
     root = bundle.path / ENGINES
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
@@ -109,11 +109,11 @@ def engine_checks(bundle: Bundle) -> list[Check]:
             check_bundle(folder, passport, bundle.manifest)
             for graph in passport.engines:
                 check_engine(folder, passport, graph)
-            stated = {engine_file(graph) for graph in passport.engines}
-            if strays := sorted(path.name for path in folder.glob("*.plan") if path.name not in stated):
+            named = {engine_file(graph) for graph in passport.engines}
+            if strays := sorted(path.name for path in folder.glob("*.plan") if path.name not in named):
                 problem = f"{strays[0]}: the passport does not name this engine; remove it"
         except EngineError as error:
             problem = str(error)
-        said = "built from this bundle's files and undamaged; its results are checked on the device"
-        checks.append(verdict("engine", f"{ENGINES}/{folder.name}", "passport", problem, said))
+        detail = "built from this bundle's files and undamaged; its results must be checked on the device"
+        checks.append(verdict("engine", f"{ENGINES}/{folder.name}", "passport", problem, detail))
     return checks

@@ -1,4 +1,4 @@
-"""The report in words and as a table for a terminal."""
+"""Formats the report: messages, and a table for a terminal."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ _STYLES = {"pass": "green", "fail": "bold red", "not run": "bold yellow", "note"
 
 
 def figure(value: float | None) -> str:
-    """A figure in as few characters as say something."""
+    """Formats a figure with few digits."""
     if value is None:
         return ""
     return f"{value:.2e}" if value != 0 and abs(value) < 0.001 else f"{value:.6g}"
 
 
 def summary(report: Report) -> str:
-    """One line: what came out."""
+    """The result in one line."""
     counts = f"{report.count('pass')} passed, {report.count('fail')} failed, {report.count('not run')} not run"
     if report.held:
-        return f"the bundle is the PyTorch network, as far as was asked: {counts}"
+        return f"the bundle matches the PyTorch network in every check: {counts}"
     if report.count("fail"):
-        return f"the bundle is not the PyTorch network: {counts}"
-    return f"not proven, since a check that was not run is no pass: {counts}"
+        return f"the bundle does not match the PyTorch network: {counts}"
+    return f"not verified, because some checks were not run: {counts}"
 
 
 def placement_lines(report: Report) -> list[str]:
-    """Where the products ran, a line per graph."""
+    """The types and providers of the MACs, one line per graph."""
     lines = []
     for placement in report.placements:
         rows = ", ".join(f"{gmac:.2f} GMAC ({share:.2%}) {kind} on {who}" for who, kind, gmac, share in placement.rows)
-        ahead = f"; {placement.ahead:.2f} GMAC worked out while loading" if placement.ahead else ""
+        ahead = f"; {placement.ahead:.2f} GMAC folded while loading" if placement.ahead else ""
         lines.append(f"{placement.subject}: {rows or 'nothing was found in the profile'}{ahead}")
     return lines
 
 
 def drift_lines(report: Report) -> list[str]:
-    """Latent drift step by step, a line per candidate."""
+    """Latent drift step by step, one line per candidate."""
     lines = []
     for trajectory in report.trajectories:
         names = ["start", *(f"t={timestep}" for timestep in trajectory.timesteps)]
@@ -49,16 +49,16 @@ def drift_lines(report: Report) -> list[str]:
 
 
 def explanations(report: Report) -> list[str]:
-    """Every check that is no pass in words, and what the passed comparison of the weights covered."""
+    """One line for every check that did not pass, and for the coverage of the comparison of weights."""
     lines = []
     for check in report.checks:
         if check.status != "pass" or check.name == "equal the checkpoint":
-            lines.append(f"{check.status}: {check.subject}, {check.name}: {check.detail or 'beyond its budget'}")
+            lines.append(f"{check.status}: {check.subject}, {check.name}: {check.detail or 'exceeds its budget'}")
     return lines
 
 
 def render(report: Report) -> RenderableType:
-    """The whole report for a terminal: a table of 80 columns, then lines of words."""
+    """The report for a terminal: a table of 80 columns, then lines of text."""
     parts: list[RenderableType] = []
     width = max(map(len, report.facts), default=0) + 2
     for name, value in report.facts.items():
@@ -76,7 +76,7 @@ def render(report: Report) -> RenderableType:
     parts += ["", table]
     for title, lines in (
         ("where and why", explanations(report)),
-        ("products, read back from the runtime", placement_lines(report)),
+        ("MACs, from the runtime's profile", placement_lines(report)),
         ("latent drift, relative L2", drift_lines(report)),
     ):
         if lines:

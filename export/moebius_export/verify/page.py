@@ -1,4 +1,4 @@
-"""The report as one page: what held, the drift, and the pictures with their difference amplified."""
+"""The report as one HTML page: checks, drift, and pictures with their amplified difference."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _AMPLIFIED = 64
 
 
 def write_page(report: Report, path: str | Path) -> None:
-    """The report as one HTML file, written whole or not at all."""
+    """Writes the report as one HTML file, whole or not at all."""
     with atomic_write(path) as stream:
         stream.write(page(report).encode())
 
 
 def page(report: Report) -> str:
-    """The whole page as text."""
+    """Renders the page."""
     failures = [line for line in explanations(report) if not line.startswith("pass")]
     limits = {check.subject: check.budget or 0.0 for check in report.checks if check.area == "trajectory"}
     return render(
@@ -50,7 +50,7 @@ def page(report: Report) -> str:
 
 
 def _captioned(pictures: Pictures) -> list[tuple[str, str]]:
-    """Captions and `data:` addresses; two of them where the candidate gave no picture."""
+    """Captions and `data:` addresses; only two if the candidate gave no picture."""
     shown = [
         ("before, masked region in red", _marked(pictures.before, pictures.mask)),
         ("PyTorch", pictures.reference),

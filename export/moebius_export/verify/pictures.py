@@ -1,4 +1,4 @@
-"""A whole picture, filled from one noise through the runtime's own pipeline: PyTorch, then each candidate."""
+"""Compares whole pictures: the runtime's pipeline with the same noise, on PyTorch and on each candidate."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from moebius_export.graph.sessions import ChangedBackend
 from moebius_export.network.torch_runtime import TorchBackend
 from moebius_export.trajectories.scenes import Scene
+from moebius_export.verify.mixed_precision import emulated_sessions
 from moebius_export.verify.reference import Reference
 from moebius_export.verify.results import Check, Pictures, Trajectory, at_least, at_most, verdict
-from moebius_export.verify.typed import emulated_sessions
 from moebius_runtime.backends.base import Array, Backend
 from moebius_runtime.backends.ort import OrtBackend
 from moebius_runtime.bundle.bundle import Bundle
@@ -33,7 +33,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass
 class _Latents:
-    """The latents that a pipeline hands to the U-Net at each step, and at last to the decoder."""
+    """Records the latents that a pipeline passes to the U-Net at each step, and at the end to the decoder."""
 
     seen: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class _WatchedOrt(OrtBackend):
 
 @dataclass(frozen=True)
 class Filled:
-    """What one backend made: the picture uint8 [S, S, 3], None where the pipeline refused with `refusal`."""
+    """The result of one backend: the picture uint8 [S, S, 3], or None if the pipeline raised `refusal`."""
 
     picture: npt.NDArray[np.uint8] | None
     latents: list[npt.NDArray[np.float32]]
@@ -70,21 +70,21 @@ class Filled:
 
 
 def fill_with_torch(bundle: Bundle, reference: Reference, scene: Scene, on_step: OnStep) -> Filled:
-    """The scene filled by PyTorch."""
+    """Inpaints the scene with PyTorch."""
     backend = _WatchedTorch(bundle, modules=reference.modules, device="cpu")
     backend.latents = _Latents()
     return _fill(backend, backend.latents, scene, on_step)
 
 
 def fill_with_ort(bundle: Bundle, scene: Scene, on_step: OnStep) -> Filled:
-    """The scene filled by ONNX Runtime on the CPU."""
+    """Inpaints the scene with ONNX Runtime on the CPU."""
     backend = _WatchedOrt(bundle)
     backend.latents = _Latents()
     return _fill(backend, backend.latents, scene, on_step)
 
 
 def fill_emulated(bundle: Bundle, precision: Precision, scene: Scene, on_step: OnStep) -> Filled:
-    """The scene filled by the typed files of a precision, emulated on the CPU."""
+    """Inpaints the scene with the mixed-precision files of a precision, emulated on the CPU."""
     latents, channels = _Latents(), bundle.manifest.geometry.latent_channels
 
     def watch(graph: GraphName, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
@@ -107,7 +107,7 @@ def _fill(backend: Backend, latents: _Latents, scene: Scene, on_step: OnStep) ->
 def trajectory_checks(
     subject: str, timesteps: list[int], reference: Filled, candidate: Filled, budget: float
 ) -> tuple[list[Check], Trajectory]:
-    """Latent drift step by step, and whether it stays within the budget."""
+    """Measures the latent drift step by step, and checks it against the budget."""
     drift = []
     for ours, theirs in zip(candidate.latents, reference.latents, strict=False):
         norm = float(np.linalg.norm(theirs))
@@ -118,7 +118,7 @@ def trajectory_checks(
         reason = f"PyTorch gave no trajectory: {reference.refusal}"
         return [Check("trajectory", subject, name, "not run", None, budget, reason)], trajectory
     if len(drift) != len(timesteps) + 1:
-        last = f"broke off after {max(0, len(drift) - 1)} of {len(timesteps)} steps"
+        last = f"stopped after {max(0, len(drift) - 1)} of {len(timesteps)} steps"
         detail = f"{last}: {candidate.refusal}"
         return [Check("trajectory", subject, name, "fail", None, budget, detail)], trajectory
     worst = int(np.argmax(drift))
@@ -129,7 +129,7 @@ def trajectory_checks(
 def picture_checks(
     subject: str, scene: Scene, reference: Filled, candidate: Filled, budgets: Mapping[str, float]
 ) -> tuple[list[Check], Pictures | None]:
-    """Likeness inside the mask, exactness outside the feathered seam, and guards against broken pictures."""
+    """Checks similarity in the masked region, exact pixels outside the feathered seam, and signs of broken pictures."""
     theirs, ours = reference.picture, candidate.picture
     if theirs is None:
         reason = f"PyTorch gave no picture: {reference.refusal}"
@@ -142,12 +142,12 @@ def picture_checks(
     torch_changed = int((theirs[outside] != scene.picture[outside]).any(axis=1).sum())
     levels = np.abs(ours.astype(int) - theirs).max(axis=2)
     place = [int(index) for index in np.unravel_index(int(levels.argmax()), levels.shape)]
-    words = f"{float((levels[inside] > 0).mean()):.2%} of the pixels differ, at most by {levels.max()} at {place}"
-    flat = "all filled pixels have one colour" if float(np.ptp(ours[inside])) == 0 else None
+    detail = f"{float((levels[inside] > 0).mean()):.2%} of the pixels differ, at most by {levels.max()} at {place}"
+    flat = "all pixels of the masked region have one colour" if float(np.ptp(ours[inside])) == 0 else None
     share, theirs_share = saturated_share(ours, inside), saturated_share(theirs, inside)
     moved = f"{changed} pixels outside the seam differ from the picture ({torch_changed} with PyTorch)"
     checks = [
-        at_least("picture", subject, "PSNR in the mask", psnr(theirs, ours, inside), budgets["psnr"], words),
+        at_least("picture", subject, "PSNR in the mask", psnr(theirs, ours, inside), budgets["psnr"], detail),
         at_least("picture", subject, "SSIM in the mask", ssim(theirs, ours, inside), budgets["ssim"]),
         verdict("picture", subject, "exact outside the seam", moved if changed or torch_changed else None),
         verdict("picture", subject, "not constant", flat),
@@ -165,7 +165,7 @@ def picture_checks(
 
 
 def _lpips_check(subject: str, first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], budget: float) -> Check:
-    """LPIPS (Zhang et al. 2018) of the whole pictures, with AlexNet, where package and weights are on this machine."""
+    """LPIPS (Zhang et al. 2018) of the whole pictures with AlexNet, if package and weights are on this machine."""
     name = "LPIPS"
     try:
         lpips = import_module("lpips")
@@ -173,7 +173,7 @@ def _lpips_check(subject: str, first: npt.NDArray[np.uint8], second: npt.NDArray
         return Check("picture", subject, name, "note", detail="not computed: the package lpips is not installed")
     weights = Path(torch.hub.get_dir()) / "checkpoints"
     if not list(weights.glob("alexnet-*.pth")):
-        words = f"not computed: {weights} holds no AlexNet weights, and they are not fetched here"
+        words = f"not computed: {weights} holds no AlexNet weights, and verify downloads nothing"
         return Check("picture", subject, name, "note", detail=words)
     tensors = [torch.from_numpy(one / np.float32(127.5) - 1).permute(2, 0, 1)[None] for one in (first, second)]
     with torch.inference_mode():  # [S, S, 3] -> [1, 3, S, S] in [-1, 1]

@@ -1,8 +1,7 @@
-"""Proof of precision and placement: which share of the products ran in which type on which provider.
+"""Checks in which type and on which provider the MACs of a graph ran.
 
-The products come from the graph (`moebius_export.graph.cost`), types and providers from a profile of the session
-that ran:
-what the runtime did, not what it was asked to do.
+The MACs come from the graph (`moebius_export.graph.cost`), types and providers from a profile of the session: what the
+runtime did, not what it was asked to do.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from moebius_runtime.backends.ort import OrtBackend
 from moebius_runtime.bundle.manifest import Precision
 
 _TIME = "_kernel_time"
-# What ONNX Runtime puts behind a node's name when it rewrites it, as far as products are concerned: NCHWc
-# convolutions are called after their output, fusions after one of their nodes.
+# Suffix of ONNX Runtime's NCHWc convolutions, which are named after their output. Fusions are named after one of their
+# nodes.
 _BLOCKED = "_nchwc"
-# Types in which products of a file of that precision may run on ort-cpu. fp16 and TensorRT's int8 form are missing:
-# this runtime would run them in float32, which proves nothing.
+# Types in which MACs of a file of that precision may run on ort-cpu. fp16 and TensorRT's int8 format are missing,
+# because this runtime runs them in float32.
 EXPECTED_TYPES: Mapping[Precision, frozenset[str]] = {"fp32": frozenset({"float"})}
 _OTHER_FLOATS = frozenset({"float16", "bfloat16", "double"})
 
 
 @dataclass(frozen=True)
 class _Ran:
-    """A node of the profile: provider, element type of its first input, every type it touched."""
+    """A node of the profile: provider, element type of its first input, types of all its inputs and outputs."""
 
     provider: str
     type: str
@@ -43,17 +42,17 @@ class _Ran:
 def placement_checks(
     subject: str, precision: Precision, path: Path, events: Sequence[Mapping[str, Any]], found_budget: float
 ) -> tuple[list[Check], Placement | None]:
-    """Reads back where the products of a graph ran.
+    """Reads the types and providers of a graph's MACs from a profile.
 
     Args:
         subject: of the checks.
-        precision: what was asked for.
+        precision: of the file.
         path: the ONNX file.
         events: the profile's nodes, see `sessions.profiled_session`.
-        found_budget: smallest share of the products that must be found in the profile.
+        found_budget: smallest share of the MACs that must be found in the profile.
 
     Returns:
-        The checks, and the table of shares where the graph's products can be counted.
+        The checks, and the table of shares if the MACs of the graph can be counted.
     """
     if precision not in EXPECTED_TYPES:
         reason = f"ONNX Runtime's CPU kernels do not compute in {precision}; this needs a device that does"
@@ -66,7 +65,7 @@ def placement_checks(
     ran = _by_call(model, _profile(events))
     folded = _constant_nodes(model)
     shares: dict[tuple[str, str], int] = defaultdict(int)
-    strangers: list[str] = []
+    unexpected: list[str] = []
     lost: list[str] = []
     total = ahead = seen = 0
     located = _locate(model, costs, ran)
@@ -82,20 +81,20 @@ def placement_checks(
         seen += cost.macs
         shares[node.provider, node.type] += cost.macs
         if node.type not in EXPECTED_TYPES[precision] or node.provider not in OrtBackend.providers:
-            strangers.append(f"{name} in {node.type} on {node.provider}")
+            unexpected.append(f"{name} in {node.type} on {node.provider}")
     for name, node in ran.items():
         if node.types & _OTHER_FLOATS or node.provider not in OrtBackend.providers:
             words = f"{name} in {', '.join(sorted(node.types))} on {node.provider}"
-            strangers += [words] if words not in strangers else []
+            unexpected += [words] if words not in unexpected else []
     rows = [
         (provider, kind, macs / 1e9, macs / max(1, total))
         for (provider, kind), macs in sorted(shares.items(), key=lambda item: -item[1])
     ]
-    said = ", ".join(f"{share:.2%} in {kind} on {provider}" for provider, kind, _, share in rows)
-    problem = f"asked for {precision} on ort-cpu, but {_some(strangers)}" if strangers else None
+    detail = ", ".join(f"{share:.2%} in {kind} on {provider}" for provider, kind, _, share in rows)
+    problem = f"expected {precision} on ort-cpu, but {_some(unexpected)}" if unexpected else None
     checks = [
-        at_least("placement", subject, "products found", seen / max(1, total), found_budget, _some(lost)),
-        verdict("placement", subject, "types and providers", problem, f"{said}; {total / 1e9:.2f} GMAC"),
+        at_least("placement", subject, "MACs found", seen / max(1, total), found_budget, _some(lost)),
+        verdict("placement", subject, "types and providers", problem, f"{detail}; {total / 1e9:.2f} GMAC"),
     ]
     return checks, Placement(subject, rows, ahead / 1e9)
 
@@ -129,7 +128,9 @@ def _by_call(model: onnx.ModelProto, ran: Mapping[str, _Ran]) -> dict[str, _Ran]
     names: dict[tuple[str, int], str] = {}
     for function, of_function in calls.items():
         found = sorted(number for name, number in numbers if name == function)
-        if len(found) == len(of_function):  # else some call left no trace, and its products are reported as not found
+        if len(found) == len(
+            of_function
+        ):  # else a call is missing in the profile, and its MACs are reported as not found
             names |= {(function, number): call for number, call in zip(found, of_function, strict=True)}
     result = {}
     for name, entry in ran.items():
@@ -140,7 +141,7 @@ def _by_call(model: onnx.ModelProto, ran: Mapping[str, _Ran]) -> dict[str, _Ran]
 
 
 def _locate(model: onnx.ModelProto, costs: Mapping[str, NodeCost], ran: Mapping[str, _Ran]) -> dict[str, _Ran]:
-    """The profile's entry for each node with products; a kernel that took a function whole is that of its body's."""
+    """The profile entry of each node with MACs. A kernel for a whole function counts for all nodes of its body."""
     found = {name: node for name, node in ran.items() if name in costs}
     for call in function_calls(model):
         if call.name in ran:
@@ -152,7 +153,7 @@ def _locate(model: onnx.ModelProto, costs: Mapping[str, NodeCost], ran: Mapping[
         if name in costs:
             continue
         if name.endswith(_BLOCKED) and (node := producers.get(name.removesuffix(_BLOCKED))) is not None:
-            # Activations, and sums with a residual, are fused into the convolution that is first among their inputs.
+            # Activations and residual sums are fused into the convolution that is first among their inputs.
             while node.name not in costs or node.name in found:
                 above = [producers[value] for value in node.input if value in producers]
                 if not above or len(above) > 2:
@@ -161,7 +162,7 @@ def _locate(model: onnx.ModelProto, costs: Mapping[str, NodeCost], ran: Mapping[
             if node.name in costs:
                 found.setdefault(node.name, entry)
             continue
-        # Other fusions keep the node's name as a beginning of theirs.
+        # The name of other fusions starts with the node's name.
         fitting = [known for known in costs if known not in found and name.startswith(known)]
         if fitting:
             found[max(fitting, key=len)] = entry

@@ -1,4 +1,4 @@
-"""PyTorch's side: the weights that the bundle was made from, reloaded."""
+"""Loads the PyTorch reference with the weights that the bundle was exported from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from moebius_export.errors import ExportError
 from moebius_export.network.torch_runtime import origin, unet_modules, vae_modules
 from moebius_runtime.bundle.manifest import GraphName, Manifest, WeightsInfo
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
+Say = Progress  # its name in version 0.1
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,18 @@ class Reference:
     parameters: int
 
 
-def load_reference(manifest: Manifest, weights: str | None, vae: str | None, say: Say) -> Reference:
-    """The network with the weights that the manifest names, or those of `weights` and `vae` if they are the same.
+def load_reference(manifest: Manifest, weights: str | None, vae: str | None, progress: Progress) -> Reference:
+    """Loads the network with the weights that the manifest names, or with `weights` and `vae` if they are the same.
 
     Raises:
-        CheckpointError: weights that cannot be had or do not fit the preset.
-        ExportError: weights other than those that the bundle was made from.
+        CheckpointError: the weights cannot be loaded or do not fit the preset.
+        ExportError: the bundle was exported from other weights.
     """
     sizes = preset(manifest.model.preset)
     unet_source, vae_source = weights or origin(manifest.model.unet), vae or origin(manifest.model.vae)
-    student, checkpoint = load_student(unet_source, sizes.student, say)
+    student, checkpoint = load_student(unet_source, sizes.student, progress)
     _check_same(checkpoint, manifest.model.unet, "U-Net", "--weights", unet_source)
-    autoencoder, checkpoint = load_vae(vae_source, sizes.vae, say)
+    autoencoder, checkpoint = load_vae(vae_source, sizes.vae, progress)
     _check_same(checkpoint, manifest.model.vae, "VAE", "--vae", vae_source)
     modules: dict[GraphName, nn.Module] = unet_modules(student) | vae_modules(autoencoder)
     parameters = sum(parameter.numel() for parameter in student.parameters())
@@ -47,6 +48,6 @@ def load_reference(manifest: Manifest, weights: str | None, vae: str | None, say
 def _check_same(checkpoint: Checkpoint, stated: WeightsInfo, what: str, option: str, source: str) -> None:
     if checkpoint.sha256 != stated.sha256:
         raise ExportError(
-            f"the {what} weights of {source} have the SHA-256 {checkpoint.sha256[:16]}..., the bundle was made from "
-            f"{stated.origin} with {stated.sha256[:16]}...; nothing was compared. Name those with {option}."
+            f"the {what} weights of {source} have the SHA-256 {checkpoint.sha256[:16]}..., the bundle was exported "
+            f"from {stated.origin} with {stated.sha256[:16]}...; nothing was compared. Name those with {option}."
         )

@@ -1,4 +1,4 @@
-"""What a verification found: one `Check` per question, and the report that holds them."""
+"""The results of a verification: one `Check` per question, and the report that holds them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer.
+    """One check and its result.
 
     Attributes:
         area: files, manifest, weights, parity, placement, trajectory, picture, engine or bisect.
         subject: what was checked, such as `unet fp32`.
-        name: the question, such as `relative error`.
-        status: `not run` is never a pass; a `note` is no check.
-        measured, budget: the figure and the limit that it was held to, where the question has them.
-        detail: where it went wrong or why it was not run, in words.
+        name: of the check, such as `relative error`.
+        status: `not run` is never a pass; a `note` has no verdict.
+        measured, budget: the figure and its limit, if the check has them.
+        detail: where it failed or why it was not run.
     """
 
     area: str
@@ -41,25 +41,25 @@ class Check:
 
 
 def at_most(area: str, subject: str, name: str, measured: float, budget: float, detail: str = "") -> Check:
-    """A check that a figure is no larger than its budget; NaN is a failure."""
+    """A check that a figure is at most its budget; NaN fails."""
     return Check(area, subject, name, "pass" if measured <= budget else "fail", measured, budget, detail)
 
 
 def at_least(area: str, subject: str, name: str, measured: float, budget: float, detail: str = "") -> Check:
-    """A check that a figure is no smaller than its budget; NaN is a failure."""
+    """A check that a figure is at least its budget; NaN fails."""
     return Check(area, subject, name, "pass" if measured >= budget else "fail", measured, budget, detail)
 
 
-def verdict(area: str, subject: str, name: str, problem: str | None, well: str = "") -> Check:
-    """A check without a figure: failed where there is a problem to name."""
-    return Check(area, subject, name, "fail" if problem else "pass", detail=problem or well)
+def verdict(area: str, subject: str, name: str, problem: str | None, passed: str = "") -> Check:
+    """A check without a figure, which fails if there is a problem."""
+    return Check(area, subject, name, "fail" if problem else "pass", detail=problem or passed)
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """Latent drift of one candidate: entry 0 is the start, entry i the latents after step i, timestep `timesteps[i-1]`.
 
-    `drift` is the relative L2 distance from PyTorch's latents; it ends early where the candidate broke off.
+    `drift` is the relative L2 distance from PyTorch's latents. It is shorter if the candidate stopped early.
     """
 
     subject: str
@@ -69,10 +69,10 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the products of a graph ran, read back from the runtime.
+    """Types and providers of the MACs of a graph.
 
-    `rows` are (provider, element type, GMAC, share of the graph's); `ahead` is the GMAC of products of constants that
-    the runtime worked out while loading.
+    `rows` are (provider, element type, GMAC, share of the graph); `ahead` is the GMAC that the runtime folded from
+    constants while loading.
     """
 
     subject: str
@@ -82,7 +82,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the page shows of one candidate: uint8 [S, S, 3] each; `candidate` is None where none came out."""
+    """Pictures of one candidate for the page: uint8 [S, S, 3] each; `candidate` is None if it gave no picture."""
 
     subject: str
     before: npt.NDArray[np.uint8]
@@ -93,7 +93,7 @@ class Pictures:
 
 @dataclass
 class Report:
-    """Everything that was found. `facts` say what was compared, with which versions and options."""
+    """All results. `facts` names what was compared, and the versions and options."""
 
     bundle: str
     facts: Mapping[str, str]
@@ -105,13 +105,13 @@ class Report:
 
     @property
     def held(self) -> bool:
-        """Whether every check was run and held. A report without a single pass has shown nothing."""
+        """Whether every check was run and passed, and there was at least one."""
         statuses = {check.status for check in self.checks}
         return "pass" in statuses and not statuses & {"fail", "not run"}
 
     @property
     def exit_code(self) -> int:
-        """0 where every check held, else 1."""
+        """0 if every check passed, else 1."""
         return 0 if self.held else 1
 
     def count(self, status: Status) -> int:
@@ -119,7 +119,7 @@ class Report:
         return sum(check.status == status for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data of stable keys. Figures that are no JSON numbers are the strings inf, -inf and nan."""
+        """JSON data with stable keys. Figures that are not finite are the strings inf, -inf and nan."""
         return {
             "schema_version": SCHEMA_VERSION,
             "bundle": self.bundle,
@@ -144,7 +144,7 @@ class Report:
 
 
 def write_json(report: Report, path: str | Path) -> None:
-    """The report as JSON, written whole or not at all."""
+    """Writes the report as JSON, whole or not at all."""
     text = json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n"
     with atomic_write(path) as stream:
         stream.write(text.encode())

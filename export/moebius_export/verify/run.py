@@ -1,4 +1,4 @@
-"""The whole verification of a bundle."""
+"""Runs all checks of a bundle."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from moebius_export.errors import ExportError
 from moebius_export.graph.sessions import profiled_session, session_of_functions
 from moebius_export.trajectories.scenes import Inputs, Scene, seeded_inputs, seeded_scene
-from moebius_export.verify import declared as stated
+from moebius_export.verify import declared
 from moebius_export.verify.bisect import bisect
 from moebius_export.verify.budgets import budgets_for
 from moebius_export.verify.graphs import compare, failure_hint, parity_checks
+from moebius_export.verify.mixed_precision import EMULATED, emulated_session, mixed_precision_checks
 from moebius_export.verify.pictures import (
     Filled,
     OnStep,
@@ -25,9 +26,8 @@ from moebius_export.verify.pictures import (
     trajectory_checks,
 )
 from moebius_export.verify.placement import placement_checks
-from moebius_export.verify.reference import Reference, Say, load_reference
+from moebius_export.verify.reference import Progress, Reference, load_reference
 from moebius_export.verify.results import Check, Report
-from moebius_export.verify.typed import TYPED, emulated_session, typed_checks
 from moebius_export.verify.weights import norm_pairs, weight_checks
 from moebius_runtime import kernels
 from moebius_runtime.bundle.bundle import Bundle
@@ -40,14 +40,14 @@ _TOOLS = ("torch", "diffusers", "onnx", "onnxruntime", "polygraphy", "numpy")
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What to verify, and how far.
+    """Options of a verification.
 
     Attributes:
-        weights, vae: where PyTorch's weights are, if not at the manifest's origin; see `moebius.weights.checkpoint`.
-        precisions: None takes every precision in the bundle.
+        weights, vae: PyTorch's weights, if they are not at the manifest's origin; see `moebius.weights.checkpoint`.
+        precisions: None takes every precision of the bundle.
         steps: inference steps of the trajectory and the picture; None takes the bundle's default.
         seed: of inputs, scene and noise.
-        bisect: name the first wrong tensor of each file that is not PyTorch's.
+        bisect: name the first wrong tensor of each file that fails.
         budgets: changes to the table of `budgets`.
     """
 
@@ -62,30 +62,30 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class _Run:
-    """What every part of one verification needs."""
+    """The context of one verification."""
 
     bundle: Bundle
     reference: Reference
     options: VerifyOptions
     report: Report
-    say: Say
+    progress: Progress
 
 
-def verify(path: str | Path, options: VerifyOptions, say: Say = lambda text: None) -> Report:
-    """Compares every file of a bundle with PyTorch: what the manifest states, weights, outputs, latents, a picture.
+def verify(path: str | Path, options: VerifyOptions, progress: Progress = lambda text: None) -> Report:
+    """Compares every file of a bundle with PyTorch: manifest, weights, outputs, latents and a picture.
 
     Args:
         path: the bundle's folder.
         options: see `VerifyOptions`.
-        say: told what is being done, a line at a time.
+        progress: called with each step.
 
     Returns:
-        The report. Its `exit_code` is 0 only where every check was run and held.
+        The report. Its `exit_code` is 0 only if every check was run and passed.
 
     Raises:
         BundleError: no bundle there, or a manifest that cannot be read.
-        CheckpointError: PyTorch's weights cannot be had.
-        ExportError: the weights are others than the bundle's, or the bundle has no file of a precision asked for.
+        CheckpointError: PyTorch's weights cannot be loaded.
+        ExportError: the bundle was exported from other weights, or has no file of a requested precision.
         InputError: the steps or the seed are out of range.
     """
     bundle = Bundle.open(path)
@@ -93,8 +93,8 @@ def verify(path: str | Path, options: VerifyOptions, say: Say = lambda text: Non
     steps = options.steps or bundle.manifest.defaults.num_inference_steps
     timesteps = bundle.manifest.schedule.build().inference_timesteps(steps, bundle.manifest.defaults.strength)
     scene = seeded_scene(bundle.manifest, steps, options.seed)
-    say("weights")
-    reference = load_reference(bundle.manifest, options.weights, options.vae, say)
+    progress("weights")
+    reference = load_reference(bundle.manifest, options.weights, options.vae, progress)
     model = bundle.manifest.model
     facts = {
         "bundle": str(path),
@@ -108,21 +108,21 @@ def verify(path: str | Path, options: VerifyOptions, say: Say = lambda text: Non
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _TOOLS)
         + f", Python {platform.python_version()}",
     }
-    run = _Run(bundle, reference, options, Report(str(path), facts, bundle.manifest.stand_in), say)
+    run = _Run(bundle, reference, options, Report(str(path), facts, bundle.manifest.stand_in), progress)
     checks = run.report.checks
-    say("files")
-    found, sound = stated.file_checks(bundle, candidates)
-    checks += stated.manifest_checks(bundle.manifest, reference) + found
+    progress("files")
+    found, sound = declared.file_checks(bundle, candidates)
+    checks += declared.manifest_checks(bundle.manifest, reference) + found
     for candidate in sound:
         _check_graph(run, candidate)
     _check_pictures(run, candidates, sound, scene, timesteps.tolist())
-    checks += stated.unlisted_checks(bundle)
+    checks += declared.unlisted_checks(bundle)
     return run.report
 
 
-def _candidates(bundle: Bundle, options: VerifyOptions) -> list[stated.Candidate]:
+def _candidates(bundle: Bundle, options: VerifyOptions) -> list[declared.Candidate]:
     wanted = options.precisions
-    found: list[stated.Candidate] = [
+    found: list[declared.Candidate] = [
         (graph, precision)
         for graph, info in bundle.manifest.graphs.items()
         for precision in info.files
@@ -133,30 +133,30 @@ def _candidates(bundle: Bundle, options: VerifyOptions) -> list[stated.Candidate
     return found
 
 
-def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
-    """Weights, output and placement of one file, and where it goes wrong."""
+def _check_graph(run: _Run, candidate: declared.Candidate) -> None:
+    """Checks weights, output and placement of one file, and bisects it if it fails."""
     graph, precision = candidate
-    subject, checks = stated.subject(candidate), run.report.checks
+    subject, checks = declared.subject(candidate), run.report.checks
     budgets = budgets_for(precision, run.options.budgets)
     if budgets is None:
         checks.append(_no_budgets("parity", subject, precision))
         return
-    run.say(f"{subject}: against PyTorch")
+    run.progress(f"{subject}: against PyTorch")
     module, info = run.reference.modules[graph], run.bundle.graph(graph)
     inputs = seeded_inputs(graph, run.bundle.manifest, run.options.seed)
     path = run.bundle.model_file(graph, precision)
-    if precision in TYPED:
-        _check_typed(run, candidate, budgets, inputs)
+    if precision in EMULATED:
+        _check_mixed_precision(run, candidate, budgets, inputs)
         return
     try:
         with norm_pairs(module) as pairs, profiled_session(path) as profiled:
-            compared = compare(profiled.session, module, info, inputs, budgets["worst"])
+            compared = compare(profiled.session, module, info, inputs)
         compiled = profiled.kernels in kernels.VARIANTS
         runs = [(f"{subject}, kernels {profiled.kernels}" if compiled else subject, compiled, compared)]
         profiled.session = None  # its memory is needed
         if compiled:
-            run.say(f"{subject}: the functions' bodies against PyTorch")
-            compared = compare(session_of_functions(path), module, info, inputs, budgets["worst"])
+            run.progress(f"{subject}: the functions' bodies against PyTorch")
+            compared = compare(session_of_functions(path), module, info, inputs)
             runs.append((f"{subject}, function bodies", False, compared))
     except BundleError as error:
         checks.append(Check("parity", subject, "relative error", "fail", detail=str(error)))
@@ -173,8 +173,8 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
     found += weight_checks(subject, path, module, pairs, rewritten)
     failed = {check.subject for check in found if check.status == "fail"}
     if run.options.bisect and failed:
-        run.say(f"{subject}: looking for the first wrong tensor")
-        # A fault of the file shows in its functions' bodies; kernels are looked at where they alone are wrong.
+        run.progress(f"{subject}: looking for the first wrong tensor")
+        # A fault of the file shows in its function bodies too; kernels are bisected only if they alone fail.
         compiled = all((name in failed) == with_kernels for name, with_kernels, _ in runs)
         found.append(_bisected(subject, path, run, graph, inputs, budgets["relative"], compiled))
     placed, placement = placement_checks(subject, precision, path, profiled.events, budgets["found"])
@@ -183,15 +183,17 @@ def _check_graph(run: _Run, candidate: stated.Candidate) -> None:
     checks += found + placed
 
 
-def _check_typed(run: _Run, candidate: stated.Candidate, budgets: Mapping[str, float], inputs: Inputs) -> None:
-    """Output, types and weights of one typed file, whose arithmetic is emulated."""
+def _check_mixed_precision(
+    run: _Run, candidate: declared.Candidate, budgets: Mapping[str, float], inputs: Inputs
+) -> None:
+    """Checks output, types and weights of one mixed-precision file, whose arithmetic is emulated."""
     graph, precision = candidate
-    subject, checks = f"{stated.subject(candidate)}, emulated", run.report.checks
+    subject, checks = f"{declared.subject(candidate)}, emulated", run.report.checks
     module, path = run.reference.modules[graph], run.bundle.model_file(graph, precision)
     try:
-        compared = compare(emulated_session(path), module, run.bundle.graph(graph), inputs, budgets["worst"])
+        compared = compare(emulated_session(path), module, run.bundle.graph(graph), inputs)
         checks += parity_checks(subject, compared, budgets)
-        found, placement = typed_checks(stated.subject(candidate), run.bundle, graph, precision)
+        found, placement = mixed_precision_checks(declared.subject(candidate), run.bundle, graph, precision)
     except (BundleError, ExportError) as error:
         checks.append(Check("parity", subject, "relative error", "fail", detail=str(error)))
         return
@@ -211,37 +213,33 @@ def _bisected(
 
 def _check_pictures(
     run: _Run,
-    candidates: list[stated.Candidate],
-    sound: list[stated.Candidate],
+    candidates: list[declared.Candidate],
+    sound: list[declared.Candidate],
     scene: Scene,
     timesteps: list[int],
 ) -> None:
-    """Trajectory and picture of each precision, against those of PyTorch, which are made once."""
+    """Checks trajectory and picture of each precision against those of PyTorch, which are computed once."""
     theirs: Filled | None = None
     for precision in dict.fromkeys(precision for _, precision in candidates):
-        subject = f"{precision}, emulated" if precision in TYPED else f"{precision} on ort-cpu"
+        subject = f"{precision}, emulated" if precision in EMULATED else f"{precision} on ort-cpu"
         budgets = budgets_for(precision, run.options.budgets)
         damaged = [graph for graph, kind in candidates if kind == precision and (graph, kind) not in sound]
-        if budgets is None or precision not in ("fp32", *TYPED):
+        if budgets is None or precision not in ("fp32", *EMULATED):
             run.report.checks.append(_no_budgets("picture", subject, precision))
             continue
-        if damaged:
-            reason = f"the files of {', '.join(damaged)} are damaged"
-            run.report.checks += [
-                Check(area, subject, area, "not run", detail=reason) for area in ("trajectory", "picture")
-            ]
-            continue
         without = [name for name in run.bundle.manifest.graphs if precision not in run.bundle.graph(name).files]
-        if without:
-            reason = f"{', '.join(without)}: no {precision} file, and a runtime that is asked for {precision} needs all"
+        if damaged or without:
+            reason = f"the files of {', '.join(damaged)} are damaged"
+            if not damaged:
+                reason = f"{', '.join(without)}: no {precision} file, and a run in {precision} needs all of them"
             run.report.checks += [
                 Check(area, subject, area, "not run", detail=reason) for area in ("trajectory", "picture")
             ]
             continue
         if theirs is None:
-            theirs = fill_with_torch(run.bundle, run.reference, scene, _steps(run.say, "PyTorch"))
-        on_step = _steps(run.say, subject)
-        if precision in TYPED:
+            theirs = fill_with_torch(run.bundle, run.reference, scene, _steps(run.progress, "PyTorch"))
+        on_step = _steps(run.progress, subject)
+        if precision in EMULATED:
             ours = fill_emulated(run.bundle, precision, scene, on_step)
         else:
             ours = fill_with_ort(run.bundle, scene, on_step)
@@ -252,8 +250,8 @@ def _check_pictures(
         run.report.checks += found + more
 
 
-def _steps(say: Say, who: str) -> OnStep:
-    return lambda done, total: say(f"{who}: step {done} of {total}")
+def _steps(progress: Progress, who: str) -> OnStep:
+    return lambda done, total: progress(f"{who}: step {done} of {total}")
 
 
 def _no_budgets(area: str, subject: str, precision: str) -> Check:

@@ -1,4 +1,4 @@
-"""Every tensor that a PyTorch module makes, operation by operation, as samples that are small enough to keep."""
+"""Records a small sample of every tensor that a PyTorch module computes, operation by operation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from moebius_export.trajectories.scenes import Inputs
 SAMPLES = 1 << 14
 _MIN_VALUES = 16  # smaller tensors are alike by chance
 
-# Operations that an exporter writes in several nodes are taken apart here too, so that each node has its counterpart.
-_APART = get_decompositions(
+# Operations that an exporter writes as several nodes are decomposed here too, so that each node has a counterpart.
+_DECOMPOSED = get_decompositions(
     [
         torch.ops.aten.native_group_norm.default,
         torch.ops.aten.silu.default,
     ]
 )
-# They leave the values in the same order, so there is nothing new to keep.
+# They keep the values in the same order, so there is nothing new to record.
 _SAME_ORDER = frozenset(
     {"view", "_unsafe_view", "unsqueeze", "squeeze", "detach", "alias", "_reshape_alias", "lift_fresh"}
 )
@@ -36,26 +36,26 @@ _SAME_ORDER = frozenset(
 
 @lru_cache(maxsize=256)
 def positions(size: int) -> np.ndarray:
-    """Which elements of a tensor of `size` elements are kept: all, or `SAMPLES` of them evenly."""
+    """Indices of the sampled elements of a tensor with `size` elements: all, or `SAMPLES` at even distances."""
     if size <= SAMPLES:
         return np.arange(size)
     return np.linspace(0, size - 1, SAMPLES).astype(np.int64)
 
 
 def sample(values: np.ndarray) -> np.ndarray:
-    """The kept elements of an array in C order, float32 [n]."""
+    """Samples an array in C order, float32 [n]."""
     return values.reshape(-1)[positions(values.size)].astype(np.float32)  # [numel] -> [n]
 
 
 @dataclass
 class Trace:
-    """Samples by the number of elements of their tensor, with what made each: `MODULE operation`."""
+    """Samples and names (`MODULE operation`), by the number of elements of their tensor."""
 
     names: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     samples: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Keeps a sample of a float tensor."""
+        """Adds a sample of a float tensor."""
         size = tensor.numel()
         if size < _MIN_VALUES or not tensor.is_floating_point():
             return
@@ -64,16 +64,16 @@ class Trace:
 
 
 class _Watching(TorchDispatchMode):
-    """Hands every result of every operation to the trace."""
+    """Adds every result of every operation to the trace."""
 
     def __init__(self, trace: Trace, path: list[str]) -> None:
         super().__init__()
         self._trace, self._path = trace, path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _APART:
+        if func in _DECOMPOSED:
             with self:
-                return _APART[func](*args, **(kwargs or {}))
+                return _DECOMPOSED[func](*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         operation = func.overloadpacket.__name__
         if operation not in _SAME_ORDER:
@@ -84,7 +84,7 @@ class _Watching(TorchDispatchMode):
 
 
 def trace_module(module: nn.Module, inputs: Inputs) -> Trace:
-    """Runs a module and keeps a sample of everything that it computes."""
+    """Runs a module and records a sample of every tensor that it computes."""
     trace = Trace()
     with _module_path(module) as path, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Watching(trace, path):
         module(*(torch.from_numpy(array) for array in inputs.values()))
@@ -93,7 +93,7 @@ def trace_module(module: nn.Module, inputs: Inputs) -> Trace:
 
 @contextmanager
 def _module_path(module: nn.Module) -> Iterator[list[str]]:
-    """A stack of module names; the last is the module that is running."""
+    """A stack of module names; the last one is running."""
     path = [""]
     handles = []
     for name, child in module.named_modules():

@@ -1,9 +1,9 @@
-"""The numbers inside an ONNX file against the checkpoint's, element by element.
+"""Compares the weights of an ONNX file with the checkpoint, element by element.
 
-A changed weight moves the output, but a small change of one element may stay below any budget of the output's error.
-Hence this comparison. It covers every tensor that is a parameter of the checkpoint, as it is, transposed, or with the
-batch norm behind it folded in. What was computed from parameters in other ways (tables, folded products) is judged by
-the output alone, and counted, so that the report can say how much that is.
+A small change of one element may stay below any budget of the output's error, so weights are compared too. This covers
+every tensor that is a parameter of the checkpoint: unchanged, transposed, or with a batch norm folded in. Tensors
+computed from parameters in other ways (tables, products of weights) are checked by the output alone; the report counts
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moebius_export.verify.results import Check, verdict
 
 # Folding a batch norm rounds three or four times in float32 (6e-8 each).
 _FOLDED_TOLERANCE = 1e-6
-# Fewer distinct values say nothing about the type they were rounded to: 0, 1, 0.5 and the like.
+# Fewer distinct values, such as 0, 0.5 and 1, do not show that a tensor was rounded.
 _MIN_DISTINCT = 16
 _ALMOST_ALL = 0.99
 _FLOATS = {
@@ -31,19 +31,19 @@ _FLOATS = {
     onnx.TensorProto.BFLOAT16: "bfloat16",
     onnx.TensorProto.DOUBLE: "float64",
 }
-_NAMED = 8  # tensors that a message lists
+_NAMED = 8  # number of tensors in a message
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A tensor that the file may hold: its name in words, its values [numel], and how far off each copy may be."""
+    """A tensor that the file may hold: name, values [numel], and the tolerance of each element."""
 
     name: str
     values: np.ndarray
     slack: np.ndarray | None = None
 
     def differs(self, found: np.ndarray, part: slice = slice(None)) -> np.ndarray:
-        """Where (a part of) `found` [numel] is not this tensor."""
+        """Mask of the elements of `found` [numel], or of a part of it, that differ from this tensor."""
         if self.slack is None:
             return found[part] != self.values[part]
         errors = np.abs(found[part].astype(np.float64) - self.values[part])
@@ -52,9 +52,9 @@ class _Known:
 
 @contextmanager
 def norm_pairs(module: nn.Module) -> Iterator[dict[str, str]]:
-    """Batch norm -> the convolution or linear layer whose output it takes, filled while the module runs."""
+    """Maps each batch norm to the convolution or linear layer before it; filled while the module runs."""
     pairs: dict[str, str] = {}
-    outputs: dict[int, tuple[str, torch.Tensor]] = {}  # the tensor is kept, so that its id is not given away
+    outputs: dict[int, tuple[str, torch.Tensor]] = {}  # a reference to the tensor keeps its id unique
     handles = []
     for name, child in module.named_modules():
         if isinstance(child, (nn.Conv2d, nn.Conv3d, nn.Linear)):
@@ -86,11 +86,11 @@ def weight_checks(
 
     Args:
         subject: of the checks.
-        path: the ONNX file, already found undamaged.
+        path: the ONNX file, which is undamaged.
         module: the PyTorch module with the checkpoint in it.
         pairs: see `norm_pairs`.
-        rewritten: whether the manifest lists rewrites of this graph, which may put other values under a
-            parameter's name; then only a tensor that is the checkpoint's in most elements must be so in all.
+        rewritten: the manifest lists rewrites of this graph, which may store other values under a parameter's name.
+            Then a tensor must equal the checkpoint only if most of its elements do.
 
     Raises:
         ExportError: a tensor of the file cannot be read.
@@ -115,20 +115,20 @@ def weight_checks(
                 if _rounded(values):
                     rounded.append(tensor.name)
     total = max(1, compared + derived)
-    well = (
+    coverage = (
         f"{compared:,} values of {tensors} tensors equal the checkpoint's; {derived:,} ({derived / total:.2%}) were "
-        "computed from it and are judged by the output alone"
+        "computed from it and are checked by the output alone"
     )
     types = _types(model)
     return [
-        verdict("weights", subject, "types", types, "every stored number and every cast is float32 or a whole number"),
-        verdict("weights", subject, "not rounded", _rounded_words(rounded, pool.half), "no tensor of float16 values"),
-        verdict("weights", subject, "equal the checkpoint", _listed(wrong), well),
+        verdict("weights", subject, "types", types, "every stored tensor and every cast is float32 or integer"),
+        verdict("weights", subject, "not rounded", _rounded_words(rounded, pool.half), "no tensor has float16 values"),
+        verdict("weights", subject, "equal the checkpoint", _listed(wrong), coverage),
     ]
 
 
 class _Pool:
-    """The checkpoint's tensors and their folded forms, by name and by number of elements."""
+    """The tensors of the checkpoint, also transposed and folded, by name and by number of elements."""
 
     def __init__(self, module: nn.Module, pairs: Mapping[str, str]) -> None:
         state = {name: tensor.numpy() for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
@@ -150,14 +150,14 @@ class _Pool:
         self._sized.setdefault(known.values.size, []).append(known)
 
     def compare(self, name: str, found: np.ndarray, rewritten: bool) -> str | None:
-        """None where nothing in the checkpoint is like it, "" where it is equal, else what differs in words."""
+        """None if the checkpoint has no similar tensor, "" if it has an equal one, else the difference as text."""
         flat = found.reshape(-1)  # [numel]
         best: tuple[float, float, _Known, np.ndarray] | None = None
-        named = name in self._named and not rewritten  # then another parameter's values will not do
+        named = name in self._named and not rewritten  # then only that parameter may match
         for known in self._named[name] if named else self._sized.get(found.size, []):
             if known.values.size != found.size:
                 continue
-            if not named and best and known.differs(flat, slice(64)).all():  # the many that are nothing like it
+            if not named and best and known.differs(flat, slice(64)).all():  # skips clearly different tensors fast
                 continue
             differs = known.differs(flat)
             share = float(differs.mean())
@@ -175,7 +175,7 @@ class _Pool:
 
 
 def _folded(state: Mapping[str, np.ndarray], norm: str, layer: str, eps: float) -> Iterator[tuple[str, _Known]]:
-    """The layer's weight and bias with the batch norm in them; the exporter calls a bias that was none so."""
+    """Weight and bias of the layer with the batch norm folded in. The exporter calls a new bias `weight_bias`."""
     gain, shift, mean, variance = (
         state[f"{norm}.{leaf}"].astype(np.float64) for leaf in ("weight", "bias", "running_mean", "running_var")
     )
@@ -204,7 +204,7 @@ def _difference(name: str, found: np.ndarray, expected: _Known, differs: np.ndar
 
 
 def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Initializers and constants of any float type, those of functions and branches left out: exports have none."""
+    """Initializers and constants of any float type. Functions and branches have none in our exports."""
     for tensor in (*model.graph.initializer, *_constants(model)):
         if tensor.data_type == onnx.TensorProto.FLOAT or tensor.data_type in _FLOATS:
             yield tensor
@@ -230,7 +230,7 @@ def _array(tensor: onnx.TensorProto, path: Path) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray) -> bool:
-    """Whether (nearly) all values of a float32 tensor carry no more than float16's 10 bits behind the leading one."""
+    """Whether nearly all values of a float32 tensor need no more than the 10 mantissa bits of float16."""
     bits = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)  # [numel]
     if (bits & 0x1FFF == 0).mean() < _ALMOST_ALL:
         return False
@@ -238,10 +238,10 @@ def _rounded(values: np.ndarray) -> bool:
 
 
 def _rounded_words(names: Sequence[str], half: bool) -> str | None:
-    """Tensors that equal the checkpoint's are not among the names: its values may be of any kind."""
-    if not names or half:  # a checkpoint that was saved in half precision gives folded tensors of any kind
+    """Describes rounded tensors that differ from the checkpoint; those that equal it may have any values."""
+    if not names or half:  # folded tensors of a half-precision checkpoint may look rounded
         return None
-    return f"every value is one of float16 or bfloat16, but the checkpoint's are float32: {_listed(names)}"
+    return f"every value fits float16 or bfloat16, but the checkpoint is float32: {_listed(names)}"
 
 
 def _types(model: onnx.ModelProto) -> str | None:

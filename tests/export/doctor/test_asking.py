@@ -118,7 +118,7 @@ def test_an_error_of_ours_that_is_about_something_else(monkeypatch):
 
 
 def test_no_answer_at_all():
-    assert read_answer(1, "", "").problem == "importing it ends the process (exit code 1: no word why)"
+    assert read_answer(1, "", "").problem == "importing it ends the process (exit code 1: no message)"
     assert read_answer(-11, "noise\n", "").problem == "importing it ends the process (SIGSEGV)"
 
 

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 
 from moebius_export.doctor.bundles import check_whole_bundle
-from moebius_export.doctor.gpu import Gpu, look_at_gpu
-from moebius_export.doctor.libraries import look_at_libraries
+from moebius_export.doctor.gpu import Gpu, find_gpu
+from moebius_export.doctor.libraries import check_libraries
 from moebius_export.doctor.rows import Verdict
 from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.bundle.passport import EngineInfo, Passport, write_passport
@@ -18,8 +18,8 @@ def check(machines, tmp_path):
 
     def run(bundle, **values):
         sources = machines.machine(tmp_path / "root", ask=machines.answers(**values))
-        gpu = look_at_gpu(sources) if "device" in values else Gpu(None, None, None, None, "none")
-        checked = check_whole_bundle(bundle, look_at_libraries(sources, gpu), gpu, lambda what: None)
+        gpu = find_gpu(sources) if "device" in values else Gpu(None, None, None, None, "none")
+        checked = check_whole_bundle(bundle, check_libraries(sources, gpu), gpu, lambda what: None)
         return {row.name: row for row in checked.rows}, checked.sound
 
     return run
@@ -66,9 +66,9 @@ RTX = {"version": "1.7.1", "file": "x", "cuda": 13}
 def test_a_sound_bundle_without_engines(check, tiny_bundle):
     rows, sound = check(tiny_bundle)
     assert sound
-    assert "preset tiny, stand-in weights" in rows["manifest"].found
+    assert "preset tiny, random test weights" in rows["manifest"].found
     assert rows["files"].found.endswith("undamaged")
-    assert rows["engines"].mend == f"moebius-export trt {tiny_bundle} --fp16"
+    assert rows["engines"].fix == f"moebius-export trt {tiny_bundle} --fp16"
 
 
 def test_no_bundle(check, tmp_path):
@@ -112,7 +112,7 @@ def test_engines_of_another_device_are_no_damage(check, machines, tiny_copy, cha
     assert sound
     assert row.verdict is Verdict.wrong
     assert words in row.found
-    assert row.mend == f"moebius-export trt {tiny_copy} --fp32 --backend tensorrt-rtx"
+    assert row.fix == f"moebius-export trt {tiny_copy} --fp32 --backend tensorrt-rtx"
 
 
 def test_engines_built_under_another_driver_are_a_note(check, machines, tiny_copy):
@@ -130,7 +130,8 @@ def test_engines_where_nothing_can_run_them(check, machines, tiny_copy):
     rows, sound = check(tiny_copy)
     assert sound
     assert (
-        "for SM 89: undamaged, but nothing here can run them (no tensorrt-rtx)" in rows[f"engines {folder.name}"].found
+        "for SM 89: undamaged, but this machine cannot run them (no tensorrt-rtx)"
+        in rows[f"engines {folder.name}"].found
     )
     rows, _ = check(tiny_copy, tensorrt_rtx=RTX)
     assert "no GPU that CUDA reaches" in rows[f"engines {folder.name}"].found
@@ -143,7 +144,7 @@ def test_an_exchanged_engine(check, machines, tiny_copy):
     row = rows[f"engines {folder.name}"]
     assert not sound
     assert row.verdict is Verdict.wrong
-    assert row.mend == f"moebius-export trt {tiny_copy} --fp32 --backend tensorrt-rtx --sm 89"
+    assert row.fix == f"moebius-export trt {tiny_copy} --fp32 --backend tensorrt-rtx --sm 89"
 
 
 def test_engines_without_a_passport_or_with_another_s(check, machines, tiny_copy, tmp_path):
@@ -168,4 +169,4 @@ def test_what_is_not_named_as_engines_are(check, tiny_copy):
     (tiny_copy / "engines" / "notes.txt").write_text("mine")
     rows, sound = check(tiny_copy)
     assert sound
-    assert "notes.txt: not named as engines are" in rows["engines"].found
+    assert "notes.txt: no name of a folder of engines" in rows["engines"].found

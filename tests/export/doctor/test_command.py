@@ -66,7 +66,7 @@ def test_a_check_that_breaks_is_a_row(machines, tmp_path, monkeypatch):
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(doctor, "processor_rows", broken)
-    monkeypatch.setattr(doctor, "look_at_gpu", broken)
+    monkeypatch.setattr(doctor, "find_gpu", broken)
     ask = machines.answers(onnxruntime=machines.ORT)
     report = examine(None, machines.machine(tmp_path, ask=ask), lambda what: None)
     part = report.parts[-1]
@@ -119,6 +119,6 @@ def test_a_machine_with_nothing_but_the_base_package(bare, tmp_path, tiny_bundle
     rows = {row["name"]: row for part in found["parts"] for row in part["rows"] if part["name"] == "libraries"}
     for name in ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch", "CUDA bindings"):
         assert rows[name]["verdict"] == "missing", rows[name]
-        assert rows[name]["mend"]
-    assert 'pip install "moebius-edge[ort]"' in rows["onnxruntime"]["mend"]
+        assert rows[name]["fix"]
+    assert 'pip install "moebius-edge[ort]"' in rows["onnxruntime"]["fix"]
     assert "no runtime can run here" in done.stdout

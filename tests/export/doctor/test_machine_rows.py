@@ -3,11 +3,11 @@
 import pytest
 
 from moebius_export.doctor import facts
-from moebius_export.doctor.gpu import gpu_rows, kernel_driver, look_at_gpu, nvidia_on_pci
+from moebius_export.doctor.gpu import find_gpu, gpu_rows, nvidia_on_pci
 from moebius_export.doctor.host import instructions, jetson_rows, memory_rows, processor_rows
-from moebius_export.doctor.libraries import library_rows, look_at_libraries
+from moebius_export.doctor.libraries import check_libraries, library_rows
 from moebius_export.doctor.rows import Verdict
-from moebius_export.doctor.runtimes import judge_runtimes
+from moebius_export.doctor.runtimes import check_runtimes
 from moebius_export.doctor.sources import Ran
 
 
@@ -16,9 +16,9 @@ def named(rows):
 
 
 def libraries(sources):
-    gpu = look_at_gpu(sources)
-    found = look_at_libraries(sources, gpu)
-    return named(library_rows(sources, found)), {judged.name: judged for judged in judge_runtimes(found, gpu)}
+    gpu = find_gpu(sources)
+    found = check_libraries(sources, gpu)
+    return named(library_rows(sources, found)), {status.name: status for status in check_runtimes(found, gpu)}
 
 
 def test_processors(machines, tmp_path):
@@ -32,7 +32,7 @@ def test_processors(machines, tmp_path):
 
 def test_an_old_python_is_wrong(machines, tmp_path):
     row = named(processor_rows(machines.machine(tmp_path, python=(3, 8))))["python"]
-    assert (row.found, row.verdict, row.mend) == ("3.8", Verdict.wrong, "install Python 3.10 or later")
+    assert (row.found, row.verdict, row.fix) == ("3.8", Verdict.wrong, "install Python 3.10 or later")
 
 
 def test_memory_and_disk(machines, tmp_path):
@@ -42,7 +42,7 @@ def test_memory_and_disk(machines, tmp_path):
     machines.write(tmp_path, {"proc/meminfo": "MemTotal: 7803904 kB\nMemAvailable: 1048576 kB\n"})
     rows = named(memory_rows(machines.machine(tmp_path, free_disk=lambda path: 1 << 30), tmp_path))
     assert rows["memory"].verdict is Verdict.wrong
-    assert rows["disk"].mend == "free some space: a bundle with engines takes 4.0 GiB"
+    assert rows["disk"].fix == "free some space: a bundle with engines takes 4.0 GiB"
 
 
 def test_an_orin_nano(machines, tmp_path):
@@ -52,9 +52,9 @@ def test_an_orin_nano(machines, tmp_path):
     assert "JetPack 6.1 or 6.2 (Jetson Linux 36.4.7), which ships TensorRT 10.3" in rows["JetPack"].found
     assert rows["power mode"].found == "2"
     assert "python of JetPack" not in rows
-    gpu = look_at_gpu(sources)
+    gpu = find_gpu(sources)
     assert (gpu.sm, gpu.driver) == (87, "540.4.0")  # the board tells the one, the kernel the other
-    assert named(gpu_rows(sources, gpu))["gpu"].mend.endswith("--runtime nvidia --group-add video)")
+    assert named(gpu_rows(sources, gpu))["gpu"].fix.endswith("--runtime nvidia --group-add video)")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_releases_of_jetpack(machines, tmp_path, l4t, jetpack, serves):
     row = named(jetson_rows(machines.orin(tmp_path, l4t)))["JetPack"]
     assert row.found.startswith(jetpack)
     assert (row.verdict is Verdict.ok) is serves
-    assert (row.mend is None) is serves
+    assert (row.fix is None) is serves
 
 
 def test_a_jetson_of_unknown_release(machines, tmp_path):
@@ -80,30 +80,32 @@ def test_an_environment_that_does_not_see_the_jetson_s_tensorrt(machines, tmp_pa
     (tmp_path / "usr/lib/python3.10/dist-packages/tensorrt").mkdir(parents=True)
     rows, runtimes = libraries(machines.orin(tmp_path))
     assert rows["tensorrt"].verdict is Verdict.wrong
-    assert rows["tensorrt"].mend == "python3.10 -m venv --system-site-packages .venv"
+    assert rows["tensorrt"].fix == "python3.10 -m venv --system-site-packages .venv"
     assert not runtimes["tensorrt"].usable
     # Another Python than the device's cannot load its modules at all.
     row = named(jetson_rows(machines.orin(tmp_path, python=(3, 12))))["python of JetPack"]
-    assert row.mend == "python3.10 -m venv --system-site-packages .venv"
+    assert row.fix == "python3.10 -m venv --system-site-packages .venv"
 
 
 @pytest.mark.parametrize("version", ["540.4.0", "535.129.03", "580.173.02", "390.48"])
-def test_driver_versions(machines, version):
-    assert kernel_driver(machines.DRIVERS[version]) == version
+def test_driver_versions(machines, tmp_path, version):
+    machines.write(tmp_path, {"proc/driver/nvidia/version": machines.DRIVERS[version]})
+    assert find_gpu(machines.machine(tmp_path)).driver == version
 
 
-def test_no_driver_version():
-    assert kernel_driver("") is None
-    assert kernel_driver("GCC version:  gcc version 12.2.0 (GCC)\n") is None
+@pytest.mark.parametrize("text", ["", "GCC version:  gcc version 12.2.0 (GCC)\n"])
+def test_no_driver_version(machines, tmp_path, text):
+    machines.write(tmp_path, {"proc/driver/nvidia/version": text})
+    assert find_gpu(machines.machine(tmp_path)).driver is None
 
 
 def test_a_machine_without_anything(machines, tmp_path):
     sources = machines.machine(tmp_path)
-    gpu = look_at_gpu(sources)
+    gpu = find_gpu(sources)
     assert {row.verdict for row in gpu_rows(sources, gpu)} == {Verdict.missing}
     rows, runtimes = libraries(sources)
     assert [name for name, row in rows.items() if row.verdict is Verdict.ok] == ["compiled kernels"]
-    assert all(row.mend for row in rows.values())
+    assert all(row.fix for row in rows.values())
     assert not any(runtime.usable for runtime in runtimes.values())
     assert runtimes["torch"].reasons == ("PyTorch is not installed",)
 
@@ -114,7 +116,7 @@ def test_a_card_without_its_driver(machines, tmp_path):
     machines.write(tmp_path, {f"{folder}.1/vendor": "0x10de\n", f"{folder}.1/class": "0x040300\n"})
     assert not nvidia_on_pci(sources)  # the sound device of a card
     machines.write(tmp_path, {f"{folder}.0/vendor": "0x10de\n", f"{folder}.0/class": "0x030000\n"})
-    row = named(gpu_rows(sources, look_at_gpu(sources)))["driver"]
+    row = named(gpu_rows(sources, find_gpu(sources)))["driver"]
     assert row.verdict is Verdict.wrong
     assert "on the PCI bus" in row.found
 
@@ -123,7 +125,7 @@ def test_a_driver_that_does_not_answer(machines, tmp_path):
     # What nvidia-smi says after an update of the driver without a reboot.
     said = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.173\n"
     sources = machines.machine(tmp_path, run=lambda arguments: Ran(18, said))
-    row = named(gpu_rows(sources, look_at_gpu(sources)))["driver"]
+    row = named(gpu_rows(sources, find_gpu(sources)))["driver"]
     assert row.verdict is Verdict.wrong
     assert "Driver/library version mismatch NVML library version" in row.found
 
@@ -164,7 +166,7 @@ def test_what_int8_is_worth_on_this_processor(machines, tmp_path, words, saturat
 
 def test_a_gpu_that_only_nvidia_smi_sees(machines, tmp_path):
     sources = machines.machine(tmp_path, run=machines.smi(), ask=machines.answers(onnxruntime=machines.ORT_GPU))
-    gpu = look_at_gpu(sources)
+    gpu = find_gpu(sources)
     assert (gpu.device, gpu.name, gpu.sm, gpu.driver) == (None, "NVIDIA GeForce RTX 4070", 89, "580.173.02")
     assert named(gpu_rows(sources, gpu))["gpu"].verdict is Verdict.wrong
     _, runtimes = libraries(sources)
@@ -175,11 +177,11 @@ def test_a_gpu_that_only_nvidia_smi_sees(machines, tmp_path):
     ("library", "version", "cuda", "device", "words"),
     [
         ("tensorrt", "8.6.2", 12, {}, "older than 10.3"),
-        ("tensorrt", "10.7.0", 12, {"sm": 120}, "does not know SM 120; 10.8 is the first"),
+        ("tensorrt", "10.7.0", 12, {"sm": 120}, "does not support SM 120; 10.8 is the first"),
         ("tensorrt", "10.7.0", 12, {"sm": 70}, "SM 70 is older than SM 75"),
-        ("tensorrt", "11.4.1", 13, {"driver": "535.129.03"}, "needs driver 580 or later; here is 535.129.03"),
-        ("tensorrt", "11.4.1", 12, {"driver": "525.60.13"}, "needs driver 535 or later; here is 525.60.13"),
-        ("tensorrt_rtx", "1.7.1", 13, {"sm": 90}, "has no SM 90; it has 75, 80, 86, 89, 120, 121"),
+        ("tensorrt", "11.4.1", 13, {"driver": "535.129.03"}, "needs driver 580 or later; found 535.129.03"),
+        ("tensorrt", "11.4.1", 12, {"driver": "525.60.13"}, "needs driver 535 or later; found 525.60.13"),
+        ("tensorrt_rtx", "1.7.1", 13, {"sm": 90}, "does not support SM 90; it supports 75, 80, 86, 89, 120, 121"),
         ("tensorrt_rtx", "1.7.1", 13, {"driver": "570.10"}, "made for CUDA 13, which needs driver 580"),
         ("cuda", "13.0.3", None, {"driver": "540.4.0"}, "made for CUDA 13, which needs driver 580"),
     ],
@@ -190,7 +192,7 @@ def test_versions_that_do_not_fit(machines, tmp_path, library, version, cuda, de
     row = rows[{"tensorrt_rtx": "tensorrt-rtx", "cuda": "CUDA bindings"}.get(library, library)]
     assert row.verdict is Verdict.wrong
     assert words in row.found
-    assert row.mend
+    assert row.fix
     assert not runtimes["tensorrt"].usable
     assert not runtimes["tensorrt-rtx"].usable
 

@@ -27,8 +27,8 @@ from moebius_export.trajectories import measure
 from moebius_export.trajectories.ranges import Ranges, observed
 from moebius_export.trajectories.scenes import seeded_scene
 from moebius_export.verify import VerifyOptions, verify
+from moebius_export.verify.mixed_precision import mixed_precision_checks
 from moebius_export.verify.pictures import fill_emulated
-from moebius_export.verify.typed import typed_checks
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import read_manifest
 from moebius_runtime.cli import app as inpaint
@@ -147,7 +147,7 @@ def test_verify_holds_and_only_leaves_the_rest_out(planned, tmp_path):
 
     bundle = Bundle.open(folder)
     for name in manifest.graphs:  # the weights are then judged by the output alone, which still can be made
-        found = {check.name: check for check in typed_checks(name, bundle, name, "fp16")[0]}
+        found = {check.name: check for check in mixed_precision_checks(name, bundle, name, "fp16")[0]}
         assert found.pop("equal the fp32 file's, rounded").status == "note"
         assert {check.status for check in found.values()} == {"pass"}
     filled = fill_emulated(bundle, "fp16", seeded_scene(manifest, 2, 1), lambda done, total: None)

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from moebius_runtime.bundle.graph_files import tensor_bytes
 from moebius_runtime.bundle.manifest import FileInfo, read_manifest, sha256_file, write_manifest
 from moebius_runtime.bundle.passport import ENGINES, Device, check_bundle, check_device, checked_engine, read_passport
 
@@ -56,7 +57,13 @@ def test_engines_and_their_passport(version, install, bundle, trt, device):
         assert engine.shapes["sample" if graph == "unet" else "image" if graph == "vae_encoder" else "latent"].max
     # strongly typed where there is weak typing to be turned off, and never a precision flag
     typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    assert set(called(module, "create_network")) == {(typed,)}
+    assert called(module, "create_network") == [(typed,)] * 3
+    # each graph is parsed once, before any is built, and the largest is built last
+    files = {graph: str(bundle / manifest.graphs[graph].files["fp32"].model) for graph in passport.engines}
+    assert called(module, "parse_from_file") == [(file,) for file in files.values()]
+    built = [path for (path,) in called(module, "build_serialized_network")]
+    assert sorted(built) == sorted(files.values())
+    assert built == sorted(built, key=lambda path: tensor_bytes(Path(path)))
     assert called(module, "set_flag") == []
     assert called(module, "clear_flag") == [("TF32",)] * 3
     assert called(module, "num_compute_capabilities") == []
@@ -210,14 +217,20 @@ def test_a_failed_build_of_one_graph_keeps_every_engine(built, trt, device):
 REFUSED = [
     # version, rtx, device, arguments, the message
     ("10.3.0", False, True, ["--fp32", "--sm", "86"], "builds for the GPU of this machine only (SM 87, Orin)"),
-    ("10.3.0", False, False, ["--fp32"], "no GPU was found here, and tensorrt 10.3.0 must know what to build for"),
+    ("10.3.0", False, False, ["--fp32"], "no GPU was found here, and tensorrt 10.3.0 needs to know the target"),
     ("1.7.1", True, False, ["--fp32"], "name the GPUs to build for, such as --sm 86,89,120"),
     ("1.7.1", True, False, ["--fp32", "--sm", "86,90"], "does not build for it (Hopper"),
     ("1.7.1", True, False, ["--fp32", "--sm", "87"], "--sm 87: tensorrt-rtx 1.7.1 does not build for it (Jetson Orin"),
     ("1.7.1", True, True, ["--fp32"], "this machine's Orin, SM 87: tensorrt-rtx 1.7.1 does not build for it"),
     ("1.7.1", True, False, ["--fp32", "--sm", "ada"], "--sm ada: expected compute capabilities such as 86,89,120"),
-    ("1.7.1", True, False, ["--fp32", "--sm", "86", "--version-compatible"], "has no such engines, they load only"),
-    ("1.7.1", True, False, ["--fp32", "--sm", "86", "--strip-weights"], "strips weights only where there is a GPU"),
+    (
+        "1.7.1",
+        True,
+        False,
+        ["--fp32", "--sm", "86", "--version-compatible"],
+        "cannot build such engines, they load only",
+    ),
+    ("1.7.1", True, False, ["--fp32", "--sm", "86", "--strip-weights"], "strips weights only on a machine with a GPU"),
     ("1.7.1", True, False, ["--fp32", "--sm", "86", "--hardware-compatibility", "ampere+"], "name every GPU with --sm"),
     ("10.3.0", False, True, ["--fp32", "--hardware-compatibility", "same-cc"], "it came with TensorRT 10.9"),
     ("10.3.0", False, True, ["--fp32", "--hardware-compatibility", "all"], "expected one of none, ampere+, same-cc"),
@@ -268,9 +281,9 @@ def test_of_two_installed_one_is_taken_and_said(install, bundle, trt, device):
     install("1.7.1", rtx=True)
     code, _, err = trt(bundle, "--fp32", device=device)
     assert code == 0
-    assert "taking tensorrt, it builds for this machine's GPU itself; --backend tensorrt-rtx takes the other" in err
+    assert "using tensorrt, it builds for this machine's GPU; --backend tensorrt-rtx uses the other" in err
     err = trt(bundle, "--fp32", "--sm", "86", device=device)[2]
-    assert "taking tensorrt-rtx, it alone builds for GPUs that are named" in err
+    assert "using tensorrt-rtx, only it builds for GPUs of other machines" in err
 
 
 def test_an_open_batch_gets_its_profile(install, bundle, trt, device):
@@ -313,13 +326,13 @@ def test_the_timing_cache_is_carried_from_build_to_build(install, bundle, trt, d
     module = install("10.3.0")
     cache = tmp_path / "timings"
     err = trt(bundle, "--fp32", "--timing-cache", cache, device=device)[2]
-    assert "not there yet" in err
+    assert "does not exist yet" in err
     assert cache.read_bytes() == b"timed " * 3
     assert trt(bundle, "--fp32", "--timing-cache", cache, device=device)[0] == 0
     assert called(module, "set_timing_cache")[3] == (b"timed " * 3, False)
     cache.write_bytes(b"OTHER gpu")
     assert (
-        "of another GPU or version, so it was begun anew"
+        "of another GPU or version, so it was started anew"
         in trt(bundle, "--fp32", "--timing-cache", cache, device=device)[2]
     )
     assert cache.read_bytes() == b"timed " * 3
@@ -353,7 +366,7 @@ def test_every_problem_of_the_parser_is_printed(install, bundle, trt, device):
     for name, line in zip(names, lines, strict=True):
         assert str(file) in line
         assert f"node {name} (" in line
-    assert "tensorrt 10.3.0 cannot read it (2 problems; the first" in err
+    assert "tensorrt 10.3.0 cannot parse it (2 problems; the first" in err
     assert not (bundle / ENGINES).exists()
 
 
@@ -377,7 +390,9 @@ def test_a_failed_build_leaves_the_old_engines_and_says_why(built, trt, device):
     module.build_error = "Error Code 10: Could not find any implementation for node conv_in"
     code, _, err = trt(bundle, "--fp32", device=device)
     assert code == 2
-    assert "unet: the builder failed: Error Code 10: Could not find any implementation for node conv_in" in err
+    [*_, (first,)] = called(module, "build_serialized_network")
+    graph = Path(first).parent.name
+    assert f"{graph}: the builder failed: Error Code 10: Could not find any implementation for node conv_in" in err
     assert everything(bundle / ENGINES) == before
 
 
@@ -411,7 +426,7 @@ def test_without_a_gpu_tensorrt_makes_no_builder(install, bundle, trt, device):
     install("10.3.0").no_gpu = True
     code, _, err = trt(bundle, "--fp32", device=device)
     assert code == 2
-    assert "tensorrt 10.3.0 makes no builder here" in err
+    assert "tensorrt 10.3.0 cannot create a builder here" in err
 
 
 def test_an_interrupt_ends_the_build_through_the_monitor(built, trt, device):
@@ -536,7 +551,10 @@ def test_without_a_bundle_one_is_exported_for_tensorrt(install, trt, tmp_path, m
     monkeypatch.chdir(tmp_path)
     code, _, err = trt("--fp32", device=device)
     assert code == 0
-    assert "unet: trace" in err
+    assert "trt: export: there is no bundle at moebius-bundle" in err
+    assert "trt: unet, trace" in err
+    assert "trt: parse: fp32 files of unet, vae_encoder, vae_decoder" in err
+    assert "precision plan" not in err
     [options] = asked
     assert options.target == "tensorrt"
     assert (tmp_path / "moebius-bundle" / ENGINES / "orin-tensorrt10.3.0-fp32" / "unet.plan").is_file()

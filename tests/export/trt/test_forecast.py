@@ -9,8 +9,11 @@ import onnx
 import pytest
 
 from moebius_export.trt.builder import EngineBuilder
-from moebius_export.trt.forecast import Forecast, GraphNeeds, activation_peak, graph_needs
+from moebius_export.trt.forecast import Forecast, GraphNeeds, activation_peak, graph_needs, input_shapes
+from moebius_export.trt.monitor import Phases
+from moebius_export.trt.options import Tuning
 from moebius_runtime.bundle.graph_files import tensor_bytes
+from moebius_runtime.bundle.passport import Range
 
 
 def tensor(name, *shape, dtype="FLOAT", shape_tensor=False):
@@ -86,7 +89,7 @@ def forecast(free, workspace=None):
 def test_what_the_engines_need_together():
     one = forecast(None, workspace=256 << 20)
     assert one.running >> 20 == 1200 + 900
-    assert one.in_turn >> 20 == 1300
+    assert one.sequential >> 20 == 1300
     assert one.building >> 20 == 1300 + 256
     assert one.least >> 20 == 1010
     assert one.advice == []
@@ -169,5 +172,11 @@ def test_an_open_batch_is_set_before_it_is_counted(tmp_path):
         onnx.helper.make_node("Relu", ["both"], ["y"]),
     ]
     path = write(tmp_path / "m.onnx", nodes, {"x": ["batch", 4]}, {"y": ["two", 4]})
-    parsed = rtx().parse(path, {"x": [5, 4]})
-    assert activation_peak(parsed.network) == 2 * 10 * 16
+    builder = rtx()
+    parsed = builder.parse(path)
+    with input_shapes(parsed.network, {"x": [5, 4]}):
+        assert activation_peak(parsed.network) == 2 * 10 * 16
+    # The same network is then built with a profile, so its batch must be open again.
+    assert tuple(parsed.network.get_input(0).shape) == (-1, 4)
+    profile = {"x": Range(min=[1, 4], opt=[2, 4], max=[5, 4])}
+    assert builder.build(parsed, Tuning(), [86], profile, Phases(lambda phase, share: None), None) is not None

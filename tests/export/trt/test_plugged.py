@@ -45,7 +45,7 @@ def test_plugins_are_registered_before_the_graph_is_read(version, precision, ins
     calls = order(module)
     assert calls.index("plugin.register") < min(calls.index("parse"), calls.index("parse_from_file"))
     file = kept / "unet" / ("model.onnx" if precision == "fp32" else "model_fp16.onnx")
-    assert [given for name, given in module.calls if name == "parse"] == [(str(file),)] * 2  # forecast and build
+    assert [given for name, given in module.calls if name == "parse"] == [(str(file),)]
     passport = read_passport(engines(kept))
     assert passport.flags["plugins"] == "on"
     assert passport.rebuild.startswith("MOEBIUS_TRT_PLUGIN=1 moebius-export trt BUNDLE")
@@ -76,7 +76,7 @@ REFUSED = [
         "TensorRT 10.3.0 has no ahead-of-time plugins; expected 10.9 or newer. Unset MOEBIUS",
     ),
     ("10.8.0", False, ["--fp16"], "TensorRT 10.8.0 has no ahead-of-time plugins; expected 10.9 or newer"),
-    ("1.7.1", True, ["--fp16", "--sm", "86"], "tensorrt-rtx has no plugins that are compiled ahead of time"),
+    ("1.7.1", True, ["--fp16", "--sm", "86"], "tensorrt-rtx has no ahead-of-time plugins"),
     (
         "10.9.0",
         False,
@@ -132,7 +132,7 @@ def test_the_form_for_cpus_is_refused(install, fused_bundle_copy, trt, device, s
     install("10.9.0")
     code, _, err = trt(fused_bundle_copy, "--fp32", "--graphs", "unet", device=device)
     assert code == 2
-    assert "LocalLambda with 6 inputs; the plugin takes the 4 of the form 'convolution'" in err
+    assert "LocalLambda with 6 inputs; the plugin takes the 4 of the layout 'convolution'" in err
     assert str(fused_bundle_copy / "unet/model.onnx") in err
 
 
@@ -157,7 +157,7 @@ def test_missing_files_are_typed_so_that_plugins_can_take_them(
     install, tensorrt_bundle, trt, device, switched, tmp_path, monkeypatch
 ):
     pytest.importorskip("triton", reason=NEEDS_TRITON)
-    from moebius_export.precision import planning
+    from moebius_export.precision import quick as quick_plans
 
     asked = []
 
@@ -165,12 +165,14 @@ def test_missing_files_are_typed_so_that_plugins_can_take_them(
         asked.append(options)
         return QUICK
 
-    monkeypatch.setattr(planning, "PlanOptions", quick)
+    monkeypatch.setattr(quick_plans, "PlanOptions", quick)
     folder = shutil.copytree(tensorrt_bundle, tmp_path / "bundle")
     install("10.9.0")
     code, _, err = trt(folder, "--fp16", "--graphs", "unet", device=device)
     assert code == 0, err
-    assert asked == [{"to": "fp16", "keep": ("LocalLambda",)}]
+    check = {"pictures": quick_plans.PICTURES, "steps": quick_plans.STEPS}
+    assert asked == [{**check, "to": "fp16", "keep": ("LocalLambda",)}]
+    assert "trt: precision plan: " in err
     assert read_passport(engines(folder)).flags["plugins"] == "on"
 
 

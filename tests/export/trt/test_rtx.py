@@ -41,7 +41,7 @@ def test_the_bundle_builds_for_three_generations(bundle, trt):
         assert len(checked_engine(folder, passport, graph)) > 100_000
         assert engine.device_memory  # the builder states it, see Messages
     assert "running, all loaded" in out
-    assert "not known: no GPU here" in out
+    assert "unknown: no GPU here" in out
 
 
 def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
@@ -53,7 +53,7 @@ def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
     monkeypatch.setattr(choose.Chooser, "__init__", refuse)
     code, _, err = trt(bundle, "--fp16", "--backend", "tensorrt-rtx", "--sm", "89")
     assert code == 0, err
-    assert "trt: precision, weights of unet (" in err  # lines, as there is no terminal
+    assert "trt: precision plan, weights of unet (" in err  # lines, as there is no terminal
     assert "trt: vae_decoder: " in err
     assert "no shipped precision plan for this network" in err
     [folder] = (bundle / ENGINES).iterdir()

@@ -1,4 +1,4 @@
-"""Typed files: their arithmetic emulated, their types against their plan, their weights against the float32 file's."""
+"""Checks mixed-precision files: emulated output, types against the plan, weights against the float32 file."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from moebius_export.verify.results import Check, Placement, verdict
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
 
-TYPED: tuple[Precision, ...] = ("fp16", "bf16")
-"""Precisions whose files ONNX Runtime's CPU cannot compute in, and that are emulated."""
+EMULATED: tuple[Precision, ...] = ("fp16", "bf16")
+"""Precisions that ONNX Runtime's CPU cannot compute in, so they are emulated."""
 
 
 def emulated_session(path: Path) -> Any:
-    """A session that computes what a device makes of a typed file; `BundleError`, `ExportError` where it cannot be."""
+    """A session that emulates a mixed-precision file. Raises `BundleError` or `ExportError` if it cannot be made."""
     return session_of(emulated(path), path.parent)
 
 
 def emulated_sessions(bundle: Bundle, precision: Precision) -> Mapping[GraphName, Callable[[], Any]]:
-    """What makes the emulated session of each graph that has a file of the precision."""
+    """Functions that create the emulated session of each graph with a file of the precision."""
 
     def make(name: GraphName) -> Any:
         return emulated_session(bundle.model_file(name, precision))
@@ -41,14 +41,14 @@ def emulated_sessions(bundle: Bundle, precision: Precision) -> Mapping[GraphName
     return {name: partial(make, name) for name, info in bundle.manifest.graphs.items() if precision in info.files}
 
 
-def typed_checks(
+def mixed_precision_checks(
     subject: str, bundle: Bundle, graph: GraphName, precision: Precision
 ) -> tuple[list[Check], Placement | None]:
-    """What a typed file is, without running it.
+    """Checks a mixed-precision file without running it.
 
     Returns:
-        Checks: every node's inputs agree in type; the statistics of norms are float32; the types are the plan's; the
-        weights are those of the float32 file, rounded. And which share of the products is typed how.
+        The checks: the inputs of every node have one type; the statistics of norms are float32; the types match the
+        plan; the weights are those of the float32 file, rounded. And the share of the MACs by type.
     """
     path = bundle.model_file(graph, precision)
     model = with_types(onnx.load(str(path), load_external_data=False))
@@ -64,15 +64,17 @@ def typed_checks(
     try:
         macs = macs_by_dtype(node_costs(model))
     except CostError as error:
-        checks.append(Check("placement", subject, "products", "not run", detail=str(error)))
+        checks.append(Check("placement", subject, "MACs", "not run", detail=str(error)))
         return checks, None
     total = max(1, sum(macs.values()))
-    rows = [("the typed file", kind.lower(), count / 1e9, count / total) for kind, count in sorted(macs.items())]
+    rows = [
+        ("the mixed-precision file", kind.lower(), count / 1e9, count / total) for kind, count in sorted(macs.items())
+    ]
     return checks, Placement(subject, rows, 0.0)
 
 
 def _disagreement(file: Opened) -> str | None:
-    """The first node whose inputs do not agree, in words."""
+    """Describes the first node whose inputs have different types."""
     for node in file.model.graph.node:
         if not node.output or not file.is_float(node.output[0]) or node.op_type == "Cast":
             continue
@@ -83,9 +85,9 @@ def _disagreement(file: Opened) -> str | None:
 
 
 def _low_statistic(file: Opened) -> str | None:
-    """The first node of a norm's statistics that is not float32, in words.
+    """Describes the first node of a norm's statistics that is not float32.
 
-    The emulation cannot judge it: it rounds what such a node gives, while a device may round every sum inside.
+    The emulation rounds only the result of such a node, while a device may round every sum inside.
     """
     low = [
         node
@@ -100,7 +102,7 @@ def _low_statistic(file: Opened) -> str | None:
 
 
 def _unplanned(file: Opened, path: Path) -> str | None:
-    """The first node or weight whose type in the file is not the plan's, in words."""
+    """Describes the first node or weight whose type differs from the plan."""
     try:
         plan = read_plan(path)
     except ExportError as error:
@@ -108,12 +110,12 @@ def _unplanned(file: Opened, path: Path) -> str | None:
     for name, kind in plan.computes.items():
         node = file.nodes.get(name)
         if node is None:
-            return f"the plan names {name}, which the file has not"
+            return f"the plan names {name}, which is not in the file"
         if file.types[node.output[0]] != ELEMENT[kind]:
-            return f"{name} is {_called(file.types[node.output[0]])}, planned was {kind}"
+            return f"{name} is {_called(file.types[node.output[0]])}, the plan says {kind}"
     for name, kind in plan.stores.items():
         if name not in file.stored or file.types[name] != ELEMENT[kind]:
-            return f"weight {name} is {_called(file.types.get(name, 0))}, planned was {kind}"
+            return f"weight {name} is {_called(file.types.get(name, 0))}, the plan says {kind}"
     return None
 
 
@@ -124,7 +126,7 @@ def _called(kind: int) -> str:
 def _weights_check(subject: str, bundle: Bundle, graph: GraphName, path: Path, file: Opened) -> Check:
     name = "equal the fp32 file's, rounded"
     if "fp32" not in bundle.graph(graph).files:
-        words = "the bundle has no fp32 file to compare with: they are judged by the output alone"
+        words = "the bundle has no fp32 file to compare with: the weights are checked by the output alone"
         return Check("weights", subject, name, "note", detail=words)
     source = bundle.model_file(graph)
     kept = [function.name for function in file.model.functions]
@@ -143,3 +145,6 @@ def _weights_check(subject: str, bundle: Bundle, graph: GraphName, path: Path, f
             wrong.append(weight)
     more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return verdict("weights", subject, name, f"{', '.join(wrong[:3])}{more}" if wrong else None)
+
+
+TYPED, typed_checks = EMULATED, mixed_precision_checks  # their names in version 0.1
