@@ -471,7 +471,9 @@ def test_a_value_that_is_not_finite():
         Statistics().add(7, {"range:x": np.array([0, np.nan, 1], np.float32), "sample:x": np.zeros(3, np.float32)})
 
 
-@pytest.mark.parametrize(("target", "named"), [("tensorrt", "INT8"), ("tensorrt-fp8", "FP8")])
+@pytest.mark.parametrize(
+    ("target", "named"), [("tensorrt", "INT8"), pytest.param("tensorrt-fp8", "FP8", marks=pytest.mark.slow)]
+)
 def test_the_command_end_to_end(target, named, tiny_bundle, tmp_path):
     """Calibrates, writes, and says what came of it; TensorRT-RTX then builds engines with --int8 and --fp8."""
     flag, precision = f"--{named.lower()}", named.lower()
