@@ -127,6 +127,7 @@ def test_spread_is_as_whole_and_each_goes_on_from_the_others_checkpoint(tmp_path
     assert float((first - second).norm()) < 1e-9 * float((second - before).norm())
 
 
+@pytest.mark.slow
 def test_float32_is_as_without_fsdp(run, launched):
     """The same step of two processes, spread or not: the same forward pass, so losses and weights agree to 1e-5."""
     (wide,) = run("wide", 1, False)

@@ -319,7 +319,7 @@ def test_what_fails_in_one_process_fails_in_all(tmp_path, command, at):
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_second_signal_still_saves(tmp_path, number):
     """Ctrl-C under torchrun comes twice: from the terminal and from torchrun."""
     from moebius.distill import cli
