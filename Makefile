@@ -10,7 +10,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo test test-full test-runtime test-avx2 fuzz lint clean
+.PHONY: help setup kernels demo test test-all test-full test-runtime test-avx2 fuzz lint clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,9 +36,14 @@ demo: $(VENV)/.ready  ## Exports the small network that comes with the project a
 	@echo "   This network has a sixtieth of Moebius' parameters and was trained on two CPU cores for some hours: it fills small"
 	@echo "   holes in simple scenery (docs/small.md). With the released weights: moebius-export onnx --out moebius-bundle"
 
-test: $(VENV)/.ready  ## Lints, type-checks, and runs the tests (some minutes).
+test: $(VENV)/.ready  ## Lints, type-checks, and tests every property at least once (some minutes).
 	$(MAKE) lint
 	@echo "== tests"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full and not slow"
+
+test-all: $(VENV)/.ready  ## What `test` does, and the slow proofs with it: processes that train together, all cases of a sweep.
+	$(MAKE) lint
+	@echo "== all tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full"
 
 test-full: $(VENV)/.ready  ## The full-size network: export, golden sampler, golden picture (8 GiB, some minutes).
@@ -48,8 +53,8 @@ test-full: $(VENV)/.ready  ## The full-size network: export, golden sampler, gol
 test-runtime:  ## The runtime's tests in an environment of their own, without PyTorch.
 	@echo "== runtime without PyTorch"
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort]' onnx pytest hypothesis filelock hatchling
-	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/kernels
+	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort]' onnx pytest pytest-xdist hypothesis filelock hatchling
+	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels
 
 # What depends on the processor's instructions. `TESTS=tests` takes all (hours).
 TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py tests/calibration/test_int8_arrays.py \

@@ -11,6 +11,21 @@ import pytest
 _threads: list[int] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sends tests that share a module's or package's fixture to one xdist worker, so that it is made once per run."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and (owner := _shared_fixtures_of(item)):
+            item.add_marker(pytest.mark.xdist_group(owner))
+
+
+def _shared_fixtures_of(item: pytest.Item) -> str:
+    """The folder or file of the widest fixture that the test shares with others; "" where it shares none."""
+    used = getattr(item, "_fixtureinfo", None)
+    definitions = used.name2fixturedefs.values() if used else ()
+    owners = {d[-1].baseid for d in definitions if d and d[-1].scope in ("module", "package")}
+    return min((owner for owner in owners if owner), key=len, default="")
+
+
 def pytest_collection_finish() -> None:
     """Notes torch's threads before any fixture, whatever its scope, has run something that changes them."""
     if "torch" in sys.modules:

@@ -169,6 +169,7 @@ def test_efficiency_of_a_bundle_is_measured(tiny_bundle, tmp_path):
     assert "unfused graph" in ours["source"]
 
 
+@pytest.mark.slow
 def test_a_rewritten_bundle_s_gflops_are_those_of_the_network_as_written(tiny_copy, tmp_path):
     """Its own convolutions would not do: rewrites turn most of them into other products."""
     from moebius_runtime.bundle.manifest import Rewrite, read_manifest, write_manifest

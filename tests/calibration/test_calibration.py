@@ -157,11 +157,8 @@ def test_a_damaged_state(content, tmp_path):
     assert load(path, "x")[0] == 1
 
 
-def test_two_runs_give_the_same_plan(tiny_bundle, options):
-    def made():
-        return Calibrator(Bundle.open(tiny_bundle), options, quiet).run()
-
-    first, second = made(), made()
+def test_two_runs_give_the_same_plan(calibrated, tiny_bundle, options):
+    first, second = calibrated[1], Calibrator(Bundle.open(tiny_bundle), options, quiet).run()
     assert {name: plan_bytes(plan) for name, plan in first.items()} == {
         name: plan_bytes(plan) for name, plan in second.items()
     }
@@ -490,7 +487,9 @@ def test_a_value_that_is_not_finite():
         Statistics().add(7, {"range:x": np.array([0, np.nan, 1], np.float32), "sample:x": np.zeros(3, np.float32)})
 
 
-@pytest.mark.parametrize(("target", "named"), [("tensorrt", "INT8"), ("tensorrt-fp8", "FP8")])
+@pytest.mark.parametrize(
+    ("target", "named"), [("tensorrt", "INT8"), pytest.param("tensorrt-fp8", "FP8", marks=pytest.mark.slow)]
+)
 def test_the_command_end_to_end(target, named, tiny_bundle, options, tmp_path, monkeypatch):
     """Calibrates, writes, and says what came of it; TensorRT-RTX then builds engines with --int8 and --fp8."""
     flag, precision = f"--{named.lower()}", named.lower()

@@ -60,9 +60,9 @@ class Written:
 
 
 @pytest.fixture(scope="module", params=["int8", "fp8"])
-def bundle(request):
+def bundle(request, calibrated):
     """(folder, plans, works, precision) of INT8 and of FP8."""
-    return *request.getfixturevalue("calibrated" if request.param == "int8" else "in_fp8"), request.param
+    return *(calibrated if request.param == "int8" else request.getfixturevalue("in_fp8")), request.param
 
 
 @pytest.fixture(scope="module", params=NAMES)

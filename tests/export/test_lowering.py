@@ -140,6 +140,7 @@ def test_wrong_options_of_the_export(tmp_path, monkeypatch, arguments, words):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_export_with_a_lowering_is_what_lowering_its_file_again_gives(unet, tmp_path):
     path, model = unet
     options = ExportOptions(weights="stand-in", vae="stand-in", preset="tiny", lowering=OTHER)

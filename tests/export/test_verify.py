@@ -158,6 +158,7 @@ def test_wrong_scaling_factor_in_the_encoder(tiny_copy):
     assert "1.39846 times it" in first_wrong(report, "vae_encoder fp32")
 
 
+@pytest.mark.slow
 def test_wrong_scaling_factor_in_the_decoder(tiny_copy):
     model = load(tiny_copy, "vae_decoder/model.onnx")
     (division,) = [node for node in model.graph.node if "latent" in node.input]
@@ -205,6 +206,7 @@ def test_weights_rounded_through_float16(tiny_copy):
     assert "student.diff_model." in first_wrong(report, "unet fp32")  # the stored weight that it takes
 
 
+@pytest.mark.slow
 def test_float16_weights_with_casts(tiny_copy):
     """Stored in half the bytes and cast when loaded: the MACs run in float32, the numbers are not float32."""
     model = load(tiny_copy, "vae_decoder/model.onnx")
@@ -290,6 +292,7 @@ def test_a_mixed_precision_file_without_plan_or_companions_is_no_pass(tiny_copy)
     assert report.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_file_fails_and_stops_what_needs_it(tiny_copy):
     path = tiny_copy / "vae_decoder" / "model.onnx.data"
     data = bytearray(path.read_bytes())

@@ -1,11 +1,12 @@
 """Verification of a bundle with functions, where compiled kernels may take them: both ways are held to PyTorch."""
 
+import shutil
+from pathlib import Path
+
 import onnx
 import pytest
 
 from moebius_export.graph.cost import node_costs, total_macs
-from moebius_export.onnx_export.export import ExportOptions, export_onnx
-from moebius_export.rules import RULE_NAMES
 from moebius_export.verify import VerifyOptions, verify
 from moebius_runtime import kernels
 from moebius_runtime.bundle.manifest import FileInfo, read_manifest, write_manifest
@@ -16,11 +17,9 @@ needs_library = pytest.mark.skipif(not kernels.library_path(), reason=f"compiled
 
 
 @pytest.fixture(scope="module")
-def fused(tmp_path_factory):
-    """Preset tiny, fused. Tests change it in turn."""
-    folder = tmp_path_factory.mktemp("fused") / "bundle"
-    export_onnx(folder, ExportOptions(weights="stand-in", vae="stand-in", preset="tiny", rules=RULE_NAMES))
-    return folder
+def fused(fused_bundle, tmp_path_factory):
+    """Preset tiny, fused. Tests change it one after the other."""
+    return Path(shutil.copytree(fused_bundle, tmp_path_factory.mktemp("fused") / "bundle"))
 
 
 def parity(report):

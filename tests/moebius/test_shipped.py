@@ -49,7 +49,7 @@ def test_the_weights_are_those_of_the_recipe(name, recipe):
     assert made["steps"] == settings.steps
 
 
-@pytest.mark.parametrize("timestep", [500, 950])
+@pytest.mark.parametrize("timestep", [500, pytest.param(950, marks=pytest.mark.slow)])
 def test_the_network_knows_what_belongs_into_a_hole(timestep):
     """The clean latents that it predicts there, against those of the mean colour around, on held-out scenes.
 

@@ -23,11 +23,10 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it has w
 TOLERANCES = {"float32": 1e-6, "float16": 6e-4, "bfloat16": 8e-3}
 
 
-@pytest.fixture(scope="module")
-def interpreted():
+def cases(part):
     script = Path(__file__).with_name("triton_cases.py")
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), part],
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -37,15 +36,43 @@ def interpreted():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_every_size(interpreted, dtype):
-    errors = {case: error for case, error in interpreted.items() if case.endswith(f", {dtype}")}
+@pytest.fixture(scope="module")
+def interpreted():
+    return cases("short")
+
+
+@pytest.fixture(scope="module")
+def swept(interpreted):
+    return interpreted | cases("long")
+
+
+def test_every_size(interpreted):
+    errors = {case: error for case, error in interpreted.items() if case.endswith(", float32")}
+    assert len(errors) == 7
+    assert max(errors.values()) < TOLERANCES["float32"], errors
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits(interpreted, dtype):
+    assert interpreted[f"odd, {dtype}"] < TOLERANCES[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_size_in_sixteen_bits(swept, dtype):
+    errors = {case: error for case, error in swept.items() if case.endswith(f", {dtype}")}
     assert len(errors) == 7
     assert max(errors.values()) < TOLERANCES[dtype], errors
 
 
-def test_every_choice_of_the_tuner(interpreted):
-    errors = {case: error for case, error in interpreted.items() if case.startswith(("choice", "depth"))}
+def test_a_depth_of_three_parts(interpreted):
+    """A choice of blocks that is none of the tuner's for these sizes."""
+    assert interpreted["depth in three parts"] < TOLERANCES["float32"]
+
+
+@pytest.mark.slow
+def test_every_choice_of_the_tuner(swept):
+    errors = {case: error for case, error in swept.items() if case.startswith(("choice", "depth"))}
     assert len(errors) > 6
     assert max(errors.values()) < TOLERANCES["float32"], errors
 

@@ -368,6 +368,7 @@ def overflowing_bundle(tmp_path_factory):
     return folder / "bundle"
 
 
+@pytest.mark.slow
 def test_a_layer_that_overflows_stays_float32_and_forced_it_fails(overflowing_bundle, tmp_path):
     folder = shutil.copytree(overflowing_bundle, tmp_path / "bundle")
     path = folder / "unet/precision_fp16.json"

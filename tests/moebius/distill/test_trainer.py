@@ -114,7 +114,7 @@ def test_training_lowers_the_loss(tmp_path):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_six_steps_are_three_and_three(tmp_path, accumulate):
     trained(tmp_path / "whole", steps=6, accumulate=accumulate)
     trained(tmp_path / "parts", steps=3, accumulate=accumulate)
@@ -144,6 +144,7 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_resuming_after_kill_9_gives_the_same_bits(tmp_path, command):
     """Killed while it trains: what a checkpoint left half done must not count, and nothing may be lost but time."""
     plain = command(out=str(tmp_path / "whole"), steps=6)
@@ -259,17 +260,22 @@ def checkpoint(out, step, file="network"):
 
 @pytest.mark.parametrize(
     ("alter", "first", "later", "way"),
-    [((), 1e-5, 1e-2, 0.1), (("float64",), 1e-6, 1e-6, 1e-9)],
-    ids=["float32", "float64"],
+    [
+        pytest.param((), 1e-5, 1e-2, 0.1, marks=pytest.mark.slow, id="float32"),
+        pytest.param(("float64",), 1e-6, 1e-6, 1e-9, id="float64"),
+    ],
 )
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train": "teacher", "teacher": None},
-        {"batch_norm": "frozen"},
-        {"batch_norm": "frozen", "accumulate": 2, "gradient_checkpointing": True},
+        pytest.param({"train": "teacher", "teacher": None}, marks=pytest.mark.slow, id="teacher"),
+        pytest.param({"batch_norm": "frozen"}, id="student"),
+        pytest.param(
+            {"batch_norm": "frozen", "accumulate": 2, "gradient_checkpointing": True},
+            marks=pytest.mark.slow,
+            id="accumulated",
+        ),
     ],
-    ids=["teacher", "student", "accumulated"],
 )
 def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, changes, alter, first, later, way):
     """gloo, two processes of 2 samples against one of 4: losses, balance, gradients, and how far weights move.
@@ -303,7 +309,7 @@ def test_a_signal_in_one_process_stops_all_with_a_checkpoint(tmp_path, command):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-@pytest.mark.parametrize("at", ["sum of", "write_rank"])
+@pytest.mark.parametrize("at", [pytest.param("sum of", marks=pytest.mark.slow), "write_rank"])
 def test_what_fails_in_one_process_fails_in_all(tmp_path, command, at):
     """Statistics that are NaN, or a full disk: the others must not wait in a collective, and no part is left."""
     run = command(out=str(tmp_path), world=2, steps=2, save_every=1, alter=[f"fail in process 1: {at}"])
@@ -313,7 +319,7 @@ def test_what_fails_in_one_process_fails_in_all(tmp_path, command, at):
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_second_signal_still_saves(tmp_path, number):
     """Ctrl-C under torchrun comes twice: from the terminal and from torchrun."""
     from moebius.distill.commands.train import _train
