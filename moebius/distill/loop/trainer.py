@@ -193,10 +193,6 @@ class Trainer:
         """The network whose weights are written: the averaged one if averaging is on."""
         return self.task.network if self.average is None else self.average.module
 
-    def end(self) -> None:
-        """Leaves the process group."""
-        self._accelerator.end_training()
-
     def _one_step(self, batches: Iterator[Any]) -> Report:
         sums: dict[str, Tensor] = {}
         scaler = self._accelerator.scaler

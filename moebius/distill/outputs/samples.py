@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
+from moebius.distill.loop.assembly import device_of
 from moebius.distill.loop.tasks import DiffusionTask, Task, VaeTask, evaluating
 from moebius.network.config import PredictionType
 from moebius.network.student import Moebius
@@ -89,7 +90,7 @@ def sheet(
         if isinstance(task, VaeTask):
             assert isinstance(batch, Batch)
             with torch.no_grad():
-                columns = [batch.image, network(batch.image.to(_device(network))).sample.cpu()]
+                columns = [batch.image, network(batch.image.to(device_of(network))).sample.cpu()]
         else:
             columns = _filled(cast(DiffusionTask, task), network, batch, decoder, steps, guidance_scale, seed)
     rows = torch.cat(columns, dim=3)  # [B, 3, H, columns * W]
@@ -108,7 +109,7 @@ def _filled(
 ) -> list[Tensor]:
     assert decoder is not None
     assert isinstance(network, Moebius | Teacher)
-    device = _device(network)
+    device = device_of(network)
     samples = LatentBatch(*(value.to(device) for value in task.samples(batch)))
     generator = torch.Generator().manual_seed(seed)
     filled = fill_latents(
@@ -125,7 +126,3 @@ def _filled(
     mask = samples.mask.cpu()
     masked_at = nn.functional.interpolate(mask, size=truth.shape[2:], mode="nearest")
     return [truth, masked, truth * (1 - masked_at) + new * masked_at]
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
