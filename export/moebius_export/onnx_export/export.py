@@ -132,8 +132,8 @@ def export_onnx(
         parameters = sum(parameter.numel() for parameter in student.parameters())
         graphs: dict[GraphName, _Written] = {}
         unets: dict[GraphName, nn.Module] = {
-            "unet": GuidedUNet(student),
-            "unet_conditional": ConditionalUNet(student),
+            "unet": GuidedUNet(student).eval(),
+            "unet_conditional": ConditionalUNet(student).eval(),
         }
         graphs |= _write_graphs(folder, "unet", unets, sizes, options, progress)
         del student, unets
