@@ -300,9 +300,9 @@ def test_a_square_without_anything_known_is_noted(toy_bundle):
     mask = np.zeros((300, 400), bool)
     mask[15:45, 15:45] = True
     picture = Picture(noise_picture(300, 400), "RGB", alpha=alpha)
-    assert any("nothing around it is known" in note for note in noted(pipeline, picture, mask))
+    assert any("all pixels around it are masked or transparent" in note for note in noted(pipeline, picture, mask))
     alpha[90:, :90] = 255
-    assert not any("nothing around it is known" in note for note in noted(pipeline, picture, mask))
+    assert not any("all pixels around it are masked or transparent" in note for note in noted(pipeline, picture, mask))
 
 
 def noted(pipeline, picture, mask) -> list[str]:
