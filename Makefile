@@ -10,10 +10,10 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo test test-full test-runtime fuzz lint clean
+.PHONY: help setup kernels demo test test-full test-runtime test-avx2 fuzz lint clean
 
 help:  ## Says what there is.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## Makes .venv with everything for export, tests and development.
 
@@ -50,6 +50,14 @@ test-runtime:  ## The runtime's tests in an environment of their own, without Py
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort]' onnx pytest hypothesis filelock hatchling
 	$(VENV)-runtime/bin/python -m pytest tests/runtime tests/kernels
+
+# What depends on the processor's instructions. `TESTS=tests` takes all (hours).
+TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py tests/calibration/test_int8_arrays.py \
+  tests/calibration/test_ort_cpu.py tests/calibration/test_formats.py
+
+test-avx2: $(VENV)/.ready  ## Tests of kernels and INT8 on an emulated processor with AVX2 only (qemu-user; 15 minutes).
+	@echo "== tests on AVX2"
+	OMP_NUM_THREADS=1 scripts/test-avx2.sh $(BIN)/python -m "not full" $(TESTS)
 
 fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures and masks.
 	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py

@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from moebius import hub
-from moebius.errors import CheckpointError, MisfitError
+from moebius.errors import CheckpointError, DamagedError, MisfitError
+from moebius.hub_cache import blob_of
+from moebius.locate import locate
 from moebius.pickles import file_kind, read_pickle, unwrap
-from moebius.sources import HubSource, LocatedFile, Progress, StandInSource, listed, locate, parse_source
+from moebius.sources import HubSource, LocatedFile, Progress, StandInSource, listed, parse_source
 from moebius.stand_in import TensorSpec, stand_in_state_dict
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorSpec", "load_checkpoint", "load_config"]
@@ -59,7 +61,9 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The weights that `source` names, in the order of `expected`, with exactly its names, shapes and dtypes.
 
-    `source` is `hub:OWNER/REPO[/FOLDER][@REVISION]`, a local file or folder, `shipped:NAME`, or `stand-in[:SEED]`.
+    `source` is the name of released weights (`moebius.sources.RELEASED`), `hub:OWNER/REPO[/FOLDER][@REVISION]`, a
+    local file or folder, `shipped:NAME`, or `stand-in[:SEED]`. A hub's file that arrives or lies in the cache damaged
+    is downloaded again, once.
     float16 and bfloat16 are raised to float32 where that is expected. Averaged (EMA) weights are taken where there
     are any. Both are said in `origin`. `cache_dir` is where conversions are kept (default: see
     `cache_folder`). `progress` is called with a line of text before each step that takes time.
@@ -75,8 +79,15 @@ def load_checkpoint(
         drawn = stand_in_state_dict(expected, parsed.seed)
         return Checkpoint(drawn, _hash_tensors(drawn), f"stand-in:{parsed.seed}", stand_in=True)
     located = locate(source, progress)
+    folder = _weights_folder(cache_dir)
     try:
-        tensors, digest, notes = _read(located, expected, _weights_folder(cache_dir), say)
+        try:
+            tensors, digest, notes = _read(located, expected, folder, say)
+        except DamagedError:
+            if not isinstance(parsed, HubSource):
+                raise
+            located = replace(located, path=hub.fetch_again(parsed, located.path, progress))
+            tensors, digest, notes = _read_again(located, expected, folder, say)
     except OSError as error:
         raise CheckpointError(f"cannot read {located.path}: {error.strerror or error}; check the file") from error
     say(f"checking {len(tensors)} tensors")
@@ -84,7 +95,7 @@ def load_checkpoint(
     return Checkpoint(state_dict, digest, "; ".join([located.origin, *notes, *raised]), stand_in=False)
 
 
-def load_config(source: str, name: str = "config.json") -> dict[str, Any] | None:
+def load_config(source: str, name: str = "config.json", progress: Progress | None = None) -> dict[str, Any] | None:
     """The JSON object in the file `name` beside the weights of `source`; None if there is no such file.
 
     Raises:
@@ -95,20 +106,35 @@ def load_config(source: str, name: str = "config.json") -> dict[str, Any] | None
         return None
     try:
         if isinstance(parsed, HubSource):
-            path = hub.fetch_file(parsed, name)
+            path = hub.fetch_file(parsed, name, progress)
         else:
             path = (parsed.path if parsed.path.is_dir() else parsed.path.parent) / name
         if path is None or not path.exists():
             return None
-        if not path.is_file() or path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(f"{path} is not a file of at most 1 MiB; expected a small JSON object")
-        content = json.loads(path.read_bytes())
+        try:
+            return _read_config(path)
+        except DamagedError:
+            if not isinstance(parsed, HubSource) or hub.offline():
+                raise
+            return _read_config(hub.fetch_again(parsed, path, progress))
     except OSError as error:
         raise CheckpointError(f"cannot read {name} of {source}: {error.strerror or error}") from error
-    except CheckpointError:
-        raise
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file.
+
+    Raises:
+        DamagedError: it is none.
+    """
+    if not path.is_file() or path.stat().st_size > _MAX_CONFIG:
+        raise DamagedError(f"{blob_of(path)} is not a file of at most 1 MiB; expected a small JSON object")
+    try:
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, nested too deeply
-        raise CheckpointError(f"{path} is not JSON ({error}); copy or download it again") from error
+        raise DamagedError(
+            f"{blob_of(path)} is not JSON ({error}); copy or download it again, or delete it: {path.name} is optional"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; expected an object")
     return content
@@ -137,18 +163,53 @@ def _weights_folder(cache_dir: str | Path | None) -> Path:
 def _read(
     located: LocatedFile, expected: Mapping[str, TensorSpec], folder: Path, say: Progress
 ) -> tuple[dict[str, torch.Tensor], str, list[str]]:
-    """The tensors of a weights file, the SHA-256 of the safetensors that they come from, and notes."""
+    """The tensors of a weights file, the SHA-256 of the safetensors that they come from, and notes.
+
+    Raises:
+        DamagedError: its SHA-256 is not the published one, or none was published and it cannot be read.
+        CheckpointError: as `load_checkpoint`.
+    """
     path = located.path
-    kind = file_kind(path)
     say(f"hashing {path.name}")
     digest = _hash_file(path)
     sidecar = _sidecar(path)
     published = located.sha256 or (_read_sidecar(sidecar) if sidecar.is_file() else digest)
     if published != digest:
-        raise CheckpointError(
-            f"{path} is damaged: its SHA-256 is {digest[:16]}..., but {(published or 'no hash')[:16]}... was "
-            "published with it; delete it and download it again"
+        raise DamagedError(
+            f"{blob_of(path)} is damaged: its SHA-256 is {digest[:16]}..., but {(published or 'no hash')[:16]}... was "
+            "published with it; delete it and copy or download it again"
         )
+    try:
+        return _opened(path, digest, expected, folder, say)
+    except DamagedError as error:
+        if located.sha256 is None:
+            raise
+        raise CheckpointError(f"{error}; it was published so (the SHA-256 holds), name another revision") from error
+
+
+def _read_again(
+    located: LocatedFile, expected: Mapping[str, TensorSpec], folder: Path, say: Progress
+) -> tuple[dict[str, torch.Tensor], str, list[str]]:
+    """`_read` of a file that was just downloaded a second time.
+
+    Raises:
+        CheckpointError: as `_read`, with what is left to do.
+    """
+    try:
+        return _read(located, expected, folder, say)
+    except DamagedError as error:
+        what = str(error).rpartition("; ")[0]  # without what to do about a local file
+        raise CheckpointError(
+            f"{what}; it came damaged in a second download too, {hub.endpoint()} or a proxy changes it. Set "
+            "HF_ENDPOINT to another mirror, or unset it, and run again, which downloads it again; or name a local copy"
+        ) from error
+
+
+def _opened(
+    path: Path, digest: str, expected: Mapping[str, TensorSpec], folder: Path, say: Progress
+) -> tuple[dict[str, torch.Tensor], str, list[str]]:
+    """As `_read`, of a file with a known SHA-256."""
+    kind = file_kind(path)
     if kind == "safetensors":
         tensors, notes = unwrap(_read_safetensors(path)[0], path)
         return tensors, digest, notes
@@ -171,7 +232,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     except OSError:
         raise
     except Exception as error:  # SafetensorError, and what torch raises for a header that it cannot honour
-        raise CheckpointError(
+        raise DamagedError(
             f"{path} is damaged or not a safetensors file ({error}); copy or download it again"
         ) from error
 

@@ -1,6 +1,8 @@
-"""Errors of the torch side that a user can mend."""
+"""Errors of PyTorch's side that a user can fix."""
 
 from __future__ import annotations
+
+from moebius_runtime.errors import MoebiusError
 
 
 def one_line(text: str) -> str:
@@ -12,10 +14,8 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
-class UserError(ValueError):
+class UserError(MoebiusError, ValueError):
     """Base of the errors here. The message is one line: received, expected, what to do."""
-
-    exit_code = 2
 
     def __init__(self, message: str) -> None:
         """Keep `message`, brought to one line."""
@@ -24,6 +24,10 @@ class UserError(ValueError):
 
 class CheckpointError(UserError):
     """A weights source, checkpoint or preset is not what is expected."""
+
+
+class DamagedError(CheckpointError):
+    """A weights file whose content is not what was written: copying or downloading it again may help."""
 
 
 class MisfitError(CheckpointError):

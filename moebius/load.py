@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from moebius.checkpoint import Checkpoint, load_checkpoint, load_config
-from moebius.config import PredictionType, StudentConfig, TeacherConfig, VaeConfig
+from moebius.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig
 from moebius.errors import CheckpointError, MisfitError
+from moebius.sources import released_guidance
 from moebius.stand_in import TensorSpec
 from moebius.student import Moebius
 from moebius.teacher import Teacher
@@ -29,6 +30,18 @@ DEFAULT_VAE = "hub:hustvl/PixelHacker/vae"
 def default_sources(preset: str) -> tuple[str, str]:
     """Weights of student and VAE that belong to a preset: the released ones, or those that come with this package."""
     return ("shipped:small", "shipped:small/vae") if preset == "small" else (DEFAULT_WEIGHTS, DEFAULT_VAE)
+
+
+def default_guidance(source: str, sizes: Preset) -> float:
+    """The guidance scale to use with the weights of `source` unless asked otherwise.
+
+    That of the paper's table 6 for the released weights (2.5 for scenes, 2.0 for portraits), else the preset's.
+
+    Raises:
+        CheckpointError: `source` is no source string.
+    """
+    released = released_guidance(source)
+    return sizes.guidance_scale if released is None else released
 
 
 def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
@@ -97,13 +110,13 @@ def load_vae(
     Raises:
         CheckpointError: as for `load_student`, or the sizes differ.
     """
-    _check_vae_config(load_config(source), config, source)
+    _check_vae_config(load_config(source, progress=progress), config, source)
     with torch.device("meta"):
         vae = build_vae(config)
     return vae.eval(), _fill(vae, source, progress)
 
 
-def check_prediction_type(source: str, expected: PredictionType) -> None:
+def check_prediction_type(source: str, expected: PredictionType, progress: Callable[[str], None] | None = None) -> None:
     """Refuses weights that predict something else: they would run, and make noise of every picture.
 
     Weights whose `config.json` does not say, such as the released ones, are taken as they are.
@@ -111,7 +124,7 @@ def check_prediction_type(source: str, expected: PredictionType) -> None:
     Raises:
         CheckpointError: the `config.json` beside the weights names another prediction type.
     """
-    found = (load_config(source) or {}).get("prediction_type", expected)
+    found = (load_config(source, progress=progress) or {}).get("prediction_type", expected)
     if found != expected:
         raise CheckpointError(
             f"{source}: its config.json says prediction_type = {found!r}, expected {expected!r}; choose weights that "

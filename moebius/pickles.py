@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from moebius.errors import CheckpointError
+from moebius.errors import CheckpointError, DamagedError
 from moebius.sources import listed
 
 FileKind = Literal["safetensors", "torch-zip", "torch-legacy"]
@@ -34,19 +34,20 @@ def file_kind(path: Path) -> FileKind:
     """What a weights file is, by its first bytes; by its name too for safetensors, which has no magic number.
 
     Raises:
-        CheckpointError: it is empty, a Git LFS pointer, a tar archive, or nothing that holds weights.
+        CheckpointError: it is empty or nothing that holds weights (`DamagedError`), a Git LFS pointer, or a tar
+            archive.
     """
     with open(path, "rb") as stream:
         head = stream.read(512)
     if not head:
-        raise CheckpointError(f"{path} is empty; copy or download it again")
+        raise DamagedError(f"{path} is empty; copy or download it again")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` where it came from")
     if head.startswith(b"PK\x03\x04"):
         if path.suffix == ".safetensors":  # torch.load goes by the name, too
             raise CheckpointError(f"{path} is a pickle by its content, not safetensors; rename it to end in .bin")
         return "torch-zip"
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if (path.suffix == ".safetensors" and head.lstrip()[:1] != b"<") or head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"\x80"):
         return "torch-legacy"
@@ -55,7 +56,12 @@ def file_kind(path: Path) -> FileKind:
             f"{path} is a tar archive (PyTorch before 0.2, or a packed folder); unpack it, or save it again "
             "with today's torch.save"
         )
-    raise CheckpointError(f"{path} is neither a safetensors file nor a checkpoint of torch.save, or it is damaged")
+    if head.lstrip()[:1] == b"<":
+        raise DamagedError(f"{path} is a web page, not weights; copy or download it again, from another address")
+    raise DamagedError(
+        f"{path} is neither a safetensors file nor a checkpoint of torch.save, or it is damaged; copy or download it "
+        "again"
+    )
 
 
 def read_pickle(path: Path, kind: FileKind) -> object:
@@ -64,7 +70,7 @@ def read_pickle(path: Path, kind: FileKind) -> object:
     A zip's checksums are verified first; its tensors stay on the disk until they are used.
 
     Raises:
-        CheckpointError: the file carries code or other objects, or is damaged.
+        CheckpointError: the file carries code or other objects, or is damaged (`DamagedError`).
     """
     if kind == "torch-zip":
         _check_zip(path)
@@ -76,7 +82,7 @@ def read_pickle(path: Path, kind: FileKind) -> object:
                 f"{path} carries {wanted[1]}, that is code or an object other than tensors; nothing "
                 "of it was run. Save the state dict alone, best as safetensors; delete a stranger's file"
             ) from error
-        raise CheckpointError(
+        raise DamagedError(
             f"{path} is damaged or not a checkpoint of torch.save ({type(error).__name__}); copy or download it again"
         ) from error
 
@@ -92,11 +98,11 @@ def _check_zip(path: Path) -> None:
             if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise CheckpointError(f"{path} is a zip archive, but not one of torch.save; unpack it first")
             if (damaged := archive.testzip()) is not None:
-                raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not hold; download it again")
+                raise DamagedError(f"{path} is damaged: the checksum of {damaged} does not hold; download it again")
     except CheckpointError:
         raise
     except Exception as error:  # BadZipFile; of odd headers also ValueError, NotImplementedError, ...
-        raise CheckpointError(
+        raise DamagedError(
             f"{path} is damaged or cut short ({type(error).__name__}); copy or download it again"
         ) from error
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from moebius.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from moebius.locate import locate as locate
 
 Progress = Callable[[str], None]
 
@@ -23,10 +28,34 @@ _HUB = re.compile(
     rf"hub:(?P<repo>{_PART}/{_PART})(?P<path>(?:/{_PART}){{0,8}})(?:@(?P<revision>{_PART}(?:/{_PART}){{0,4}}))?"
 )
 _STAND_IN = re.compile(r"stand-in(?::(?P<seed>0|[1-9][0-9]{0,17}))?")
-_FORMS = "hub:OWNER/REPO[/FOLDER][@REVISION], a local file or folder, shipped:NAME, or stand-in[:SEED]"
+RELEASED_REPO = "hustvl/Moebius"
 SHIPPED = MappingProxyType({"small": "small/student", "small/vae": "small/vae"})
 """Names of the weights that come with this package, and their folders in it."""
 _LISTED = 8
+
+
+@dataclass(frozen=True)
+class Released:
+    """A folder of released student weights, and the guidance scale that the paper uses with it (table 6)."""
+
+    folder: str
+    guidance_scale: float
+
+
+RELEASED = MappingProxyType(
+    {
+        "places2": Released("ft_places2", 2.5),
+        "celebahq": Released("ft_celebahq", 2.0),
+        "ffhq": Released("ft_ffhq", 2.0),
+        "pretrained": Released("pretrained", 2.5),
+    }
+)
+"""The released student weights of `hustvl/Moebius` by their short names: scenes 2.5, portraits 2.0."""
+FORMS = (
+    f"{', '.join(RELEASED)}, hub:OWNER/REPO[/FOLDER][@REVISION], a local file or folder, shipped:NAME, "
+    "or stand-in[:SEED]"
+)
+"""The source strings that `parse_source` understands, for messages."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +110,19 @@ def parse_source(text: str) -> WeightsSource:
     """What a weights string means. Nothing is opened.
 
     Raises:
-        CheckpointError: the string is empty, a URL, holds control characters, or is a garbled `hub:` or
-            `stand-in`.
+        CheckpointError: the string is empty, a URL, holds control characters, is a garbled `hub:` or `stand-in`,
+            or is both the name of released weights and of a file or folder here.
     """
     if not text.strip() or any(ord(char) < 32 or ord(char) == 127 for char in text):
-        raise CheckpointError(f"weights {text!r}: expected {_FORMS}")
+        raise CheckpointError(f"weights {text!r}: expected {FORMS}")
+    if text in RELEASED:
+        released = f"hub:{RELEASED_REPO}/{RELEASED[text].folder}"
+        if os.path.lexists(text):
+            raise CheckpointError(
+                f"weights {text!r} is the name of released weights and of a file or folder here; write ./{text} for "
+                f"the one here, or {released} for the released ones"
+            )
+        return HubSource(RELEASED_REPO, RELEASED[text].folder)
     if text == "stand-in" or text.startswith("stand-in:"):
         if not (match := _STAND_IN.fullmatch(text)):
             raise CheckpointError(f"weights {text!r}: expected stand-in or stand-in:SEED, SEED a whole number from 0")
@@ -111,8 +148,20 @@ def parse_source(text: str) -> WeightsSource:
             revision=match["revision"],
         )
     if "://" in text:
-        raise CheckpointError(f"weights {text!r}: a URL is not fetched; expected {_FORMS}")
+        raise CheckpointError(f"weights {text!r}: a URL is not fetched; expected {FORMS}")
     return LocalSource(Path(text))
+
+
+def released_guidance(text: str) -> float | None:
+    """The guidance scale that the paper uses with the weights of a source string; None where it names none.
+
+    Raises:
+        CheckpointError: as `parse_source`.
+    """
+    source = parse_source(text)
+    if not isinstance(source, HubSource) or source.repo.lower() != RELEASED_REPO.lower():  # the hub ignores case
+        return None
+    return next((one.guidance_scale for one in RELEASED.values() if one.folder == source.folder), None)
 
 
 @dataclass(frozen=True)
@@ -175,36 +224,12 @@ def listed(names: Sequence[str], limit: int = _LISTED) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def locate(text: str, progress: Progress | None = None) -> LocatedFile:
-    """The weights file that a `hub:` or local source names, downloaded first where need be.
+if not TYPE_CHECKING:
 
-    Raises:
-        CheckpointError: it is not there, is ambiguous, or cannot be fetched.
-    """
-    source = parse_source(text)
-    if isinstance(source, StandInSource):
-        raise CheckpointError(f"weights {text!r} are drawn, not read; expected a file, folder or hub source")
-    if isinstance(source, HubSource):
-        from moebius import hub
+    def __getattr__(name: str) -> Any:
+        """`locate`, which has its own module since it needs the hub, is still found here."""
+        if name == "locate":
+            from moebius.locate import locate
 
-        located = hub.fetch_weights(source, progress)
-    elif isinstance(source, ShippedSource):
-        located = LocatedFile(_locate_local(source.path).path, text)
-    else:
-        located = _locate_local(source.path)
-    if is_ema_name(located.path.name):
-        return LocatedFile(located.path, f"{located.origin}; EMA file", located.sha256)
-    return located
-
-
-def _locate_local(path: Path) -> LocatedFile:
-    try:
-        if path.is_dir():
-            path /= choose_weights([entry.name for entry in path.iterdir() if entry.is_file()], f"folder {path}")
-        if not path.exists():
-            raise CheckpointError(f"weights {path}: no such file or folder; expected {_FORMS}")
-        if not path.is_file():
-            raise CheckpointError(f"weights {path}: not a regular file; expected {_FORMS}")
-    except OSError as error:
-        raise CheckpointError(f"weights {path}: {error.strerror or error}; expected {_FORMS}") from error
-    return LocatedFile(path, str(path))
+            return locate
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -333,9 +333,8 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point of `moebius-bench`."""
-    from moebius.errors import UserError  # needs no PyTorch, but measuring a device needs nothing of this package
 
-    console.run(app, (MoebiusError, UserError))
+    console.run(app, (MoebiusError,))
 
 
 if __name__ == "__main__":

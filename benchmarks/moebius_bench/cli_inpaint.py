@@ -37,6 +37,7 @@ def inpaint(
     ] = True,
     runtime: Annotated[str, typer.Option(help="Of moebius-inpaint.")] = "ort-cpu",
     precision: Annotated[str, typer.Option(help="One or more of the bundle's precisions.")] = "fp32",
+    mode: Annotated[str, typer.Option(help="best or reference, as of moebius-inpaint.")] = "best",
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the bundle's.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Default: the bundle's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of holes and noise.")] = 0,
@@ -75,7 +76,7 @@ def inpaint(
     if unknown := [name for name in chosen if name not in _CLASSICAL]:
         raise InputError(f"--classical {unknown[0]}: expected some of {', '.join(_CLASSICAL)}")
     methods = [Method(name, mean_colour if name == "mean" else classical_method(name)) for name in chosen]
-    options = {"steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    options = {"mode": mode, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
     for bundle in bundles or []:
         for index, kind in enumerate(precision.split(",")):

@@ -146,11 +146,15 @@ def classical(name: str) -> Fill:
 
 
 def network(pipeline: Any, **options: Any) -> Fill:
-    """A bundle's pipeline (`moebius_runtime.InpaintPipeline`), pasted hard, so that only the hole is its own."""
+    """A bundle's pipeline (`moebius_runtime.InpaintPipeline`), pasted hard, so that only the hole is its own.
+
+    The hole is exact, so the mask is not grown. `options` are those of `InpaintOptions`.
+    """
+    options = {"blend": "hard", "mask_dilate": 0, **options}
 
     def fill(picture: Picture, mask: Mask) -> Picture:
         area = Image.fromarray(mask.astype(np.uint8) * 255)
-        return np.asarray(pipeline(Image.fromarray(picture), area, blend="hard", **options).convert("RGB"))
+        return np.asarray(pipeline(Image.fromarray(picture), area, **options).convert("RGB"))
 
     return fill
 
@@ -171,14 +175,14 @@ def autoencoder(pipeline: Any) -> Fill:
 
     def fill(picture: Picture, mask: Mask) -> Picture:
         filled, shape = picture.copy(), (mask.shape[0], mask.shape[1])
-        for crop in regions.find_crops(mask, size):
-            view = regions.window(crop, shape)
+        for part in regions.find_squares(mask, size):
+            crop = part.crop
+            view, own = regions.window(crop, shape), part.own(mask)
             square = regions.to_network(picture[view], crop, shape, size).astype(np.float32) / 127.5 - 1
             latent = run("vae_encoder", image=np.ascontiguousarray(square.transpose(2, 0, 1)[None]))
             decoded = run("vae_decoder", latent=latent)[0].transpose(1, 2, 0)  # [S, S, 3] in [-1, 1], not clamped
             generated = (np.clip((decoded + 1) / 2, 0, 1) * 255).astype(np.uint8)
-            part = regions.from_network(np.ascontiguousarray(generated), crop, shape)
-            filled[view][mask[view]] = part[mask[view]]
+            filled[view][own] = regions.from_network(np.ascontiguousarray(generated), crop, shape)[own]
         return filled
 
     return fill
@@ -193,8 +197,8 @@ def evaluate(
     """Fills every hole by every method; scores against the truth, or against the pictures of the method `reference`.
 
     Everything outside of the hole is the true picture, whatever a method made of it. A method gets the picture with the
-    hole in the mean colour of the rest, so that it cannot know the truth: below strength 1 a pipeline starts from the
-    whole picture with noise on it, hole included. Only one with `sees_truth` gets the true picture.
+    hole in the mean colour of the rest, so that it cannot know the truth: in mode `reference` a pipeline starts from
+    the whole picture with noise on it, hole included. Only one with `sees_truth` gets the true picture.
 
     Returns:
         the scores, and each method's pictures in the order of the cases.

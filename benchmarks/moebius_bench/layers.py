@@ -73,7 +73,7 @@ class LayerReport(BaseModel):
 
 
 @dataclass
-class _Case:
+class LayerCase:
     """One layer with its inputs (x [B, n, C], and for Interactive-λ the context) and the gradient of its output."""
 
     name: str
@@ -100,10 +100,10 @@ class _Case:
             tensor.grad = None
 
 
-class _Sized(nn.Module):
+class SizedLayer(nn.Module):
     """A layer with the picture's size bound, so that its inputs are tensors only."""
 
-    def __init__(self, case: _Case) -> None:
+    def __init__(self, case: LayerCase) -> None:
         super().__init__()
         self.layer, self.size = case.layer, case.size
 
@@ -136,23 +136,28 @@ def measure_layers(
             "wrong gradients at batch 1, so there would be nothing to compare the fast form with (docs/rewrites.md)"
         )
     try:
-        cases = list(_cases(preset_name, batch))
+        cases = list(layer_cases(preset_name, batch))
     except CheckpointError as error:
         raise InputError(f"--preset: {error}") from error
     turn("the machine's matrix-product rate")
     rate = measure_rate(Job(kind="rate", runtime="torch", threads=threads))  # sets the number of threads
     differences = []
     for case in cases:
-        turn(f"comparing the forms of {_title(case)}")
+        turn(f"comparing the forms of {case_title(case)}")
         differences.append(compare_forms(case))
     rows: list[LayerRow] = []
     for case, difference in zip(cases, differences, strict=True):
-        turn(f"timing {_title(case)}")
+        turn(f"timing {case_title(case)}")
         rows += _time(case, rounds, difference, rate.macs_per_second.median)
     return LayerReport(machine=machine, preset=preset_name, batch=batch, rounds=rounds, rate=rate, rows=rows)
 
 
-def _cases(preset_name: str, batch: int) -> Iterator[_Case]:
+def layer_cases(preset_name: str, batch: int, device: str = "cpu") -> Iterator[LayerCase]:
+    """Both λ layers at every size of a preset, with random test weights and inputs of a seed, in float32.
+
+    Raises:
+        CheckpointError: an unknown preset.
+    """
     sizes = preset(preset_name).student
     random = torch.Generator().manual_seed(0)
     for level, channels in enumerate(sizes.block_out_channels):
@@ -170,29 +175,40 @@ def _cases(preset_name: str, batch: int) -> Iterator[_Case]:
             shapes = [(batch, positions, channels)]
             if isinstance(layer, InteractiveLambda):
                 shapes.append((batch, sizes.tokens, sizes.cross_attention_dim))
-            inputs = [torch.randn(shape, generator=random, requires_grad=True) for shape in shapes]
-            yield _Case(name, layer, inputs, (side, side), torch.randn(shapes[0], generator=random))
+            inputs = [torch.randn(shape, generator=random).to(device).requires_grad_() for shape in shapes]
+            gradient = torch.randn(shapes[0], generator=random).to(device)
+            yield LayerCase(name, layer.to(device), inputs, (side, side), gradient)
 
 
-def compare_forms(case: _Case) -> float:
+def compare_forms(case: LayerCase) -> float:
     """The largest relative difference of outputs (both modes), gradients of inputs and parameters, and statistics.
 
     Raises:
         OutputError: one is larger than `TOLERANCE`, or not a number.
     """
     before = {name: value.clone() for name, value in case.layer.state_dict().items()}
-    expected, got = (_results(case, form, before) for form in _FORMS)
+    expected, got = (form_results(case, form, before) for form in _FORMS)
     errors = {name: float((got[name] - value).norm() / value.norm()) for name, value in expected.items()}
     if wrong := {name: error for name, error in errors.items() if not error <= TOLERANCE}:
         listed = ", ".join(f"{name} by {error:.1e}" for name, error in wrong.items())
         raise OutputError(
-            f"{_title(case)}: the fast form differs from the form as written in {listed}; expected at most "
+            f"{case_title(case)}: the fast form differs from the form as written in {listed}; expected at most "
             f"{TOLERANCE:.0e}, so nothing was timed; report it with the version of PyTorch ({torch.__version__})"
         )
     return max(errors.values())
 
 
-def _results(case: _Case, form: LambdaForm, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def form_results(case: LayerCase, form: LambdaForm, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs in inference and in training, every gradient, and the statistics after one training step, by name.
+
+    Args:
+        case: its layer is left in training mode, in the form, with other statistics.
+        form: to compute in.
+        state: the layer's state dict to begin from.
+
+    Raises:
+        OutputError: an input or a parameter has no gradient.
+    """
     case.layer.load_state_dict(state)
     set_lambda_form(case.layer, form)
     case.layer.eval()
@@ -203,16 +219,16 @@ def _results(case: _Case, form: LambdaForm, state: dict[str, Tensor]) -> dict[st
     named = [*zip(("x", "context"), case.inputs, strict=False), *case.layer.named_parameters()]
     for name, tensor in named:
         if tensor.grad is None:
-            raise OutputError(f"{_title(case)}: the {form} form gives {name} no gradient; nothing was timed")
+            raise OutputError(f"{case_title(case)}: the {form} form gives {name} no gradient; nothing was timed")
         found[f"the gradient of {name}"] = tensor.grad.clone()
     return found | {name: buffer.double() for name, buffer in case.layer.named_buffers()}
 
 
-def _time(case: _Case, rounds: int, difference: float, rate: float) -> Iterator[LayerRow]:
+def _time(case: LayerCase, rounds: int, difference: float, rate: float) -> Iterator[LayerRow]:
     macs = {}
     for form in _FORMS:
         set_lambda_form(case.layer, form)
-        macs[str(form)] = module_macs(_Sized(case).eval(), case.inputs)["all"]
+        macs[str(form)] = module_macs(SizedLayer(case).eval(), case.inputs)["all"]
     for passes in _PASSES:
         seconds: dict[str, list[float]] = {form: [] for form in _FORMS}
         case.layer.train(passes != "forward")
@@ -244,7 +260,8 @@ def _time(case: _Case, rounds: int, difference: float, rate: float) -> Iterator[
         )
 
 
-def _title(case: _Case) -> str:
+def case_title(case: LayerCase) -> str:
+    """The layer, its picture and its channels in words."""
     return f"{case.name} at {case.size[0]}x{case.size[1]}, C={case.inputs[0].shape[2]}"
 
 

@@ -25,12 +25,14 @@ def export_plain(job: Job) -> dict[str, int]:
     from moebius.errors import CheckpointError
     from moebius_export.bundle import ExportOptions, export_onnx
 
-    preset = Bundle.open(job.bundle).manifest.model.preset
+    ours = Bundle.open(job.bundle).manifest
     assert job.weights
     assert job.vae
     assert job.out
     try:
-        manifest = export_onnx(job.out, ExportOptions(job.weights, job.vae, preset, rules=()))
+        guidance = ours.defaults.guidance_scale
+        options = ExportOptions(job.weights, job.vae, ours.model.preset, rules=(), guidance_scale=guidance)
+        manifest = export_onnx(job.out, options)
     except CheckpointError as error:
         raise InputError(f"--baseline plain: {error}") from error
     return {"rewrites": len(manifest.rewrites)}

@@ -46,7 +46,11 @@ def profile_bundle(job: Job) -> list[GraphProfile]:
         backend._ort = _Profiling(backend._ort, folder)
         pipeline = InpaintPipeline(backend, memory="fast")
         options = make_options(
-            steps=1 + job.warmup_steps, strength=1.0, guidance_scale=job.guidance_scale, seed=job.seed
+            mode="reference",
+            steps=1 + job.warmup_steps,
+            strength=1.0,
+            guidance_scale=job.guidance_scale,
+            seed=job.seed,
         )
         picture, mask = picture_and_mask(job, pipeline.manifest.geometry.image_size)
         for _ in range(_PICTURES):

@@ -11,7 +11,9 @@ from moebius_bench.jobs import Job
 from moebius_bench.results import Rate, RateKind
 from moebius_bench.stats import summary
 from moebius_bench.variants import TORCH
+from moebius_runtime.backends import ort_integer
 from moebius_runtime.backends.ort import import_onnxruntime, physical_cores
+from moebius_runtime.backends.ort_integer import EXACT_WEIGHT
 from moebius_runtime.errors import InputError
 
 SIZE = 2048
@@ -36,7 +38,8 @@ MATMUL_OF_BYTES = bytes.fromhex(
 def measure_rate(job: Job) -> Rate:
     """MAC per second of square products in the runtime's own library, with its number of threads.
 
-    Of bytes where the job's precision is `int8_cpu`, else of fp32 numbers.
+    Of bytes where the job's precision is `int8_cpu`, else of fp32 numbers. Weights are -64 to 64, so that the products
+    are right on every CPU; `saturates` of the result states whether they would be for all of int8.
 
     Raises:
         InputError: the runtime has no such product here.
@@ -57,7 +60,15 @@ def measure_rate(job: Job) -> Rate:
         multiply()
         rates.append(SIZE**3 / (time.perf_counter() - started))
     found = summary(rates)
-    return Rate(runtime=job.runtime, library=library, threads=threads, size=SIZE, macs_per_second=found, kind=kind)
+    return Rate(
+        runtime=job.runtime,
+        library=library,
+        threads=threads,
+        size=SIZE,
+        macs_per_second=found,
+        kind=kind,
+        saturates=kind == "bytes" and ort_integer.saturates(),
+    )
 
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider"}
@@ -86,6 +97,7 @@ def _torch_product(threads: int) -> tuple[str, Callable[[], object]]:
 def _matrices(kind: RateKind = "fp32") -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     if kind == "bytes":
-        return rng.integers(0, 256, (SIZE, SIZE), np.uint8), rng.integers(-127, 128, (SIZE, SIZE), np.int8)
+        weights = rng.integers(-EXACT_WEIGHT, EXACT_WEIGHT + 1, (SIZE, SIZE), np.int8)
+        return rng.integers(0, 256, (SIZE, SIZE), np.uint8), weights
     a, b = (rng.standard_normal((SIZE, SIZE), dtype=np.float32) for _ in range(2))
     return a, b

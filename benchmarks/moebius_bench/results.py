@@ -92,7 +92,8 @@ class GraphProfile(_Strict):
 class Rate(_Strict):
     """The machine's own rate of matrix products, MAC per second, and in what it was measured.
 
-    `kind`: products of fp32 numbers, or of bytes (uint8 by int8, summed in int32).
+    `kind`: products of fp32 numbers, or of bytes (uint8 by int8, summed in int32). `saturates`: whether the library's
+    products of bytes are wrong on this CPU where weights need more than 7 bits, so that the rate is worth less.
     """
 
     runtime: str
@@ -101,6 +102,7 @@ class Rate(_Strict):
     size: int
     macs_per_second: Summary
     kind: RateKind = "fp32"
+    saturates: bool = False
 
 
 class StageCost(_Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moebius_bench.results import Rate, Ratio, Report, VariantResult
+from moebius_runtime.backends.ort_integer import SATURATES
 
 PROFILE_ROWS = 12
 
@@ -64,9 +65,10 @@ def roofline_lines(row: VariantResult) -> list[str]:
 def rate_line(rate: Rate) -> str:
     """The machine's own rate, and in what it was measured."""
     value = rate.macs_per_second
+    limit = f". {SATURATES}" if rate.saturates else ""
     return (
         f"matrix-product rate of this machine: {gmac(value.median)} GMAC/s {rate.kind} ({gmac(value.min)} to "
-        f"{gmac(value.max)}; {rate.size}^3 in {rate.library}, {rate.threads} thread{'s' * (rate.threads != 1)})"
+        f"{gmac(value.max)}; {rate.size}^3 in {rate.library}, {rate.threads} thread{'s' * (rate.threads != 1)}){limit}"
     )
 
 

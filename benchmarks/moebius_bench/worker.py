@@ -16,7 +16,7 @@ from typing import Any
 def main() -> int:
     """Reads a job, does it, writes `{"ok": ..., ...}`. A user's error is an answer, a bug a traceback and exit 1."""
     started = time.perf_counter()
-    answer = _own_stdout()
+    answer = own_stdout()
     from moebius_bench.jobs import Job
     from moebius_runtime.errors import MoebiusError
 
@@ -56,7 +56,7 @@ def _work(kind: str, started: float) -> Callable[[Any], dict[str, Any]]:
     return measured
 
 
-def _own_stdout() -> int:
+def own_stdout() -> int:
     """Standard output under a number of its own; whatever a library prints goes to standard error."""
     sys.stdout.flush()
     answer = os.dup(1)

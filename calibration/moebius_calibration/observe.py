@@ -40,7 +40,7 @@ def observed(graph: Opened, products: Mapping[str, Product]) -> onnx.ModelProto:
     """The graph with statistics of what its products read as further outputs.
 
     `range:NAME` float [3]: lowest and highest value, mean square. `sample:NAME` float [<= `SAMPLE`]. `channels:NAME`
-    float [2, channels], for values that meet a weight: largest magnitude and mean of each channel.
+    float [3, channels], for values that meet a weight: lowest value, highest value and mean of each channel.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -84,10 +84,9 @@ class _Adder:
         mark, shape = f"channels:{name}", self._shapes[name]
         others = self._number([index for index in range(len(shape)) if index != axis])
         row = self._number([1, shape[axis]])
-        self._node("Abs", [name], f"{mark}/abs")
         parts = []
-        for operator, source in (("ReduceMax", f"{mark}/abs"), ("ReduceMean", name)):
-            self._node(operator, [source, others], f"{mark}/{operator}", keepdims=0)
+        for operator in ("ReduceMin", "ReduceMax", "ReduceMean"):
+            self._node(operator, [name, others], f"{mark}/{operator}", keepdims=0)
             self._node("Reshape", [f"{mark}/{operator}", row], f"{mark}/{operator}/row")
             parts.append(f"{mark}/{operator}/row")
         self._node("Concat", parts, mark, axis=0)

@@ -120,7 +120,11 @@ def with_smoothing(
     weights: Mapping[str, Array],
     alpha: float,
 ) -> Scheme:
-    """The scheme with SmoothQuant's factors for activations that only linear layers read, all with a stored matrix."""
+    """The scheme with SmoothQuant's factors for activations that only linear layers read, all with a stored matrix.
+
+    Of an asymmetric range each end is that of the divided activation: the channel with the lowest value and that with
+    the highest are divided by different factors. A range that the observer had clipped stays clipped by the same share.
+    """
     readers: dict[str, list[tuple[Product, Operand]]] = {}
     for product in products.values():
         for operand in product.activations:
@@ -132,7 +136,10 @@ def with_smoothing(
         sizes = {len(statistics.channels[operand.value].largest) for _, operand in pairs}
         if len(sizes) != 1:
             continue
-        largest = np.max(np.stack([statistics.channels[operand.value].largest for _, operand in pairs]), axis=0)
+        seen = [statistics.channels[operand.value] for _, operand in pairs]
+        lows = np.min(np.stack([channels.low for channels in seen]), axis=0)
+        highs = np.max(np.stack([channels.high for channels in seen]), axis=0)
+        largest = np.maximum(-lows, highs)
         if not largest.max() > 0:
             continue
         peaks = []
@@ -141,10 +148,19 @@ def with_smoothing(
             other = tuple(index for index in range(weight.ndim) if index != summed_axis(product))
             peaks.append(np.abs(weight).max(axis=other))
         factors = smooth_factors(largest, peaks, alpha)
-        ratio = float((largest / factors).max() / largest.max())
         low, high = scheme.ranges[source]
-        smooth[source], ranges[source] = factors, (low * ratio, high * ratio)
+        if scheme.symmetric:
+            ends = _shrunk(largest, factors), _shrunk(largest, factors)
+        else:
+            ends = _shrunk(-lows, factors), _shrunk(highs, factors)
+        smooth[source], ranges[source] = factors, (low * ends[0], high * ends[1])
     return replace(scheme, smooth=smooth, ranges=ranges)
+
+
+def _shrunk(ends: Array, factors: Array) -> float:
+    """The largest of `ends` [channels] after their division by `factors`, over that before; 1 where none is > 0."""
+    whole = float(ends.max())
+    return float((ends / factors).max()) / whole if whole > 0 else 1.0
 
 
 def with_shifts(

@@ -18,15 +18,22 @@ from moebius_runtime.files import atomic_write, open_plain
 
 Array = np.ndarray
 _MAX_BYTES = 4 << 30
+_VERSION = 2  # of a saved state; 1 had the largest magnitude of each channel alone
 
 
 @dataclass
 class Channels:
-    """Of an activation that meets a weight: largest magnitude, and sum over runs of the mean, of each channel."""
+    """Of each channel of an activation that meets a weight: lowest and highest value, and sum over runs of the mean."""
 
-    largest: Array  # float32 [channels]
+    low: Array  # float32 [channels]
+    high: Array  # float32 [channels]
     total: Array  # float64 [channels]
     runs: int = 0
+
+    @property
+    def largest(self) -> Array:
+        """The largest magnitude of each channel, float32 [channels]."""
+        return np.maximum(-self.low, self.high)
 
     @property
     def mean(self) -> Array:
@@ -67,11 +74,12 @@ class Statistics:
                 self._channels(name, np.asarray(found, np.float64))
 
     def _channels(self, name: str, found: Array) -> None:
-        largest, mean = found
+        low, high, mean = found
+        low, high = low.astype(np.float32), high.astype(np.float32)
         if name not in self.channels:
-            self.channels[name] = Channels(np.zeros(len(mean), np.float32), np.zeros(len(mean)))
+            self.channels[name] = Channels(low, high, np.zeros(len(mean)))
         known = self.channels[name]
-        known.largest = np.maximum(known.largest, largest.astype(np.float32))
+        known.low, known.high = np.minimum(known.low, low), np.maximum(known.high, high)
         known.total = known.total + mean
         known.runs += 1
 
@@ -86,7 +94,7 @@ def save(path: Path, identity: str, done: int, statistics: Mapping[str, Statisti
 
     `identity` says what was calibrated, and how.
     """
-    content: dict[str, object] = {"schema_version": 1, "identity": identity, "done": done, "graphs": {}}
+    content: dict[str, object] = {"schema_version": _VERSION, "identity": identity, "done": done, "graphs": {}}
     arrays: dict[str, Array] = {}
 
     def keep(array: Array) -> str:
@@ -101,7 +109,7 @@ def save(path: Path, identity: str, done: int, statistics: Mapping[str, Statisti
                 name: [seen.histogram.reach, keep(seen.histogram.counts), sorted(seen.steps.items())]
                 for name, seen in one.seen.items()
             },
-            "channels": {name: [keep(c.largest), keep(c.total), c.runs] for name, c in one.channels.items()},
+            "channels": {name: [keep(c.low), keep(c.high), keep(c.total), c.runs] for name, c in one.channels.items()},
             "inputs": [{name: keep(array) for name, array in run.items()} for run in one.inputs],
         }
     content["graphs"] = graphs
@@ -124,8 +132,8 @@ def load(path: Path, identity: str) -> tuple[int, dict[str, Statistics]]:
                 raise ValueError(f"over {_MAX_BYTES >> 30} GiB")
             with np.load(stream, allow_pickle=False) as arrays:
                 content = json.loads(bytes(arrays["content"]))
-                if content["schema_version"] != 1:
-                    raise ValueError(f"schema version {content['schema_version']}, this version reads 1")
+                if content["schema_version"] != _VERSION:
+                    raise ValueError(f"schema version {content['schema_version']}, this version reads {_VERSION}")
                 if content["identity"] != identity:
                     raise ExportError(
                         f"{path}: it is the state of another calibration (other graphs, pictures, steps or seed); give "
@@ -148,7 +156,7 @@ def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
             raise ValueError(f"the histogram of {name} is damaged")
         ends = {int(step): (float(low), float(high)) for step, (low, high) in steps}
         one.seen[name] = Seen(Histogram(float(reach), table), ends)
-    for name, (largest, total, runs) in entry["channels"].items():
-        one.channels[name] = Channels(arrays[largest], arrays[total], int(runs))
+    for name, (low, high, total, runs) in entry["channels"].items():
+        one.channels[name] = Channels(arrays[low], arrays[high], arrays[total], int(runs))
     one.inputs = [{name: arrays[key] for name, key in run.items()} for run in entry["inputs"]]
     return one

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from moebius import Preset, VaeDecoder, VaeEncoder, preset
 from moebius.checkpoint import Checkpoint
-from moebius.load import DEFAULT_VAE, DEFAULT_WEIGHTS, check_prediction_type, load_student, load_vae
+from moebius.load import (
+    DEFAULT_VAE,
+    DEFAULT_WEIGHTS,
+    check_prediction_type,
+    default_guidance,
+    load_student,
+    load_vae,
+)
 from moebius_export.convert import GraphSpec, to_onnx
 from moebius_export.errors import ExportError
 from moebius_export.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
@@ -61,7 +68,8 @@ class ExportOptions:
 
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
     apply (`moebius_export.rules`), all by default, none for the network as written. `target` is what the λ
-    operators' bodies are written for; `lowering` says how, by default as shipped for the target.
+    operators' bodies are written for; `lowering` says how, by default as shipped for the target. `guidance_scale` is
+    the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -72,6 +80,7 @@ class ExportOptions:
     rules: tuple[str, ...] = RULE_NAMES
     target: Target = DEFAULT_TARGET
     lowering: Lowering | None = None
+    guidance_scale: float | None = None
 
     @property
     def lowered(self) -> Lowering:
@@ -101,6 +110,9 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
     if not 1 <= options.batch <= 64:
         raise ExportError(f"--batch {options.batch}: expected 1 to 64")
     sizes = preset(options.preset)
+    guidance = default_guidance(options.weights, sizes) if options.guidance_scale is None else options.guidance_scale
+    if not 0 <= guidance <= 100:  # NaN neither
+        raise ExportError(f"--guidance-scale {guidance}: expected 0 to 100")
     check_names(options.rules)
     if options.target not in TARGETS:
         raise ExportError(f"--target {options.target}: expected one of {', '.join(TARGETS)}")
@@ -108,7 +120,7 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
     _check_place(Path(out))
     with placed_whole(Path(out)) as folder:
         progress("weights", "U-Net")
-        check_prediction_type(options.weights, sizes.prediction_type)
+        check_prediction_type(options.weights, sizes.prediction_type, lambda note: progress("weights", note))
         student, student_weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
         parameters = sum(parameter.numel() for parameter in student.parameters())
         graphs: dict[GraphName, _Written] = {}
@@ -129,7 +141,7 @@ def export_onnx(out: str | Path, options: ExportOptions, progress: Progress = la
             unet=_weights_info(student_weights),
             vae=_weights_info(vae_weights),
         )
-        manifest = _manifest(folder, model, sizes, graphs)
+        manifest = _manifest(folder, model, sizes, guidance, graphs)
         write_manifest(manifest, folder)
     return manifest
 
@@ -242,7 +254,9 @@ def _graph_info(spec: GraphSpec, output: np.ndarray, file: GraphFile) -> GraphIn
     )
 
 
-def _manifest(folder: Path, model: ModelInfo, sizes: Preset, graphs: dict[GraphName, _Written]) -> Manifest:
+def _manifest(
+    folder: Path, model: ModelInfo, sizes: Preset, guidance_scale: float, graphs: dict[GraphName, _Written]
+) -> Manifest:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -264,9 +278,7 @@ def _manifest(folder: Path, model: ModelInfo, sizes: Preset, graphs: dict[GraphN
             beta_schedule="scaled_linear",
             prediction_type=sizes.prediction_type,
         ),
-        defaults=Defaults(
-            num_inference_steps=20, guidance_scale=sizes.guidance_scale, strength=0.99, noise_offset=0.0357
-        ),
+        defaults=Defaults(num_inference_steps=20, guidance_scale=guidance_scale, strength=0.99, noise_offset=0.0357),
         graphs={name: graph.info for name, graph in graphs.items()},
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],

@@ -11,7 +11,6 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from moebius.errors import CheckpointError
 from moebius_export.cli_doctor import doctor
 from moebius_export.cli_int8 import int8
 from moebius_export.cli_precision import precision as precision_command
@@ -38,8 +37,9 @@ def onnx(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="hub:OWNER/REPO/FOLDER\\[@REVISION], a file or folder, shipped:small, or stand-in[:SEED]. Default: "
-            "hub:hustvl/Moebius/ft_places2; with --preset small, shipped:small."
+            help="Released weights: places2 (scenes, the default), celebahq or ffhq (portraits), pretrained; or "
+            "hub:OWNER/REPO/FOLDER\\[@REVISION], a file or folder, shipped:small, or stand-in\\[:SEED]. With --preset "
+            "small the default is shipped:small."
         ),
     ] = None,
     vae: Annotated[
@@ -50,6 +50,15 @@ def onnx(
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="Sizes of the network: full, small or tiny.")] = "full",
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="The bundle's default guidance scale. Default: the paper's for released weights, 2.5 for places2 and "
+            "pretrained and 2.0 for celebahq and ffhq; the preset's for others, 2.5 or, with --preset small, 1.0.",
+        ),
+    ] = None,
     precision: Annotated[
         str,
         typer.Option(
@@ -93,7 +102,7 @@ def onnx(
     if named is None:
         raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
     body = None if lowering is None else lowering_of(lowering, named)
-    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, named, body)
+    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, named, body, guidance_scale)
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description:<16}"),
@@ -126,7 +135,7 @@ def onnx(
     size = sum(file.size for file in manifest.files.values())
     console.out.print(
         f"{out}: {manifest.model.parameters:,} U-Net parameters, {size / 1e6:,.0f} MB, "
-        f"{time.perf_counter() - started:.0f} s"
+        f"{time.perf_counter() - started:.0f} s; default guidance scale {manifest.defaults.guidance_scale:g}"
     )
     if manifest.stand_in:
         console.warn("stand-in weights are random numbers: the picture inside the mask will be noise")
@@ -262,7 +271,7 @@ def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:
 
 def main() -> None:
     """Entry point of `moebius-export`."""
-    console.run(app, (MoebiusError, CheckpointError))
+    console.run(app, (MoebiusError,))
 
 
 if __name__ == "__main__":

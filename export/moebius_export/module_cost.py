@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a PyTorch module, operation by operation, on fake tensors: shapes only, no arithmetic.
+"""Multiply-accumulates of a PyTorch module, operation by operation, on meta tensors: shapes only, no arithmetic.
 
 What `moebius_export.cost` counts in a file, before there is one, so that each rewrite can say what it saved. Torch's
 own operation counter has the formulas of the standard operators; those of `moebius.lambda_ops` and
@@ -7,13 +7,13 @@ own operation counter has the formulas of the standard operators; those of `moeb
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -37,11 +37,42 @@ def module_macs(module: nn.Module, inputs: Iterable[Tensor], form: str = "tiles"
         CostError: an operator outside torch's own has no formula here.
     """
     # Attention as plain products: the fused forms of some devices are not known to the counter.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        arguments = [fake.from_tensor(tensor) for tensor in inputs]
-        with _Recording(form) as recording:
-            output = module(*arguments)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Recording(form) as recording:
+        output = on_meta(module)(*(tensor.to("meta") for tensor in inputs))
     return recording.used_by(output)
+
+
+def shared_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor] = lambda one: one) -> nn.Module:
+    """The same tree of modules anew over the same parameters and buffers, or what `tensor` makes of each once."""
+    copies: dict[int, nn.Module] = {}
+    tensors: dict[int, Tensor] = {}
+
+    def mapped(one: Tensor | None) -> Any:
+        if one is None:
+            return None
+        if id(one) not in tensors:
+            tensors[id(one)] = tensor(one)
+        return tensors[id(one)]
+
+    def copied(source: nn.Module) -> nn.Module:
+        if id(source) not in copies:
+            result = copies[id(source)] = copy.copy(source)
+            result._parameters = {name: mapped(one) for name, one in source._parameters.items()}
+            result._buffers = {name: mapped(one) for name, one in source._buffers.items()}
+            result._modules = {name: child and copied(child) for name, child in source._modules.items()}
+        return copies[id(source)]
+
+    return copied(module)
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy of a module whose parameters and buffers are meta tensors: they have shapes and types, and no numbers."""
+
+    def meta(tensor: Tensor) -> Tensor:
+        empty = tensor.to("meta")
+        return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+    return shared_copy(module, meta)
 
 
 class _Recording(TorchDispatchMode):

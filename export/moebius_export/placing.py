@@ -51,6 +51,15 @@ def placed_whole(out: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Puts a file, or a symbolic link as it is, at `target` too: by a hard link, or a copy where there are none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
 def _exchange(new: Path, out: Path) -> None:
     """Renames `new` to `out`; what was there before goes only once that has worked."""
     if not out.exists():

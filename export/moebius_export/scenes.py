@@ -61,7 +61,8 @@ def seeded_scene(manifest: Manifest, steps: int, seed: int) -> Scene:
     angle = np.arctan2(y - 0.55, x - 0.45)
     edge = 0.24 + 0.05 * np.cos(3 * angle + rng.uniform(0, 6)) + 0.03 * np.cos(7 * angle)
     mask = np.hypot(x - 0.45, y - 0.55) < edge
-    return Scene(np.clip(picture, 0, 255).astype(np.uint8), mask, InpaintOptions(steps=steps, noise=noise))
+    options = InpaintOptions(mode="reference", steps=steps, noise=noise)  # every backend must do what the original does
+    return Scene(np.clip(picture, 0, 255).astype(np.uint8), mask, options)
 
 
 def scenes_of(manifest: Manifest, steps: int, count: int, seed: int, data: Path | None = None) -> list[Scene]:
@@ -89,7 +90,7 @@ def scenes_of(manifest: Manifest, steps: int, count: int, seed: int, data: Path 
     found = []
     for job, scene in zip(jobs, scenes, strict=False):
         picture = load_picture(job.image)
-        mask = mask_from_picture(load_picture(job.mask), picture.shape, name=str(job.mask), hints=False)
+        mask = mask_from_picture(load_picture(job.mask), picture.shape, name=str(job.mask), hints="none")
         crop = regions.whole_crop(picture.shape, size, f"{job.image}: use a picture that is less long")
         part = picture.part(regions.window(crop, picture.shape))
         rgb = regions.to_network(part.to_rgb(), crop, picture.shape, size)

@@ -8,18 +8,22 @@ this module can be imported, and can say what is missing, where they are not ins
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from moebius_runtime.backends.base import Array, Backend
+from moebius_runtime.backends.engine_runner import SWITCH, graphs_wanted
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
-from moebius_runtime.manifest import GraphName, WeightsInfo
+from moebius_runtime.manifest import GraphName, Precision, WeightsInfo
 
 if TYPE_CHECKING:
     from moebius import Moebius
     from moebius.lambda_layers import LambdaForm
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+TorchPrecision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _WARM_UPS = 3  # runs before a capture: libraries choose their kernels, Triton times its blocks
 
 
@@ -62,7 +66,10 @@ def origin(weights: WeightsInfo) -> str:
 
 
 class TorchBackend(Backend):
-    """Eager PyTorch in float32. On CUDA each graph is captured once per batch size and then replayed.
+    """PyTorch's own kernels. On CUDA each graph is captured once per batch size and then replayed.
+
+    In fp16 and bf16 the U-Net's weights and activations have that type throughout; guidance is computed in float32.
+    The autoencoder follows in bf16 and stays in float32 in fp16: its decoder overflows float16 (docs/precision.md).
 
     Args:
         bundle: the bundle whose network is run; its graph files are not read.
@@ -70,11 +77,15 @@ class TorchBackend(Backend):
         weights, vae: sources of the weights; None is what the manifest names. Their SHA-256 must be the manifest's.
         device: "auto" is a CUDA GPU where PyTorch sees one, else the CPU.
         form: of the λ layers (`moebius.lambda_layers.set_lambda_form`); "reference" computes as written.
-        modules: the graphs' modules where they are loaded already, in place of `weights` and `vae`.
+        modules: the graphs' modules where they are loaded already, in place of `weights` and `vae`. They are moved to
+            the device and to the precision, and get the form; give backends that differ in one of these a copy each.
+        precision: of the U-Net; None is fp32.
+        cuda_graphs: False launches every kernel of every run (the slow form). None captures on a GPU, unless
+            MOEBIUS_CUDA_GRAPHS is `off`. A graph that cannot be captured is an error and never runs without.
 
     Raises:
         RuntimeUnavailableError: PyTorch, the device or what the form needs is not there.
-        InputError: an unknown device or form.
+        InputError: an unknown device, form or precision, or CUDA graphs asked for on a CPU.
     """
 
     name = "torch"
@@ -89,17 +100,27 @@ class TorchBackend(Backend):
         device: DeviceName = "auto",
         form: LambdaForm = "reference",
         modules: Mapping[GraphName, Any] | None = None,
+        precision: Precision | None = None,
+        cuda_graphs: bool | None = None,
     ) -> None:
         from moebius_runtime.backends.ort import physical_cores
 
         super().__init__(bundle, threads=physical_cores() if threads is None else threads)
+        self._arguments = {"threads": self.threads, "weights": weights, "vae": vae, "device": device, "form": form}
         self._torch = import_torch()
         self._torch.set_num_threads(self.threads)
         self._device = _device(self._torch, device)
         self._form = _form(form, self._device)
+        self.precision = _precision(precision)
+        self._captures = _captures(cuda_graphs, self._device)
         model = bundle.manifest.model
         self._sources = {"unet": weights or origin(model.unet), "vae": vae or origin(model.vae)}
+        self._given = bool(modules)
         self._modules: dict[GraphName, Any] = dict(modules or {})
+
+    def arguments(self) -> dict[str, Any]:
+        """See `Backend`. With modules that its caller made it cannot be pickled."""
+        return super().arguments() if self._given else dict(self._arguments)
 
     def verify(self, graph: GraphName) -> None:
         """Nothing of the bundle's files is used."""
@@ -109,9 +130,12 @@ class TorchBackend(Backend):
 
         if graph not in self._modules:  # the graphs of one network share it
             self._modules |= self._read("unet" if graph.startswith("unet") else "vae")
-        module = self._modules[graph].to(self._device)
+        precision = "fp32" if graph.startswith("vae") and self.precision == "fp16" else self.precision
+        dtype = getattr(self._torch, _DTYPES[precision])
+        module = self._modules[graph].to(self._device, dtype)
         set_lambda_form(module, self._form)
-        return CapturedModule(module, self._torch.cuda) if self._device.type == "cuda" else module
+        run = CapturedModule(module, self._torch.cuda, graph) if self._captures else module
+        return _Loaded(run, dtype)
 
     def _read(self, part: Literal["unet", "vae"]) -> dict[GraphName, Any]:
         from moebius import preset
@@ -142,7 +166,9 @@ class TorchBackend(Backend):
     def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
         with self._torch.inference_mode():
             tensors = [self._torch.from_numpy(array).to(self._device) for array in inputs.values()]
-            output: Array = handle(*tensors).cpu().numpy()
+            # Pictures and latents get the network's type; the timestep and the guidance scale, both [1], keep theirs.
+            typed = [tensor.to(handle.dtype) if tensor.dim() > 1 else tensor for tensor in tensors]
+            output: Array = handle.run(*typed).float().cpu().numpy()
         return output
 
     def _unload(self, handle: Any) -> None:
@@ -156,7 +182,7 @@ class TorchBackend(Backend):
         found = {"runtime": self.name, "torch": str(self._torch.__version__)}
         if self._device.type == "cuda":
             found |= {
-                "providers": "eager, CUDA graphs",
+                "providers": "eager, CUDA graphs" if self._captures else "eager",
                 "device": self._torch.cuda.get_device_name(self._device),
                 "cuda": str(self._torch.version.cuda),
             }
@@ -166,7 +192,11 @@ class TorchBackend(Backend):
             import triton
 
             found["triton"] = triton.__version__
-        return found | {"form": self._form, "threads": str(self._torch.get_num_threads())}
+        return found | {
+            "form": self._form,
+            "precision": self.precision,
+            "threads": str(self._torch.get_num_threads()),
+        }
 
 
 def _device(torch: Any, name: DeviceName) -> Any:
@@ -192,20 +222,47 @@ def _form(form: LambdaForm, device: Any) -> LambdaForm:
     return form
 
 
+def _precision(precision: Precision | None) -> TorchPrecision:
+    found = next((known for known in get_args(TorchPrecision) if known == (precision or "fp32")), None)
+    if found is None:
+        raise InputError(f"--precision {precision}: runtime 'torch' runs in {', '.join(get_args(TorchPrecision))}")
+    return found
+
+
+def _captures(asked: bool | None, device: Any) -> bool:
+    """Whether graphs are captured on this device."""
+    if asked and device.type != "cuda":
+        raise InputError(f"cuda_graphs: the device is {device}; expected a CUDA GPU, or leave it out")
+    return device.type == "cuda" and (graphs_wanted() if asked is None else asked)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A graph that is ready: the module, or what replays it, and the type of its pictures and latents."""
+
+    run: Any
+    dtype: Any
+
+
 class CapturedModule:
     """A module's forward as CUDA graphs, one per set of input shapes, over inputs and an output at fixed addresses.
 
     Args:
         module: called with tensors on a CUDA device, in eval mode; answers one tensor.
         cuda: `torch.cuda`, or what stands for it in a test.
+        name: of the graph, for messages.
     """
 
-    def __init__(self, module: Any, cuda: Any) -> None:
-        self._module, self._cuda = module, cuda
+    def __init__(self, module: Any, cuda: Any, name: str = "graph") -> None:
+        self._module, self._cuda, self._name = module, cuda, name
         self._captured: dict[tuple[Any, ...], tuple[Any, list[Any], Any]] = {}
 
     def __call__(self, *inputs: Any) -> Any:
-        """The output for inputs on the device; it is overwritten by the next call with these shapes."""
+        """The output for inputs on the device; it is overwritten by the next call with these shapes.
+
+        Raises:
+            RuntimeUnavailableError: an operation of the module cannot be captured. It does not run without.
+        """
         key = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         if key not in self._captured:
             self._captured[key] = self._capture([tensor.clone() for tensor in inputs])
@@ -223,6 +280,14 @@ class CapturedModule:
                 self._module(*fixed)
         self._cuda.current_stream().wait_stream(aside)
         graph = self._cuda.CUDAGraph()
-        with self._cuda.graph(graph):
-            output = self._module(*fixed)
+        try:
+            with self._cuda.graph(graph):
+                output = self._module(*fixed)
+        except RuntimeError as error:
+            if isinstance(error, getattr(self._cuda, "OutOfMemoryError", ())):
+                raise  # a smaller network may be captured
+            raise RuntimeUnavailableError(
+                f"runtime 'torch': {self._name} cannot be captured as a CUDA graph ({' '.join(str(error).split())}). "
+                f"Set {SWITCH}=off to launch its kernels one by one, which is slower."
+            ) from error
         return graph, fixed, output

@@ -14,6 +14,11 @@ _SCENES = re.compile(r"scenes:([1-9][0-9]{0,8})(?::(0|[1-9][0-9]{0,8}))?")
 _FORMS = "scenes:COUNT[:SEED], photographs, a folder of pictures or of tars, a .jsonl or a .tar file"
 
 
+def names_no_file(text: str) -> bool:
+    """Whether a data text means generated scenes or scikit-image's photographs rather than a path."""
+    return text == "photographs" or _SCENES.fullmatch(text) is not None
+
+
 def open_source(text: str, size: int, held_out: bool = False) -> Source:
     """The source that a text names.
 

@@ -14,6 +14,7 @@ from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.distill.losses import NAMES, LossOptions
 from moebius.distill.samples import fill_latents
 from moebius.distill.settings import Settings
+from moebius.distill.tasks import evaluating
 from moebius.distill.timesteps import add_noise, alphas_cumprod, velocity
 from moebius.distill.trainer import Trainer
 from moebius.errors import TrainingError
@@ -84,7 +85,19 @@ def evaluate(
 
     Noise is drawn from `seed`, so every network sees the same.
     """
-    student.eval()
+    with evaluating(student):
+        return _evaluate(student, held_out, decoder, count, steps, prediction_type, seed)
+
+
+def _evaluate(
+    student: Moebius,
+    held_out: EncodedStream,
+    decoder: VaeDecoder,
+    count: int,
+    steps: int,
+    prediction_type: PredictionType,
+    seed: int,
+) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(seed)
     bars, errors, inside, places = alphas_cumprod(), [], 0.0, 0.0
     done = 0

@@ -91,7 +91,7 @@ def build_task(settings: Settings, say: Say = lambda text: None) -> Task:
     student.diff_model.gradient_checkpointing = settings.gradient_checkpointing
     frozen = None
     if settings.teacher is not None and settings.losses.needs_teacher:
-        check_prediction_type(settings.teacher, sizes.prediction_type)
+        check_prediction_type(settings.teacher, sizes.prediction_type, say)
         frozen = load_teacher(settings.teacher, sizes.teacher, say)[0].requires_grad_(False)
     return DiffusionTask(
         student.requires_grad_(True),

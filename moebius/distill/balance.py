@@ -98,7 +98,8 @@ def balance(
         fine: θ_F, see `fine_parameter`.
         coarse: θ_C, see `coarse_parameter`.
         scale: a gradient scaler's present factor. Losses are multiplied by it before, and norms divided after, so that
-            float16 gradients do not vanish on the way. Where they overflow, the total is NaN and the scaler skips.
+            float16 gradients do not vanish on the way. Where they overflow, weights and total are NaN, so that the
+            scaler skips the step.
         reduce: averages a gradient over processes, so that the weights are those of the global batch. None: each
             process has weights of its own.
 
@@ -180,6 +181,8 @@ class _Measure:
             gradient = self._reduce(gradient)
         dtype = torch.promote_types(gradient.dtype, torch.float32)
         norm = torch.linalg.vector_norm(gradient.detach(), dtype=dtype) / self._scale
+        # As an infinite norm it would be a weight of 0, or of the limit, and the step would not be skipped.
+        norm = torch.where(norm.isfinite(), norm, torch.nan)
         self.norms[f"{name} at {place}"] = norm
         return norm
 

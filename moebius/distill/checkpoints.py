@@ -33,6 +33,7 @@ from moebius.distill.sharding import spread_as, whole
 from moebius.errors import TrainingError
 
 _NAME = re.compile(r"step-([0-9]{8})")
+_PART = re.compile(r"\.part-[0-9a-f]{16}")
 _SCHEMA = 1
 
 
@@ -65,21 +66,34 @@ def latest(out: Path) -> Path | None:
 
 
 def write_rank(part: Path, rank: int, state: RankState) -> None:
-    """Writes one process' part into the folder that `begin` made."""
-    _save_tensors(state.generators, part / f"rank-{rank}.safetensors")
-    _save_json(state.position, part / f"rank-{rank}.json")
+    """Writes one process' part into the folder that `begin` made.
+
+    Raises:
+        TrainingError: the disk is full or not writable.
+    """
+    try:
+        _save_tensors(state.generators, part / f"rank-{rank}.safetensors")
+        _save_json(state.position, part / f"rank-{rank}.json")
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(part, error) from error
 
 
 def begin(out: Path) -> Path:
-    """A new folder under a temporary name, in the folder of the checkpoints.
+    """A new folder under a temporary name, in the folder of the checkpoints; removes those that killed runs left.
+
+    Only one run may write to `out`, and only its main process calls this.
 
     Raises:
         TrainingError: it cannot be made.
     """
     parent = out / "checkpoints"
-    part = parent / f".part-{secrets.token_hex(8)}"
+    part = _temporary(parent)
     try:
-        part.mkdir(parents=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        for path in parent.iterdir():
+            if _PART.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+        part.mkdir()
     except OSError as error:
         raise _unwritable(parent, error) from error
     return part
@@ -99,7 +113,7 @@ def finish(part: Path, out: Path, step: int, state: RunState, keep: int) -> Path
             _save_tensors(state.average, part / "average.safetensors")
         _save_json(state.numbers | {"schema_version": _SCHEMA}, part / "state.json")
         if target.exists():
-            shutil.rmtree(target)  # of a run that went on from an earlier one
+            remove(target)  # of a run that went on from an earlier one
         os.replace(part, target)
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
@@ -108,8 +122,17 @@ def finish(part: Path, out: Path, step: int, state: RunState, keep: int) -> Path
         with suppress(OSError):
             shutil.rmtree(part)
     for old in sorted(_all(out))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     return target
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint or a temporary folder, as far as it can. Killed on the way, it leaves no half checkpoint:
+    what is left has a temporary name, and the next `begin` removes it."""
+    doomed = _temporary(folder.parent)
+    with suppress(OSError):
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read(folder: Path, rank: int) -> tuple[RunState, RankState]:
@@ -185,6 +208,10 @@ def _names(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, st
     known = {id(parameter): name for name, parameter in network.named_parameters()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {index: known[id(parameter)] for index, parameter in enumerate(ordered)}
+
+
+def _temporary(parent: Path) -> Path:
+    return parent / f".part-{secrets.token_hex(8)}"
 
 
 def _all(out: Path) -> list[Path]:

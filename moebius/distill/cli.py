@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from typer.core import TyperGroup
 
 from moebius.distill.cli_ablate import ablate_command
 from moebius.distill.cli_encode import encode_command
-from moebius.errors import TrainingError, UserError
+from moebius.errors import TrainingError
 from moebius_runtime import console
+from moebius_runtime.errors import MoebiusError
 
 if TYPE_CHECKING:
     from moebius.distill.settings import Settings
@@ -96,7 +98,7 @@ def _train(settings: Settings, resume: bool, make: type[Trainer]) -> None:
         def on_step(report: Any) -> None:
             bars.update(bar, completed=report.step)
             if log is not None and (means := log.step(report)):
-                bars.update(bar, shown=f"loss {means['loss']:.4g}")
+                bars.update(bar, shown=f"loss {means.get('loss', math.nan):.4g}")
 
         def on_samples(step: int, task: Any, network: Any) -> None:
             assert log is not None
@@ -148,14 +150,16 @@ def _check_free(settings: Settings, resume: bool) -> None:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the run after the step, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the run after the step, with a checkpoint, however often they come.
+
+    One Ctrl-C under torchrun comes twice: from the terminal and from torchrun. Ctrl-\\ ends the process at once.
+    """
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
+        if not asked:
+            console.err.print("stopping after this step, with a checkpoint; Ctrl-\\ stops at once, without one")
         asked.append(number)
-        console.err.print("stopping after this step; once more stops at once, without a checkpoint")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -167,7 +171,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 def main() -> None:
     """Entry point of `moebius-distill`."""
-    console.run(app, (UserError,))
+    console.run(app, (MoebiusError,))
 
 
 if __name__ == "__main__":

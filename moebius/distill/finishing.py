@@ -54,6 +54,8 @@ def write_weights(settings: Settings, state: Mapping[str, Tensor], step: int) ->
 
 
 def _placed(target: Path, write: Any) -> None:
+    for left in target.parent.glob(f".{target.name}.*.part"):  # by a run that was killed; one run writes to a folder
+        left.unlink(missing_ok=True)
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         write(part)

@@ -26,7 +26,7 @@ class Log:
     def __init__(self, out: Path, every: int, start: int, tensorboard: bool) -> None:
         self._every, self._path, self._samples = every, out / "metrics.jsonl", out / "samples"
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
         self._writer: Any = None
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -43,15 +43,16 @@ class Log:
             self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
 
     def step(self, report: Report) -> dict[str, float] | None:
-        """Takes a step's values; the means, when they were written."""
+        """Takes a step's values; returns the means when it writes them. Leaves out values that are not finite."""
         for name, value in report.values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            if math.isfinite(value):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+                self._counts[name] = self._counts.get(name, 0) + 1
         if report.step % self._every:
             return None
-        means = {name: value / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
-        line = {"step": report.step} | {name: value for name, value in means.items() if math.isfinite(value)}
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        line = {"step": report.step} | means
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         if self._writer:

@@ -200,6 +200,27 @@ def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: ScheduleOp
     return LambdaLR(optimizer, lambda step: options.factor(step))
 
 
+def restore_schedule(schedule: LambdaLR, state: dict[str, Any], options: ScheduleOptions, learning_rate: float) -> None:
+    """Takes the number of steps from a scheduler's saved state, and all else from the settings of now.
+
+    The optimizer's groups get the learning rate of the next step. (`LambdaLR.load_state_dict` leaves them at the saved
+    rate until the scheduler's next step.)
+
+    Args:
+        schedule: of `learning_rate_schedule`.
+        state: what its `state_dict` gave.
+        options: of the schedule now.
+        learning_rate: of the settings now, before the schedule's factor.
+    """
+    schedule.load_state_dict(state)
+    groups = schedule.optimizer.param_groups
+    rate = learning_rate * options.factor(schedule.last_epoch)
+    for group in groups:
+        group["initial_lr"], group["lr"] = learning_rate, rate
+    schedule.base_lrs = [learning_rate for _ in groups]
+    schedule._last_lr = [rate for _ in groups]
+
+
 def averaged(network: nn.Module, decay: float = 0.9999, *, device: torch.device | None = None) -> AveragedModel:
     """A copy of the network whose weights follow it: average = decay * average + (1 - decay) * weights (EMA).
 

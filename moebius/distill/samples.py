@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moebius.config import PredictionType
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
-from moebius.distill.tasks import DiffusionTask, Task, VaeTask
+from moebius.distill.tasks import DiffusionTask, Task, VaeTask, evaluating
 from moebius.student import Moebius
 from moebius.teacher import Teacher
 from moebius.vae import VaeDecoder
@@ -85,17 +85,13 @@ def sheet(
     Of a VAE: the picture and its reconstruction. Of student or teacher: truth, masked picture, filled picture, all
     through the VAE, the last with the truth outside of the hole.
     """
-    training = network.training
-    network.eval()
-    try:
+    with evaluating(network):
         if isinstance(task, VaeTask):
             assert isinstance(batch, Batch)
             with torch.no_grad():
                 columns = [batch.image, network(batch.image.to(_device(network))).sample.cpu()]
         else:
             columns = _filled(cast(DiffusionTask, task), network, batch, decoder, steps, guidance_scale, seed)
-    finally:
-        network.train(training)
     rows = torch.cat(columns, dim=3)  # [B, 3, H, columns * W]
     joined = rows.permute(0, 2, 3, 1).flatten(0, 1)  # [B * H, columns * W, 3]
     return ((joined + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,13 +13,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from moebius.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
 from moebius.data.masks import HOLES, MaskSettings
+from moebius.data.opening import names_no_file
 from moebius.data.pictures import CropSettings
 from moebius.distill.balance import BalanceOptions
 from moebius.distill.losses import LossOptions, Tap
 from moebius.distill.optimizers import OptimizerOptions, ScheduleOptions
-from moebius.errors import TrainingError
+from moebius.errors import CheckpointError, TrainingError
+from moebius.sources import LocalSource, parse_source
 
 _MAX_BYTES = 1 << 20
+_FREE: Any = {
+    **dict.fromkeys(("out", "steps", "schedule", "precision"), True),
+    **dict.fromkeys(("log_every", "save_every", "keep", "samples", "tensorboard"), True),
+    **dict.fromkeys(("weights_dtype", "average_statistics"), True),
+    "optimizer": {"learning_rate"},
+    "data": {"threads", "broken"},
+}
+"""What a resumed run may change; see `Settings.identity`."""
 _Config = TypeVar("_Config", StudentConfig, TeacherConfig, VaeConfig)
 
 
@@ -269,6 +280,11 @@ class Settings(_Part):
             raise ValueError(f"`teacher` is for `train: student`; with `train: {self.train}` leave it out")
         if self.data.latent_crop and self.train != "teacher":
             raise ValueError("`latent_crop` is for `train: teacher`; the student is tied to one size")
+        if self.average_statistics and self.batch_norm == "frozen":
+            raise ValueError(
+                f"`average_statistics: {self.average_statistics}` measures the batch norms anew and "
+                "`batch_norm: frozen` keeps their statistics; leave out one of the two"
+            )
         if self.train == "vae":
             if self.data.latents is not None:
                 raise ValueError("the VAE is trained on pictures; give `data: {pictures: ...}`")
@@ -279,20 +295,9 @@ class Settings(_Part):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run may not change: all but where, how long, the schedule, and what is kept and shown."""
-        free = {
-            "out",
-            "steps",
-            "schedule",
-            "log_every",
-            "save_every",
-            "keep",
-            "samples",
-            "tensorboard",
-            "weights_dtype",
-            "average_statistics",
-        }
-        return json.loads(self.model_dump_json(exclude=free))
+        """What a resumed run may not change: all but where, how long and how fast it learns, its precision, how data is
+        read ahead, and what is kept and shown."""
+        return json.loads(self.model_dump_json(exclude=_FREE))
 
 
 def load_settings(path: Path) -> Settings:
@@ -331,14 +336,40 @@ def parse_settings(content: Any, name: str) -> Settings:
 def changed(found: dict[str, Any], now: Settings) -> list[str]:
     """Names of an earlier run's `Settings.identity` that have another value now.
 
-    Options that did not exist then are taken as their defaults, which do nothing.
+    Options that did not exist then are taken as their defaults, which do nothing. Two ways to write one path (`a`,
+    `./a`, `/here/a`) are the same.
     """
     try:
-        before = Settings.model_validate(found | {"out": now.out, "steps": now.steps}).identity()
+        then = Settings.model_validate(found | {"out": now.out, "steps": now.steps})
     except ValidationError as error:
         return [_fault(fault) for fault in error.errors()]
-    ours = now.identity()
+    before, ours = _resolved(then).identity(), _resolved(now).identity()
     return [name for name in ours if before[name] != ours[name]]
+
+
+def _is_local(source: str) -> bool:
+    try:
+        return isinstance(parse_source(source), LocalSource)
+    except CheckpointError:  # reported where the source is opened
+        return False
+
+
+def _resolved(settings: Settings) -> Settings:
+    """Settings in which every path is absolute and without links; names that are no paths stay."""
+    data = settings.data
+    pictures = tuple(
+        part if names_no_file(part.source) else part.model_copy(update={"source": os.path.realpath(part.source)})
+        for part in data.pictures
+    )
+    latents = None if data.latents is None else Path(os.path.realpath(data.latents))
+    update: dict[str, Any] = {"data": data.model_copy(update={"pictures": pictures, "latents": latents})}
+    for name in ("init", "teacher", "vae"):
+        source = getattr(settings, name)
+        update[name] = os.path.realpath(source) if source is not None and _is_local(source) else source
+    if settings.perceptual is not None:
+        weights = Path(os.path.realpath(settings.perceptual.weights))
+        update["perceptual"] = settings.perceptual.model_copy(update={"weights": weights})
+    return settings.model_copy(update=update)
 
 
 def _fault(fault: Any) -> str:

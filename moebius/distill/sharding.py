@@ -122,6 +122,18 @@ def check_distribution(accelerator: Accelerator, *, samples_need_average: bool =
         )
 
 
+def check_precision(accelerator: Accelerator) -> None:
+    """Refuses fp16 where accelerate has no gradient scaler: it would train in float32 and not report it.
+
+    Raises:
+        TrainingError: fp16 is asked for on a CPU.
+    """
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise TrainingError(
+            f"precision: fp16 needs a GPU, and this run is on {accelerator.device.type}; write `bf16` or `fp32`"
+        )
+
+
 def before_prepare(accelerator: Accelerator, module: nn.Module) -> None:
     """Gives a module that FSDP will spread the forward pass that accelerate gives all others: under autocast, with
     float32 outputs. Called before `prepare`; without FSDP, or in float32, it changes nothing.

@@ -8,9 +8,8 @@ every process, and each takes its own rows: sample i of the global batch is row 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,6 +20,7 @@ from moebius.config import VaeConfig
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
 from moebius.distill.balance import balance, coarse_parameter, fine_parameter
+from moebius.distill.context import TrainContext
 from moebius.distill.losses import Distance, LossOptions, Prediction, distillation_losses
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
 from moebius.distill.sharding import gathered_by_forward
@@ -38,23 +38,6 @@ class Outcome(NamedTuple):
     values: dict[str, Tensor]
 
 
-@dataclass
-class Surroundings:
-    """What a task must know of the machine and of the other processes."""
-
-    device: torch.device
-    generator: torch.Generator
-    rank: int = 0
-    world: int = 1
-    autocast: Callable[[], AbstractContextManager[None]] = torch.no_grad  # replaced by the trainer
-    scale: Callable[[], float] = lambda: 1.0
-    reduce: Callable[[Tensor], Tensor] | None = None
-
-    def own(self, drawn: Tensor) -> Tensor:
-        """This process' rows of what was drawn for the global batch, on its device."""
-        return drawn[self.rank :: self.world].to(self.device)
-
-
 class Task(ABC):
     """A kind of training. `module` is called through whatever wraps it; the rest of the state is the task's own."""
 
@@ -62,11 +45,11 @@ class Task(ABC):
     module: nn.Module
 
     @abstractmethod
-    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
         """The loss of a batch; `module` is `self.module`, wrapped."""
 
     @abstractmethod
-    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
         """Passes a batch through a network of this kind as in training, for what the pass leaves in it."""
 
     frozen: tuple[nn.Module, ...] = ()
@@ -137,39 +120,39 @@ class DiffusionTask(Task):
         assert self._encode is not None, "settings without a VAE and with pictures are refused"
         return self._encode(batch)
 
-    def _noised(self, batch: Batch | LatentBatch, around: Surroundings) -> tuple[LatentBatch, Noised]:
+    def _noised(self, batch: Batch | LatentBatch, context: TrainContext) -> tuple[LatentBatch, Noised]:
         """The batch as latents, and as the network sees it at timesteps that are drawn."""
-        sample = LatentBatch(*(value.to(around.device) for value in self.samples(batch)))
+        sample = LatentBatch(*(value.to(context.device) for value in self.samples(batch)))
         count = sample.latents.shape[0]
         if self._crop:
-            drawn_places = torch.rand(count * around.world, 3, generator=around.generator)
-            sample = crop_to_hole(sample, self._crop, around.own(drawn_places))
-        drawn, shape = self._timesteps, (count * around.world, *sample.latents.shape[1:])
-        timesteps = around.own(
-            sample_timesteps(shape[0], around.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
+            drawn_places = torch.rand(count * context.world, 3, generator=context.generator)
+            sample = crop_to_hole(sample, self._crop, context.own(drawn_places))
+        drawn, shape = self._timesteps, (count * context.world, *sample.latents.shape[1:])
+        timesteps = context.own(
+            sample_timesteps(shape[0], context.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
         )
-        noise = around.own(sample_noise(shape, around.generator, offset=drawn.noise_offset))
+        noise = context.own(sample_noise(shape, context.generator, offset=drawn.noise_offset))
         target = noise
         if self.prediction_type == "v_prediction":
             target = velocity(sample.latents, noise, timesteps, self._bars)
         seen_latents = add_noise(sample.latents, noise, timesteps, self._bars)
         return sample, Noised(seen_latents, target, timesteps, self.prediction_type)
 
-    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
         """See `Task`."""
-        sample, noisy = self._noised(batch, around)
-        with around.autocast():
+        sample, noisy = self._noised(batch, context)
+        with context.autocast():
             network(torch.cat([noisy.latents, sample.mask, sample.masked], dim=1), noisy.timesteps, sample.categories)
 
-    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
         """The losses that are on, balanced."""
-        sample, noisy = self._noised(batch, around)
+        sample, noisy = self._noised(batch, context)
         timesteps = noisy.timesteps
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted = Prediction(*module(seen, timesteps, sample.categories))
         wanted = None
         if self._teacher is not None and self._losses.needs_teacher:
-            with torch.no_grad(), around.autocast():
+            with torch.no_grad(), context.autocast():
                 wanted = Prediction(*self._teacher.forward_features(seen, timesteps, sample.categories))
         values = distillation_losses(
             self._losses,
@@ -195,8 +178,8 @@ class DiffusionTask(Task):
             self._balance,
             fine=fine,
             coarse=coarse,
-            scale=around.scale(),
-            reduce=around.reduce,
+            scale=context.scale,
+            reduce=context.mean if context.world > 1 else None,
         )
         shown |= {f"weight/{name}": value for name, value in balanced.weights.items()}
         shown |= {f"norm/{name}": value for name, value in balanced.norms.items()}
@@ -226,20 +209,20 @@ class VaeTask(Task):
         self.network, self.module = vae, _Autoencoder(vae)
         self._config, self._losses = config, losses
 
-    def forward(self, network: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> None:
+    def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
         """Nothing: an autoencoder has no batch norms."""
 
-    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, around: Surroundings) -> Outcome:
+    def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
         """Reconstruction losses; a share of the pictures has its hole emptied, in input and target alike."""
         assert isinstance(batch, Batch), "settings that train a VAE on latents are refused"
-        count, options = batch.image.shape[0] * around.world, self._losses
-        image = batch.image.to(around.device)
-        emptied = around.own(torch.rand(count, generator=around.generator)) < options.masked
-        hole = batch.mask.to(around.device) * emptied[:, None, None, None]
+        count, options = batch.image.shape[0] * context.world, self._losses
+        image = batch.image.to(context.device)
+        emptied = context.own(torch.rand(count, generator=context.generator)) < options.masked
+        hole = batch.mask.to(context.device) * emptied[:, None, None, None]
         image = image * (1 - hole)
         side = image.shape[-1] // self._config.downscale
         shape = (count, self._config.latent_channels, side, side)
-        noise = around.own(torch.randn(shape, generator=around.generator))
+        noise = context.own(torch.randn(shape, generator=context.generator))
         decoded, mean, logvar = module(image, noise)
         decoded, mean, logvar = decoded.float(), mean.float(), logvar.float()
         values = {
@@ -299,6 +282,27 @@ def freeze_statistics(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def statistics(network: nn.Module) -> list[Tensor]:
+    """The running statistics of all batch norms, with their counts: the buffers themselves, not copies."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode within the block; afterwards each module is in the mode that it was in before.
+
+    `network.train()` would not do: it puts batch norms that `freeze_statistics` froze into training again.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def halves(vae: nn.Module) -> tuple[VaeEncoder, VaeDecoder]:

@@ -1,13 +1,12 @@
 """The forward process in training: timesteps and noise drawn from a seeded generator, noise added and taken off.
 
-The formulas are those of the inference runtime's schedule, which this package may not import; the tests compare both.
+The noise levels are those of the runtime's schedule, `moebius_runtime.schedule.NoiseSchedule`.
 A generator draws on its own device; results are moved to the device that is asked for, so a CPU generator gives the
 same batch whatever the training runs on.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from moebius.config import PredictionType
 from moebius.errors import TrainingError
+from moebius_runtime.schedule import NoiseSchedule
 
 TimestepSampling = Literal["uniform", "lognorm"]
 
@@ -29,20 +29,12 @@ class Noised(NamedTuple):
 
 
 def alphas_cumprod(count: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """Products of (1 - beta), float32 [count] on the CPU; betas with evenly spaced square roots ("scaled_linear").
-
-    Rombach et al. 2022. Made on the CPU, where torch sums the products in float64: other devices round otherwise.
+    """Products of (1 - beta), float32 [count] on the CPU: `NoiseSchedule.alphas_cumprod` as a tensor.
 
     Raises:
-        TrainingError: fewer than 2 timesteps, or betas outside 0 < start <= end < 1.
+        InputError: fewer than 2 timesteps, or betas outside 0 < start <= end < 1.
     """
-    if count < 2 or not 0 < beta_start <= beta_end < 1:
-        raise TrainingError(
-            f"a schedule of {count} steps with betas {beta_start} to {beta_end}; expected at least 2 steps and "
-            "0 < start <= end < 1. Moebius was trained with 1000 steps, 0.00085 and 0.012"
-        )
-    roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), count, dtype=torch.float32, device="cpu")
-    return torch.cumprod(1 - roots.square(), dim=0)
+    return torch.from_numpy(NoiseSchedule(count, beta_start, beta_end).alphas_cumprod.copy())
 
 
 def sample_timesteps(

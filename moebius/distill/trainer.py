@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,22 +17,28 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from moebius.distill import checkpoints
 from moebius.distill.assembly import Stream, build_stream, build_task
 from moebius.distill.checkpoints import RankState, RunState
+from moebius.distill.context import TrainContext
 from moebius.distill.finishing import write_weights
-from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule
+from moebius.distill.optimizers import MuonAdamW, averaged, learning_rate_schedule, restore_schedule
 from moebius.distill.settings import Settings, changed
 from moebius.distill.sharding import (
     before_prepare,
     check_distribution,
     check_environment,
+    check_precision,
     load_whole_state,
     to_average,
     whole,
     whole_state,
 )
-from moebius.distill.tasks import Surroundings, Task, freeze_statistics
+from moebius.distill.tasks import Task, freeze_statistics, statistics
 from moebius.errors import TrainingError
 
+_Value = TypeVar("_Value")
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_LEAST_SCALE = 1e-4
+"""A gradient scaler's factor below which a run has diverged: fairseq's default of `--min-loss-scale`. From the initial
+65536 it takes 30 steps that overflow."""
 
 
 class DivergedError(TrainingError):
@@ -84,6 +90,7 @@ class Trainer:
         )
         unaveraged = settings.samples is not None and settings.ema is None
         check_distribution(self._accelerator, samples_need_average=unaveraged)
+        check_precision(self._accelerator)
         self._rank, self._world = self._accelerator.process_index, self._accelerator.num_processes
         torch.manual_seed(settings.seed)
         self.task = build_task(settings, say)
@@ -102,28 +109,23 @@ class Trainer:
         self._module, self._prepared = self._accelerator.prepare(module, self.optimizer)
         for frozen in self.task.frozen:
             frozen.to(self._accelerator.device)
-        self._around = Surroundings(
-            self._accelerator.device,
-            torch.Generator().manual_seed(settings.seed),
-            self._rank,
-            self._world,
-            self._accelerator.autocast,
-            lambda: float(self._accelerator.scaler.get_scale()) if self._accelerator.scaler else 1.0,
-            self._mean if self._world > 1 else None,
-        )
+        draws = torch.Generator().manual_seed(settings.seed)
+        self._context = TrainContext(self._accelerator.device, draws, self._rank, self._world, self._accelerator)
         self.step = 0
         self._saved: Path | None = None
 
     def resume(self) -> int:
         """Goes on from the newest checkpoint of `settings.out`, if there is one; returns the steps done.
 
+        Settings that may change (learning rate, schedule, precision) are those of `settings`, not the checkpoint's.
+
         Raises:
             TrainingError: it is of other settings, or damaged.
         """
-        folder = checkpoints.latest(self.settings.out)
+        folder = self._from_main(checkpoints.latest(self.settings.out))
         if folder is None:
             return 0
-        shared, own = checkpoints.read(folder, self._rank)
+        shared, own = self._context.together(lambda: checkpoints.read(folder, self._rank))
         self._check_identity(shared.numbers["settings"], folder)
         checkpoints.load_optimizer(
             self.task.module, self.optimizer, shared.optimizer, shared.numbers["optimizer_groups"]
@@ -131,11 +133,14 @@ class Trainer:
         load_whole_state(self.task.network, shared.network)
         if self.average is not None and shared.average is not None:
             self.average.load_state_dict(shared.average, strict=True)
-        self._schedule.load_state_dict(shared.numbers["schedule"])
-        if self._accelerator.scaler is not None:
+        settings = self.settings
+        restore_schedule(
+            self._schedule, shared.numbers["schedule"], settings.schedule, settings.optimizer.learning_rate
+        )
+        if self._accelerator.scaler is not None and shared.numbers["scaler"]:  # None: it was another precision
             self._accelerator.scaler.load_state_dict(shared.numbers["scaler"])
         self.stream.load_state_dict(own.position)
-        self._around.generator.set_state(own.generators["draws"])
+        self._context.generator.set_state(own.generators["draws"])
         torch.set_rng_state(own.generators["torch"])
         if torch.cuda.is_available() and "cuda" in own.generators:
             torch.cuda.set_rng_state(own.generators["cuda"])
@@ -146,10 +151,12 @@ class Trainer:
     def run(self, stop: Callable[[], bool] = lambda: False) -> Path | None:
         """Trains to the end, keeping checkpoints, and writes the weights; returns their folder.
 
-        `stop` is asked after each step; True ends the run with a checkpoint, without the weights: None.
+        `stop` is called after each step. If it returns True in any process, all of them end the run after that step,
+        with a checkpoint and without the weights: None.
 
         Raises:
-            DivergedError: a loss or gradient is NaN or infinite.
+            DivergedError: a loss, gradient or weight is NaN or infinite; with fp16, where steps are skipped until the
+                gradient scaler's factor fits, that factor falls below 1e-4.
         """
         settings, main = self.settings, self._accelerator.is_main_process
         self._module.train()
@@ -160,7 +167,7 @@ class Trainer:
             while self.step < settings.steps:
                 report = self._one_step(batches)
                 self.on_step(report)
-                last = self.step == settings.steps or stop()
+                last = self.step == settings.steps or self._context.any(stop())
                 if last or self.step % settings.save_every == 0:
                     self._save()
                 shown = settings.samples
@@ -173,9 +180,7 @@ class Trainer:
         finally:
             self.stream.close()
         state = whole_state(self.weights)
-        if main:
-            write_weights(settings, state, self.step)
-        self._accelerator.wait_for_everyone()
+        self._context.together(lambda: self._write_weights(state) if main else None)
         return settings.out
 
     @property
@@ -194,24 +199,35 @@ class Trainer:
 
     def _one_step(self, batches: Iterator[Any]) -> Report:
         sums: dict[str, Tensor] = {}
+        scaler = self._accelerator.scaler
+        before = [value.clone() for value in statistics(self.task.module)] if scaler is not None else []
         for _ in range(self.settings.accumulate):
             with self._accelerator.accumulate(self._module):
-                outcome = self.task.outcome(self._module, next(batches), self._around)
+                outcome = self.task.outcome(self._module, next(batches), self._context)
                 values = {"loss": outcome.total.detach(), **outcome.values}
                 for name, value in self._means(values).items():
                     sums[name] = sums.get(name, 0) + value / self.settings.accumulate
-                self._check_finite("loss", sums["loss"], self.step + 1)
+                if scaler is None:  # a scaler skips the step and tries a smaller factor
+                    self._check_finite("loss", sums["loss"], self.step + 1)
                 self._accelerator.backward(outcome.total)
                 if self._accelerator.sync_gradients:
                     limit = math.inf if self.settings.clip is None else self.settings.clip
                     norm = whole(self._accelerator.clip_grad_norm_(self._module.parameters(), limit))
-                    if self._accelerator.scaler is None:  # a scaler skips the step and tries a smaller factor
+                    if scaler is None:
                         self._check_finite("gradient's norm", norm, self.step + 1)
                     sums["gradient_norm"] = norm.detach()
                 sums["learning_rate"] = torch.tensor(self._schedule.get_last_lr()[0])
                 self._prepared.step()
                 self._prepared.zero_grad()
-        if not self._accelerator.optimizer_step_was_skipped:
+        skipped = self._accelerator.optimizer_step_was_skipped
+        if scaler is not None:
+            sums |= {"skipped": torch.tensor(float(skipped)), "loss_scale": torch.tensor(self._context.scale)}
+        if skipped:
+            # What overflowed in the forward pass is in the batch norms' statistics, from which it would never go.
+            for value, kept in zip(statistics(self.task.module), before, strict=True):
+                value.copy_(kept)
+            self._check_scale()
+        else:
             self._schedule.step()
             if self.average is not None:
                 self.average.update_parameters(to_average(self.task.network))
@@ -223,55 +239,83 @@ class Trainer:
         have none of their own). Each process measures its own; the first one's are written."""
         count = self.settings.average_statistics
         self._say(f"measuring the averaged network's batch norms on {count} batches")
-        forward = _Forward(self.task, network, self._around)
+        forward = _Forward(self.task, network, self._context)
         update_bn(((next(batches),) for _ in range(count)), forward)
 
     def _means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._world == 1:
             return values
-        stacked = self._mean(torch.stack([value.float() for value in values.values()]))
+        stacked = self._context.mean(torch.stack([value.float() for value in values.values()]))
         return dict(zip(values, stacked, strict=True))
-
-    def _mean(self, value: Tensor) -> Tensor:
-        reduced: Tensor = self._accelerator.reduce(value.clone(), reduction="mean")
-        return reduced
 
     def _check_finite(self, name: str, value: Tensor, step: int) -> None:
         if not bool(torch.isfinite(value)):
-            kept = f"the last good state is {self._saved}" if self._saved else "no checkpoint was written yet"
             raise DivergedError(
-                f"the {name} is {float(value)} in step {step}; {kept}. Lower the learning rate, warm up "
-                "longer, or train in fp32"
+                f"the {name} is {float(value)} in step {step}; {self._last_good}. Lower "
+                "`optimizer: {learning_rate: ...}`, warm up longer, or write `precision: fp32`, and go on with --resume"
             )
 
-    def _save(self) -> None:
-        network = whole_state(self.task.network)
-        tensors, groups = checkpoints.optimizer_state(self.task.module, self.optimizer)
-        for name, value in network.items():
+    def _check_scale(self) -> None:
+        if (scale := self._context.scale) < _LEAST_SCALE:
+            raise DivergedError(
+                f"float16 overflowed in so many steps that the gradient scaler's factor is {scale:.3g} after step "
+                f"{self.step + 1}; {self._last_good}. Write `precision: bf16` or fp32, or lower "
+                "`optimizer: {learning_rate: ...}`, and go on with --resume"
+            )
+
+    @property
+    def _last_good(self) -> str:
+        return f"the last good state is {self._saved}" if self._saved else "no checkpoint was written yet"
+
+    def _check_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Batch norms' statistics differ between processes, so this must run under `TrainContext.together`."""
+        for name, value in state.items():
             if value.is_floating_point():
                 self._check_finite(f"sum of {name}", value.sum(), self.step)
-        own = RankState({"draws": self._around.generator.get_state(), "torch": torch.get_rng_state()})
+
+    def _write_weights(self, state: Mapping[str, Tensor]) -> None:
+        self._check_weights(state)
+        write_weights(self.settings, state, self.step)
+
+    def _from_main(self, value: _Value) -> _Value:
+        """The main process' value, in all processes."""
+        held = [value]
+        if self._world > 1:
+            torch.distributed.broadcast_object_list(held)
+        return held[0]
+
+    def _save(self) -> None:
+        main, together = self._accelerator.is_main_process, self._context.together
+        network = whole_state(self.task.network)
+        tensors, groups = checkpoints.optimizer_state(self.task.module, self.optimizer)
+        together(lambda: self._check_weights(network))
+        own = RankState({"draws": self._context.generator.get_state(), "torch": torch.get_rng_state()})
         if torch.cuda.is_available():
             own.generators["cuda"] = torch.cuda.get_rng_state()
         own.position = self.stream.state_dict()
-        part = [str(checkpoints.begin(self.settings.out))] if self._accelerator.is_main_process else [""]
-        if self._world > 1:
-            torch.distributed.broadcast_object_list(part)
-        checkpoints.write_rank(Path(part[0]), self._rank, own)
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            numbers = {
-                "step": self.step,
-                "settings": self.settings.identity(),
-                "world": self._world,
-                "optimizer_groups": groups,
-                "schedule": _plain(self._schedule.state_dict()),
-                "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else None,
-            }
+        part = self._from_main(together(lambda: checkpoints.begin(self.settings.out) if main else Path()))
+        numbers = {
+            "step": self.step,
+            "settings": self.settings.identity(),
+            "world": self._world,
+            "optimizer_groups": groups,
+            "schedule": _plain(self._schedule.state_dict()),
+            "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else None,
+        }
+
+        def finish() -> None:
             average = None if self.average is None else whole_state(self.average)
             state = RunState(numbers, network, tensors, average)
-            self._saved = checkpoints.finish(Path(part[0]), self.settings.out, self.step, state, self.settings.keep)
-        self._accelerator.wait_for_everyone()
+            checkpoints.finish(part, self.settings.out, self.step, state, self.settings.keep)
+
+        try:
+            together(lambda: checkpoints.write_rank(part, self._rank, own))
+            together(lambda: finish() if main else None)
+        except BaseException:
+            if main:
+                checkpoints.remove(part)
+            raise
+        self._saved = checkpoints.folder_of(self.settings.out, self.step)
 
     def _check_identity(self, found: dict[str, Any], folder: Path) -> None:
         if other := changed(found, self.settings):
@@ -284,13 +328,13 @@ class Trainer:
 class _Forward(nn.Module):
     """A task's forward pass of a network, as torch's `update_bn` calls it."""
 
-    def __init__(self, task: Task, network: nn.Module, around: Surroundings) -> None:
+    def __init__(self, task: Task, network: nn.Module, context: TrainContext) -> None:
         super().__init__()
         self.network = network
-        self._task, self._around = task, around
+        self._task, self._context = task, context
 
     def forward(self, batch: Any) -> None:
-        self._task.forward(self.network, batch, self._around)
+        self._task.forward(self.network, batch, self._context)
 
 
 def _partial(settings: Settings) -> bool:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from moebius_runtime.comparison import comparison_path
 from moebius_runtime.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+HEIF_SUFFIXES = (".heic", ".heif")
+"""Read where the package pillow-heif is installed."""
+
+STREAM = Path("-")
+"""Stands for standard input or output."""
+
+# What is left out of a folder: one of it, and several.
+_HEIF_HINT = "(`pip install pillow-heif` to read HEIC)"
+_KINDS = {
+    "folder": ("sub-folder (--recursive enters it)", "sub-folders (--recursive enters them)"),
+    "link": ("linked or hidden sub-folder", "linked or hidden sub-folders"),
+    "locked": ("sub-folder that cannot be read", "sub-folders that cannot be read"),
+    "heif": (f"HEIC picture {_HEIF_HINT}", f"HEIC pictures {_HEIF_HINT}"),
+    "other": ("file that is no picture by its suffix", "files that are no pictures by their suffix"),
+    "hidden": ("hidden file", "hidden files"),
+    "mask": ("mask without a picture", "masks without a picture"),
+}
+_WRITTEN_AS_PNG = (".bmp", ".gif", *HEIF_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -23,70 +45,181 @@ class Job:
     @property
     def written(self) -> list[Path]:
         """Every file that the job writes."""
-        return [self.out] if self.strip is None else [self.out, self.strip]
+        return [path for path in (self.out, self.strip) if path is not None and path != STREAM]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs, and a note on what the folders hold beside them, or None."""
+
+    jobs: list[Job]
+    note: str | None = None
 
 
 def plan_jobs(image: Path, mask: Path, out: Path, *, strips: bool = False) -> list[Job]:
+    """The jobs of `plan`."""
+    return plan(image, mask, out, strips=strips).jobs
+
+
+def plan(image: Path, mask: Path, out: Path, *, strips: bool = False, recursive: bool = False) -> Plan:
     """The work that IMAGE, `--mask` and `--out` mean.
 
     A folder of pictures goes with one mask for all, or with a folder of masks whose stems are the pictures'. Results
     of a folder go to the folder `out` under the pictures' names, with a suffix that can be written; with `strips`,
-    so do before | mask | after, as `NAME-comparison.png`.
+    so do before | mask | after, as `NAME-comparison.png`. With `recursive` sub-folders are entered, but for links, and
+    appear in `out` too; masks then lie in the same sub-folders.
 
     Raises:
-        InputError: a path that is not there, a folder without pictures, two pictures or masks of one stem, pictures
-            without a mask, or a result that would overwrite another, or a picture or a mask that is read.
+        InputError: a path that is not there, a folder without pictures, two pictures or masks of one stem where they
+            are paired, pictures without a mask, a result outside of `out`, or one that would overwrite another, or a
+            picture or a mask that is read.
     """
     try:
-        jobs = _jobs(image, mask, out)
+        planned = _plan(image, mask, out, recursive)
+        jobs = planned.jobs
         if strips:
-            jobs = [replace(job, strip=comparison_path(job.out)) for job in jobs]
-        taken = {path.resolve() for job in jobs for path in (job.image, job.mask)}
+            if out == STREAM:
+                raise InputError("--save-comparison has no place beside --out -; name a file for the result")
+            names = Counter(comparison_path(job.out) for job in jobs)
+            jobs = [
+                replace(job, strip=comparison_path(job.out, whole=names[comparison_path(job.out)] > 1)) for job in jobs
+            ]
+        taken = {path.resolve() for job in jobs for path in (job.image, job.mask) if path != STREAM}
         for path in (path for job in jobs for path in job.written):
             if path.resolve() in taken:
                 raise InputError(
                     f"{path} would overwrite a picture or mask that is read, or another result; choose another --out"
                 )
             taken.add(path.resolve())
+        if image.is_dir():
+            _check_inside(jobs, out)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in a name; links in a circle, before Python 3.13
         reason = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or f"{image}, --mask {mask} or --out {out}"
         raise InputError(f"cannot read {where}: {reason}; name readable files or folders") from error
-    return jobs
+    return replace(planned, jobs=jobs)
 
 
-def _jobs(image: Path, mask: Path, out: Path) -> list[Job]:
+def _check_inside(jobs: list[Job], out: Path) -> None:
+    """Refuses a result that a link in the output folder would lead elsewhere."""
+    root = out.resolve()
+    for folder in {path.parent for job in jobs for path in job.written}:
+        if not folder.resolve().is_relative_to(root):
+            raise InputError(f"{folder} is a link that leaves --out {out}; remove it, or choose another --out")
+
+
+def _plan(image: Path, mask: Path, out: Path, recursive: bool) -> Plan:
+    if image == mask == STREAM:
+        raise InputError(
+            "IMAGE and --mask are both '-', and standard input holds one of them; name a file for the other"
+        )
     for path, what in ((image, "picture"), (mask, "mask")):
-        if not path.exists():
+        if path != STREAM and not path.exists():
             raise InputError(f"there is no {what} at {path}; expected a file or a folder")
-    if not image.is_dir():
-        if mask.is_dir():
-            raise InputError(f"--mask {mask} is a folder and {image} one picture; name the picture's mask")
-        return [Job(image, mask, out / _result_name(image) if out.is_dir() else out)]
-    if out.is_file():
-        raise InputError(f"--out {out} is a file and {image} a folder; name a folder for the results")
-    pictures = _by_stem(image, "picture")
-    masks = _by_stem(mask, "mask") if mask.is_dir() else dict.fromkeys(pictures, mask)
-    if without := sorted(pictures[stem].name for stem in pictures.keys() - masks.keys()):
-        listed = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
-        raise InputError(f"no mask in {mask} for {listed}; a mask has its picture's name, with any suffix")
-    return [Job(path, masks[stem], out / _result_name(path)) for stem, path in sorted(pictures.items())]
+    if image == STREAM or not image.is_dir():
+        if mask != STREAM and mask.is_dir():
+            what = "a picture from standard input" if image == STREAM else f"{image} one picture"
+            raise InputError(f"--mask {mask} is a folder and {what}; name the picture's mask")
+        if out != STREAM and out.is_dir():
+            if image == STREAM:
+                raise InputError(f"--out {out} is a folder; name a file for the picture from standard input")
+            out = out / _result_name(image)
+        return Plan([Job(image, mask, out)])
+    if out == STREAM or out.is_file():
+        what = "one stream" if out == STREAM else "a file"
+        raise InputError(f"--out {out} is {what} and {image} a folder; name a folder for the results")
+    skipped: Counter[str] = Counter()
+    own = {path.resolve() for path in (out, mask) if path != STREAM}  # may lie in the folder of pictures
+    pictures = _files(image, "picture", recursive, skipped, own - {image.resolve()})
+    if mask == STREAM or not mask.is_dir():
+        pictures = [path for path in pictures if path.resolve() != mask.resolve()] if mask != STREAM else pictures
+        masks = dict.fromkeys(pictures, mask)
+    else:
+        by_stem = _by_stem(image, pictures, "picture")
+        there = _by_stem(mask, _files(mask, "mask", recursive, Counter(), own - {mask.resolve()}), "mask")
+        if without := sorted(str(path.relative_to(image)) for stem, path in by_stem.items() if stem not in there):
+            listed = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
+            raise InputError(f"no mask in {mask} for {listed}; a mask has its picture's name, with any suffix")
+        masks = {path: there[stem] for stem, path in by_stem.items()}
+        if unused := len(there.keys() - by_stem.keys()):
+            skipped["mask"] = unused
+    results = _results(image, pictures)
+    return Plan([Job(path, masks[path], out / results[path]) for path in pictures], _note(image, skipped))
 
 
-def _by_stem(folder: Path, what: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file() or path.name.startswith("."):
-            continue
-        if path.stem in found:
-            raise InputError(
-                f"{found[path.stem]} and {path.name} have one stem; a {what} is found by it, so rename one"
-            )
-        found[path.stem] = path
+def _files(folder: Path, what: str, recursive: bool, skipped: Counter[str], apart: set[Path]) -> list[Path]:
+    """The pictures of a folder; everything else is counted in `skipped`, by kind.
+
+    Links to folders are not entered: they could lead out of the folder, or in a circle.
+    """
+    known = SUFFIXES + (HEIF_SUFFIXES if find_spec("pillow_heif") else ())
+    found = []
+    for place, folders, names in os.walk(folder, onerror=_unreadable(folder, skipped)):
+        here = Path(place)
+        inner = sorted(name for name in folders if (here / name).resolve() not in apart)
+        entered = [name for name in inner if recursive and not (here / name).is_symlink() and name[0] != "."]
+        for name in inner:
+            if name not in entered:
+                skipped["link" if recursive or (here / name).is_symlink() or name[0] == "." else "folder"] += 1
+        folders[:] = entered
+        for path in (here / name for name in sorted(names)):
+            suffix = path.suffix.lower()
+            if path.name.startswith("."):
+                skipped["hidden"] += 1
+            elif suffix in known and path.is_file():
+                found.append(path)
+            elif suffix in HEIF_SUFFIXES:
+                skipped["heif"] += 1
+            else:
+                skipped["other"] += 1
     if not found:
-        raise InputError(f"no {what} in {folder}; expected files that end in {', '.join(SUFFIXES)}")
+        note = _note(folder, skipped)
+        suffixes = ", ".join(SUFFIXES)
+        raise InputError(f"no {what} in {folder}; expected files that end in {suffixes}{f' ({note})' if note else ''}")
+    return sorted(found)
+
+
+def _unreadable(folder: Path, skipped: Counter[str]) -> Callable[[OSError], None]:
+    """What `os.walk` does with a folder that cannot be read: the one that was named is an error, inner ones count."""
+
+    def handle(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise error
+        skipped["locked"] += 1
+
+    return handle
+
+
+def _by_stem(folder: Path, paths: list[Path], what: str) -> dict[Path, Path]:
+    """{path in the folder without suffix: path}."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        stem = path.relative_to(folder).with_suffix("")
+        if stem in found:
+            raise InputError(f"{found[stem]} and {path.name} have one stem; a {what} is found by it, so rename one")
+        found[stem] = path
     return found
 
 
+def _results(folder: Path, pictures: list[Path]) -> Mapping[Path, Path]:
+    """{picture: path of its result in the output folder}. Where two would be one, the old suffix stays in the name."""
+    plain = {path: path.relative_to(folder).with_name(_result_name(path)) for path in pictures}
+    count = Counter(plain.values())
+    return {
+        path: name if count[name] == 1 or name.name == path.name else name.with_name(f"{path.name}.png")
+        for path, name in plain.items()
+    }
+
+
+def _note(folder: Path, skipped: Counter[str]) -> str | None:
+    """One sentence on what was left out."""
+    parts = [
+        f"{skipped[kind]} {one if skipped[kind] == 1 else more}"
+        for kind, (one, more) in _KINDS.items()
+        if skipped[kind]
+    ]
+    return f"{folder}: left out: {', '.join(parts)}" if parts else None
+
+
 def _result_name(image: Path) -> str:
-    return image.name if image.suffix.lower() not in (".bmp", ".gif") else f"{image.stem}.png"
+    return image.name if image.suffix.lower() not in _WRITTEN_AS_PNG else f"{image.stem}.png"

@@ -8,8 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from moebius_runtime.masks import dilated
+from moebius_runtime.modes import Blend
+
 _STRIP_PIXELS = 1 << 18
-_RING = 10  # pixels around the mask's bounding box
+_FEATHER_RADIUS = 3.0  # pixels of the network's picture
+_RING = 10  # pixels of the network's picture around the mask's bounding box
 _STRENGTH = 1.1  # of the colour compensation
 
 
@@ -19,6 +23,40 @@ def feather(mask: npt.NDArray[np.bool_], radius: float = 3.0) -> npt.NDArray[np.
     `radius` is in pixels of the mask: the reference's 3, times the crop's scale.
     """
     return np.asarray(_as_image(mask).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def outward_feather(mask: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.uint8]:
+    """Weights of the generated picture, uint8 [h, w]: 255 on the mask, falling to 0 over `width` pixels around it.
+
+    The mask, grown by half of the width (in each direction, diagonally too), is blurred by a kernel that reaches as
+    far: two box blurs, whose slope has no corner.
+    """
+    inner = width // 2
+    boxes = (inner // 2, inner - inner // 2)
+    weights = _as_image(dilated(mask, inner))
+    for reach in boxes:
+        weights = weights.filter(ImageFilter.BoxBlur(reach))
+    # At the window's edge Pillow's blur repeats the last pixel, which may be outside of the grown mask.
+    highest: npt.NDArray[np.uint8] = np.maximum(np.asarray(weights), hard(mask))
+    return highest
+
+
+def weights_of(mask: npt.NDArray[np.bool_], blend: Blend, scale: float, *, original: bool) -> npt.NDArray[np.uint8]:
+    """Weights of the generated picture, uint8 [h, w], of a square of `scale` picture pixels per network pixel."""
+    if blend == "hard":
+        return hard(mask)
+    return feather(mask, _FEATHER_RADIUS * scale) if original else outward_feather(mask, feather_width(scale))
+
+
+def ring_width(scale: float) -> int:
+    """Pixels of the picture that the colour compensation looks at: the original's 10 network pixels, at least 10."""
+    return max(_RING, round(_RING * scale))
+
+
+def feather_width(scale: float) -> int:
+    """Width of the outward feather in pixels of the picture, for squares shrunk by `scale`: 8, wider where the filling
+    comes from fewer pixels, at most 24."""
+    return int(np.clip(round(8 * scale), 8, 24))
 
 
 def hard(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
@@ -59,30 +97,36 @@ def blend(original: npt.NDArray[Any], generated: npt.NDArray[Any], weights: npt.
 
 
 def compensate_colour(
-    generated: npt.NDArray[Any], original: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    generated: npt.NDArray[Any],
+    original: npt.NDArray[Any],
+    mask: npt.NDArray[np.bool_],
+    unknown: npt.NDArray[np.bool_] | None = None,
+    ring: int = _RING,
 ) -> npt.NDArray[np.float32]:
     """The generated picture shifted towards the colours around the hole, float32 [h, w, C], not clipped.
 
-    The shift of each channel is 1.1 times the mean of `original - generated` over the unmasked pixels of the
-    mask's bounding box grown by 10 pixels. `blend` clips the result.
+    The shift of each channel is 1.1 times the mean of `original - generated` over the known pixels of the
+    mask's bounding box grown by `ring` pixels. `blend` clips the result.
 
     Args:
         generated: [h, w, C], in the original's range.
         original: uint8 or uint16 [h, w, C].
         mask: bool [h, w], True = generated.
+        unknown: bool [h, w], the pixels that do not count: the mask's, and more. None: the mask's.
+        ring: pixels of the picture. The original's 10 are pixels of the network's picture, as its feather's 3 are.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     shifted = generated.astype(np.float32)
     if not len(rows):
         return shifted
     box = (
-        slice(max(0, rows[0] - _RING), rows[-1] + 1 + _RING),
-        slice(max(0, columns[0] - _RING), columns[-1] + 1 + _RING),
+        slice(max(0, rows[0] - ring), rows[-1] + 1 + ring),
+        slice(max(0, columns[0] - ring), columns[-1] + 1 + ring),
     )
-    known = ~mask[box]
+    known = ~(mask if unknown is None else mask | unknown)[box]
     if known.any():
-        ring = original[box][known].mean(axis=0, dtype=np.float64)
-        shifted += np.float32(_STRENGTH) * (ring - generated[box][known].mean(axis=0, dtype=np.float64)).astype(
+        around = original[box][known].mean(axis=0, dtype=np.float64)
+        shifted += np.float32(_STRENGTH) * (around - generated[box][known].mean(axis=0, dtype=np.float64)).astype(
             np.float32
         )
     return shifted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,12 +72,18 @@ class Store:
         return None
 
     def _trim(self, newest: str) -> None:
-        files = [(path.stat(), path) for path in self.folder.iterdir() if path.is_file() and path.name != newest]
-        room = self.limit - (self.folder / newest).stat().st_size
-        for status, path in sorted(files, key=lambda entry: -entry[0].st_mtime):
-            room -= status.st_size
-            if room < 0:
-                with suppress(OSError):  # another process was quicker
+        """Deletes the oldest blobs over the limit. What another process deletes meanwhile is passed over."""
+        found = []
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                with suppress(OSError):
+                    if stat.S_ISREG((status := path.stat()).st_mode):
+                        found.append((path.name != newest, -status.st_mtime, status.st_size, path))
+        room = self.limit
+        for old, _, size, path in sorted(found):  # the newest blob first, then by age
+            room -= size
+            if old and room < 0:
+                with suppress(OSError):
                     path.unlink()
 
 

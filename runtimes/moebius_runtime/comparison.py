@@ -16,9 +16,9 @@ _LONGEST_SIDE = 1024
 _GAP = 8
 
 
-def comparison_path(out: Path) -> Path:
-    """Where the strip of a result goes: beside it, `NAME-comparison.png`."""
-    return out.with_name(f"{out.stem}-comparison.png")
+def comparison_path(out: Path, *, whole: bool = False) -> Path:
+    """Where the strip of a result goes: beside it, `NAME-comparison.png`; with `whole` the name keeps its suffix."""
+    return out.with_name(f"{out.name if whole else out.stem}-comparison.png")
 
 
 def save_comparison(before: Picture, mask: BoolArray, after: Picture, path: Path) -> None:
@@ -41,5 +41,5 @@ def save_comparison(before: Picture, mask: BoolArray, after: Picture, path: Path
     strip = np.concatenate([left, gap, marked, gap, right], axis=1)
     buffer = io.BytesIO()
     Image.fromarray(strip).save(buffer, "PNG")
-    with atomic_write(path) as stream:
+    with atomic_write(path, follow_links=True) as stream:
         stream.write(buffer.getvalue())

@@ -10,13 +10,15 @@ import re
 import struct
 import sys
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, TiffTags
+
+from moebius_runtime.metadata_blocks import png_chunk
 
 _DEEP = re.compile(r"(RGBA|RGBX|RGB|CMYK);16([BLN])")
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -40,9 +42,9 @@ def can_read(name: str) -> bool:
 
 
 def read(
-    image: Image.Image, name: str, path: Path, formats: tuple[str, ...]
+    image: Image.Image, name: str, stream: BinaryIO, formats: tuple[str, ...]
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16] | None]:
-    """All 16 bits of a picture opened from `path`, of raw mode `name`, not yet loaded.
+    """All 16 bits of a picture opened from `stream`, of raw mode `name`, not yet loaded.
 
     Returns pixels uint16 [H, W, C] and alpha uint16 [H, W] or None; TIFF comes turned upright (by Pillow),
     PNG as it lies.
@@ -54,9 +56,10 @@ def read(
     else:
         deep = np.asarray(image).astype(np.uint16)  # [H, W, C (+ alpha)]
         deep <<= 8
-        with Image.open(path, formats=formats) as again:
-            _unpack_as(again, name[:-1] + _OTHER_ORDER[name[-1]])
-            deep |= np.asarray(again)
+        stream.seek(0)
+        again = Image.open(stream, formats=formats)  # not closed: the stream is the caller's
+        _unpack_as(again, name[:-1] + _OTHER_ORDER[name[-1]])
+        deep |= np.asarray(again)
     if image.mode == "RGBA":
         return deep[:, :, :-1], deep[:, :, -1]
     return deep, alpha_from_key(deep, image)
@@ -81,11 +84,11 @@ def png_bytes(pixels: npt.NDArray[np.uint16], icc_profile: bytes | None, exif: b
     """A 16-bit PNG of uint16 [H, W, C]: 1 grey, 2 with alpha, 3 RGB, 4 RGBA (W3C PNG, sections 5-11)."""
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOUR_TYPE[channels], 0, 0, 0)
-    parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
+    parts = [b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header)]
     if icc_profile:
-        parts.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile)))
+        parts.append(png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile)))
     if exif:
-        parts.append(_chunk(b"eXIf", exif))
+        parts.append(png_chunk(b"eXIf", exif))
     packer = zlib.compressobj()
     step = _rows_per_strip(pixels)
     for start in range(0, height, step):
@@ -96,16 +99,16 @@ def png_bytes(pixels: npt.NDArray[np.uint16], icc_profile: bytes | None, exif: b
         filtered[:, 1:] = line
         filtered[:, 1 + 2 * channels :] -= line[:, : -2 * channels]
         if data := packer.compress(filtered.tobytes()):
-            parts.append(_chunk(b"IDAT", data))
-    return b"".join([*parts, _chunk(b"IDAT", packer.flush()), _chunk(b"IEND", b"")])
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            parts.append(png_chunk(b"IDAT", data))
+    return b"".join([*parts, png_chunk(b"IDAT", packer.flush()), png_chunk(b"IEND", b"")])
 
 
 def tiff_bytes(
-    pixels: npt.NDArray[np.uint16], icc_profile: bytes | None, exif: Image.Exif | None, *, cmyk: bool
+    pixels: npt.NDArray[np.uint16],
+    icc_profile: bytes | None,
+    own_tags: Mapping[int, Any],
+    *,
+    cmyk: bool,
 ) -> bytes:
     """A 16-bit TIFF of uint16 [H, W, C]: 1 grey, 3 RGB, 4 RGBA or CMYK (TIFF 6.0; deflate, predictor 2)."""
     height, width, channels = pixels.shape
@@ -117,7 +120,7 @@ def tiff_bytes(
         strips.append(zlib.compress(rows.tobytes()))
     sizes = [len(strip) for strip in strips]
     tags = TiffImagePlugin.ImageFileDirectory_v2()
-    for tag, value in (exif or {}).items():
+    for tag, value in own_tags.items():
         tags[tag] = value
     tags[TiffImagePlugin.IMAGEWIDTH] = width
     tags[TiffImagePlugin.IMAGELENGTH] = height

@@ -307,7 +307,10 @@ def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
     path = root / _inside(name)
     try:
         if not path.resolve(strict=True).is_relative_to(root):
-            raise BundleError(f"{path} is a link that leaves the bundle; put the file itself there. {_AGAIN}")
+            raise BundleError(
+                f"{path} is a link that leaves the bundle, as in the hub's cache. Copy the bundle with the files "
+                "themselves in place of links: `cp -rL BUNDLE COPY`."
+            )
         size = path.stat().st_size
         if size != expected.size:
             raise BundleError(f"{path}: {size} bytes, the manifest says {expected.size}: it is damaged. {_AGAIN}")

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.pictures import Picture, load_picture
+from moebius_runtime.pictures import INVERSE_ORIENTATION, NamedBytes, Picture, load_picture
 
 BoolArray = npt.NDArray[np.bool_]
+Orientation = Literal["upright", "stored"]
+Hints = Literal["options", "arguments", "none"]
 _HALF = 128  # the lowest grey value whose share of 255 is 0.5 or more
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 def load_mask(
-    path: str | Path,
+    path: str | Path | NamedBytes,
     size: tuple[int, int],
     *,
     invert: bool = False,
-    dilate: int = 0,
     resize: bool = False,
+    orientation: Orientation = "upright",
+    rotation: int = 1,
 ) -> BoolArray:
     """The mask of a picture of `size` (height, width): bool [H, W], True = fill. See `mask_from_picture`."""
-    return mask_from_picture(load_picture(path), size, invert=invert, dilate=dilate, resize=resize, name=str(path))
+    picture = load_picture(path)
+    return mask_from_picture(
+        picture, size, invert=invert, resize=resize, orientation=orientation, rotation=rotation, name=str(path)
+    )
 
 
 def mask_from_picture(
@@ -33,12 +40,13 @@ def mask_from_picture(
     size: tuple[int, int],
     *,
     invert: bool = False,
-    dilate: int = 0,
     resize: bool = False,
+    orientation: Orientation = "upright",
+    rotation: int = 1,
     name: str = "the mask",
-    hints: bool = True,
+    hints: Hints = "options",
 ) -> BoolArray:
-    """White fills: grey of 0.5 and more is True; then `invert`, then growth by `dilate` pixels.
+    """White fills: grey of 0.5 and more is True; then `invert`.
 
     Colour counts by its luma. Transparent parts (alpha under 0.5) are not filled, whatever their colour. A
     mask with transparent parts is refused where its opaque ones hold no white, or are not mainly black and
@@ -46,24 +54,25 @@ def mask_from_picture(
 
     Args:
         picture: the mask as a picture.
-        size: height and width of the picture that it belongs to.
+        size: height and width of the picture that it belongs to, upright.
         invert: black fills; transparent parts are then filled.
-        dilate: pixels to grow by in each direction, diagonally too.
-        resize: bring a mask of another size to `size`, by nearest neighbour.
+        resize: bring a mask of another size, but of the same aspect ratio, to `size`, by nearest neighbour.
+        orientation: `upright`: the mask belongs to the picture as it is seen. `stored`: to its pixels as they are
+            stored, before the picture's EXIF rotation, which then turns the mask too.
+        rotation: EXIF orientation (1 to 8) of the picture that the mask belongs to.
         name: what error messages call it.
-        hints: error messages name the options of `moebius-inpaint` that help.
+        hints: error messages name the options of `moebius-inpaint` that help, or the Python API's arguments, or none.
 
     Raises:
-        InputError: another size without `resize`, a transparent mask of unclear meaning, or a mask that marks
-            nothing or everything.
+        InputError: another size without `resize`, another aspect ratio, a transparent mask of unclear meaning, or a
+            mask that marks nothing or everything.
     """
-    if dilate < 0:
-        raise InputError(f"--mask-dilate is {dilate}; expected 0 or more pixels.")
-    if picture.shape != size and not resize:
-        raise InputError(
-            f"{name} is {picture.shape[1]}x{picture.shape[0]} pixels and the picture {size[1]}x{size[0]}; "
-            f"they must agree.{' Use --resize-mask to fit the mask to the picture.' if hints else ''}"
-        )
+    if orientation not in get_args(Orientation):
+        raise InputError(f"mask-orientation {orientation!r}: expected one of {', '.join(get_args(Orientation))}")
+    if orientation == "stored":
+        picture = picture.turned(INVERSE_ORIENTATION[picture.orientation]).turned(rotation)
+    if picture.shape != size:
+        _check_size(picture, size, rotation, resize, name, hints)
     grey = _grey(picture)
     mask = grey >= _HALF
     if picture.alpha is not None:
@@ -76,17 +85,86 @@ def mask_from_picture(
         mask = np.asarray(resized).astype(bool)
     if invert:
         mask = ~mask
-    if dilate:
-        mask = _dilated(mask, dilate)
     if not mask.any():
-        advice = " Use --invert-mask if black does." if hints else ""
-        raise InputError(f"{name} marks no pixel; white marks what to fill.{advice}")
+        raise InputError(f"{name} marks no pixel; white marks what to fill. {_cure(picture, invert, hints)}")
     if mask.all():
-        advice = " Use --invert-mask if black does, or a smaller --mask-dilate." if hints else ""
+        advice = _advice(hints, " Use --invert-mask if black does.", " Invert it if black does.")
         raise InputError(
             f"{name} marks every pixel, which leaves nothing to fill from; white marks what to fill.{advice}"
         )
     return mask
+
+
+def _advice(hints: Hints, options: str, arguments: str) -> str:
+    return {"options": options, "arguments": arguments, "none": ""}[hints]
+
+
+def _check_size(picture: Picture, size: tuple[int, int], rotation: int, resize: bool, name: str, hints: Hints) -> None:
+    """Refuses a mask of another size than `size`, unless `resize` may bring it there without distortion."""
+    (height, width), (tall, wide) = picture.shape, size
+    sizes = f"{name} is {width}x{height} pixels and the picture {wide}x{tall}"
+    if rotation in _SWAPPED and _alike((width, height), size):
+        stored = _advice(
+            hints,
+            " Use --mask-orientation stored to turn the mask the same way.",
+            ' Give mask_orientation="stored" to turn the mask the same way.',
+        )
+        raise InputError(
+            f"{sizes}: the photograph is rotated (EXIF orientation {rotation}), and the mask has the shape of its "
+            f"{tall}x{wide} stored pixels.{stored}"
+        )
+    if not resize:
+        fits = (
+            " Use --resize-mask to fit the mask to the picture."
+            if _alike(picture.shape, size)
+            else (" Their aspect ratios differ, so draw the mask on this picture.")
+        )
+        raise InputError(f"{sizes}; they must agree.{_advice(hints, fits, ' Give a mask of the size of the picture.')}")
+    if not _alike(picture.shape, size):
+        raise InputError(
+            f"{sizes}: resizing would distort it, as the aspect ratios differ ({width / height:.3f} and "
+            f"{wide / tall:.3f}), and mark another place. Give a mask of the whole picture, not of a part of it."
+        )
+
+
+def _alike(shape: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a mask of `shape` may be a whole picture of `size` resized: each side off by at most a pixel."""
+    (height, width), (tall, wide) = shape, size
+    smaller, larger = (shape, size) if height * width < tall * wide else (size, shape)
+    # Exact sides of the smaller are those of the larger over one scale, each rounded by less than a pixel.
+    low = max(other / (side + 1) for side, other in zip(smaller, larger, strict=True))
+    high = min(other / (side - 1) for side, other in zip(smaller, larger, strict=True))
+    return low < high
+
+
+def _cure(picture: Picture, inverted: bool, hints: Hints) -> str:
+    """What helps against a mask that marks nothing, found from its values."""
+    grey = _luma(picture)
+    top = int(np.iinfo(picture.pixels.dtype).max)
+    if picture.alpha is not None:
+        grey = grey[picture.alpha > 0]
+    if inverted:
+        return _advice(hints, "Leave --invert-mask out if white does.", "Do not invert it if white does.")
+    brightest = int(grey.max()) if grey.size else 0
+    if 0 < brightest <= top // 2:
+        return (
+            f"Its brightest value is {brightest} of {top}, and values from {top // 2 + 1} up are white. Multiply its "
+            f"values by {top // brightest} and save it again."
+        )
+    if not brightest:
+        return "Its brightest value is 0: all of it is black." + _advice(
+            hints, " Use --invert-mask if black marks what to fill.", " Mark pixels in white."
+        )
+    return "Its white pixels are too thin or too transparent to be seen at the size of the picture."
+
+
+def _luma(picture: Picture) -> npt.NDArray[np.float32]:
+    """Luma in the picture's own range, [H, W]."""
+    luma: npt.NDArray[np.float32] = _grey(picture) * np.float32(1 if picture.bits == 8 else 257)
+    if picture.mode != "CMYK":
+        weights = [0.299, 0.587, 0.114] if picture.mode == "RGB" else [1.0]
+        luma = (picture.pixels.astype(np.float32) @ np.array(weights, np.float32)).round()  # [H, W, C] -> [H, W]
+    return luma
 
 
 def _grey(picture: Picture) -> npt.NDArray[np.uint8]:
@@ -103,10 +181,33 @@ def _check_transparent(visible: npt.NDArray[np.uint8], name: str) -> None:
         raise InputError(f"{name} has transparent parts and looks like a picture, not a mask. {advice}")
 
 
-def _dilated(mask: BoolArray, pixels: int) -> BoolArray:
+def grown_mask(mask: BoolArray, dilation: int | Literal["auto"]) -> BoolArray:
+    """The mask grown by `dilation` pixels; `auto`: by `automatic_dilation`, unless that leaves nothing to fill from.
+
+    Raises:
+        InputError: a mask grown by a given number of pixels marks everything.
+    """
+    grown = dilated(mask, automatic_dilation(mask.shape) if dilation == "auto" else dilation)
+    if not grown.all():
+        return grown
+    if dilation == "auto":
+        return mask
+    raise InputError(
+        f"the mask, grown by {dilation} pixels, marks every pixel, which leaves nothing to fill from; "
+        "expected a smaller mask-dilate"
+    )
+
+
+def automatic_dilation(shape: tuple[int, ...]) -> int:
+    """Pixels by which a mask drawn tightly misses its object's soft edge: 2, and 1 for every 500 of the longer side, at
+    most 16."""
+    return min(16, 2 + max(shape) // 500)
+
+
+def dilated(mask: BoolArray, pixels: int) -> BoolArray:
     """True wherever the square of 2 * pixels + 1 around holds True; works on the mask's bounding box only."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    if not len(rows) or not pixels:
         return mask
     top, left = max(0, rows[0] - pixels), max(0, columns[0] - pixels)
     bottom, right = rows[-1] + 1 + pixels, columns[-1] + 1 + pixels
@@ -163,6 +264,20 @@ def reduce_mask(
 
 def _unseen_regions(mask: BoolArray, tall: int, wide: int) -> int:
     """How many 8-connected regions hold no pixel (row, column) of multiples of (`tall`, `wide`)."""
+    row, start, end, label = labelled_runs(mask)
+    seen = (row % tall == 0) & ((start + wide - 1) // wide * wide < end)
+    return len(np.setdiff1d(label, label[seen]))
+
+
+def labelled_runs(
+    mask: BoolArray,
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The runs of True of a mask's rows, in reading order, with the 8-connected region of each.
+
+    Returns:
+        row, first column, last column (exclusive) and label of each run, [n] each. A label is the index of its
+        region's first run.
+    """
     height, width = mask.shape
     padded = np.zeros((height, width + 2), np.int8)
     padded[:, 1:-1] = mask
@@ -178,9 +293,7 @@ def _unseen_regions(mask: BoolArray, tall: int, wide: int) -> int:
     count = np.maximum(last - first, 0)
     upper = np.repeat(np.arange(len(row)), count)
     lower = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(len(upper))
-    label = connected(len(row), upper, lower)
-    seen = (row % tall == 0) & ((start + wide - 1) // wide * wide < end)
-    return len(np.setdiff1d(label, label[seen]))
+    return row, start, end, connected(len(row), upper, lower)
 
 
 def connected(count: int, first: npt.NDArray[np.intp], second: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

@@ -7,7 +7,6 @@ builds it again. Like the manifest, a passport is hostile until it is checked, a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from moebius_runtime.errors import EngineError
-from moebius_runtime.files import atomic_write, open_plain
+from moebius_runtime.files import MappedFile, atomic_write, open_plain
 from moebius_runtime.manifest import (
     Dimension,
     GraphName,
@@ -170,19 +169,21 @@ def check_bundle(folder: Path, passport: Passport, manifest: Manifest) -> None:
                 )
 
 
-def check_device(folder: Path, passport: Passport, version: str, device: Device) -> None:
-    """Refuses engines that were built by another version or for another device.
+def check_device(folder: Path, passport: Passport, version: str, device: Device) -> list[str]:
+    """Refuses engines that were built by another version or for another compute capability; returns notes.
+
+    What TensorRT itself decides when it loads an engine is no refusal here: another driver, or another GPU of the same
+    compute capability. Each is a note, whether the engine then loads or not.
 
     Args:
         folder: where the engines are, for the message.
-        passport: theirs.
+        passport: of these engines.
         version: of the library that is to load them.
         device: what they are to run on.
 
     Raises:
-        EngineError: another version, compute capability or driver. Engines built for "ampere+" run on newer GPUs too,
-            those for "ampere+" or "same-cc" under other drivers, and `version_compatible` ones in a newer library of
-            the same major version.
+        EngineError: another version or compute capability. Engines built for "ampere+" run on newer GPUs too, and
+            `version_compatible` ones in a newer library of the same major version.
     """
     if passport.backend_version != version and not (
         passport.flags.get("version_compatible") == "on" and _newer_minor(version, passport.backend_version)
@@ -196,17 +197,27 @@ def check_device(folder: Path, passport: Passport, version: str, device: Device)
         listed = ", ".join(map(str, passport.sm))
         raise EngineError(
             f"{folder}: built for SM {listed}, {device.name} is SM {device.sm}. Build it for this device: "
-            f"moebius-export trt BUNDLE --{passport.precision} --backend {passport.backend}"
+            f"moebius-export trt BUNDLE {build_flag(passport.precision)} --backend {passport.backend}"
         )
-    if level == "none" and passport.driver is not None and passport.driver != device.driver:
-        raise EngineError(
-            f"{folder}: built with driver {passport.driver}, here is {device.driver}, under which its kernels were "
-            f"not chosen. Build it again: {passport.rebuild}"
-        )
+    different = []
+    if level == "none" and passport.driver not in (None, device.driver):
+        different.append(f"driver {passport.driver}, here is {device.driver}")
+    # RTX compiles its kernels for the GPU at hand, so the model does not matter to it.
+    if level == "none" and passport.backend == "tensorrt" and passport.gpu not in (None, device.name):
+        different.append(f"{passport.gpu}, here is {device.name} of the same SM {device.sm}")
+    if not different:
+        return []
+    return [
+        f"{folder}: built with {' and with '.join(different)}. {passport.backend} decides whether it loads; it may run "
+        f"slower than one that is built here: {passport.rebuild}"
+    ]
 
 
-def checked_engine(folder: Path, passport: Passport, graph: GraphName) -> bytes:
-    """The bytes of an engine, found to be those that the passport names.
+def checked_engine(folder: Path, passport: Passport, graph: GraphName) -> MappedFile:
+    """An engine's file, mapped into memory, whose SHA-256 is that of the passport.
+
+    The mapping is what was hashed, and is what should be loaded. The file's pages are the system's own cache: they need
+    no memory that it cannot take back, unlike a copy of an engine as large as the device's free memory.
 
     Raises:
         EngineError: no such engine, or the file is missing, a link out of the folder, or not the passport's.
@@ -217,22 +228,28 @@ def checked_engine(folder: Path, passport: Passport, graph: GraphName) -> bytes:
     path = engine_path(folder, graph)
     size = path.stat().st_size
     if size == engine.size:
-        data = _read(path)  # what is hashed is what is loaded
-        if hashlib.sha256(data).hexdigest() == engine.sha256:
-            return data
+        mapped = _map(path)
+        if mapped.sha256() == engine.sha256:
+            return mapped
+        mapped.close()
     raise EngineError(
         f"{path}: not the engine that its passport names ({size} bytes, stated {engine.size}), so it was "
         f"exchanged or damaged; it was not loaded. Build it again: {passport.rebuild}"
     )
 
 
-def trusted_engine(folder: Path, graph: GraphName) -> bytes:
-    """The bytes of an engine that nothing vouches for but the user's word.
+def check_engine(folder: Path, passport: Passport, graph: GraphName) -> None:
+    """Refuses an engine that is not the passport's; errors as `checked_engine`."""
+    checked_engine(folder, passport, graph).close()
+
+
+def trusted_engine(folder: Path, graph: GraphName) -> MappedFile:
+    """An engine's file, mapped into memory, that nothing vouches for but the user's word.
 
     Raises:
-        EngineError: the file is missing, a link out of the folder, or not a plain file.
+        EngineError: the file is missing, empty, a link out of the folder, or not a plain file.
     """
-    return _read(engine_path(folder, graph))
+    return _map(engine_path(folder, graph))
 
 
 def engine_path(folder: Path, graph: GraphName) -> Path:
@@ -251,10 +268,9 @@ def engine_path(folder: Path, graph: GraphName) -> Path:
     return path
 
 
-def _read(path: Path) -> bytes:
+def _map(path: Path) -> MappedFile:
     try:
-        with open_plain(path) as stream:
-            return stream.read()
+        return MappedFile(path)
     except OSError as error:
         raise EngineError(f"{path}: {error.strerror}. {_BUILD}") from error
 

@@ -10,32 +10,29 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from moebius_runtime import colour, deep_colour
-from moebius_runtime.errors import InputError, OutputError
-from moebius_runtime.files import atomic_write
-from moebius_runtime.metadata import describing_exif, exif_bytes, upright_exif
+from moebius_runtime.errors import InputError
+from moebius_runtime.exif import describing_exif, exif_bytes, upright_exif
+from moebius_runtime.metadata import Metadata, read_metadata
+from moebius_runtime.saving import check_can_save as check_can_save
+from moebius_runtime.saving import picture_bytes as picture_bytes
+from moebius_runtime.saving import save_picture as save_picture
+from moebius_runtime.truncated import whole_jpeg
 
 MIN_SIDE = 64
 MAX_PIXELS = 100_000_000
-INPUT_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-OUTPUT_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
-_LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}  # what the formats' size fields hold
-_MAX_JPEG_EXIF = 65_533 - 6  # a marker's length field, less the length itself and "Exif\0\0"
+INPUT_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *["AVIF"] * features.check_module("avif"))
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# The orientation that undoes another: quarter turns undo each other, all else undoes itself.
+INVERSE_ORIENTATION = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 
 Mode = Literal["L", "RGB", "CMYK"]
 _MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "CMYK"}
@@ -51,7 +48,10 @@ class Picture:
         alpha: [H, W] of the same type as `pixels`, or None; not premultiplied.
         icc_profile: the embedded profile's bytes. Numbers of L and RGB pictures are never converted by it.
         exif: the EXIF block, a TIFF header and directories without the "Exif" prefix; its orientation is 1.
+        metadata: resolution, XMP and the like, see `moebius_runtime.metadata`.
+        format: Pillow's name of the format that it was read from.
         usable_profile: whether `icc_profile` converts CMYK to sRGB and back; looked at for CMYK only.
+        orientation: EXIF orientation of the stored pixels; `pixels` and `alpha` are upright already.
         notes: what reading could not keep, one sentence each, to be told to the user.
     """
 
@@ -60,7 +60,10 @@ class Picture:
     alpha: npt.NDArray[Any] | None = None
     icc_profile: bytes | None = None
     exif: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    format: str | None = None
     usable_profile: bool = True
+    orientation: int = 1
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,9 +76,14 @@ class Picture:
         """Bits a channel, 8 or 16."""
         return 8 * self.pixels.itemsize
 
+    def turned(self, orientation: int) -> Picture:
+        """The picture with pixels and alpha turned upright from an EXIF orientation."""
+        alpha = None if self.alpha is None else _turned(self.alpha, orientation)
+        return replace(self, pixels=_turned(self.pixels, orientation), alpha=alpha)
+
     def part(self, window: tuple[slice, slice]) -> Picture:
-        """The picture cut to a window (rows, columns), without alpha and EXIF; the pixels are a view."""
-        return replace(self, pixels=self.pixels[window], alpha=None, exif=None)
+        """The picture cut to a window (rows, columns), without alpha, EXIF and metadata; the pixels are a view."""
+        return replace(self, pixels=self.pixels[window], alpha=None, exif=None, metadata=Metadata())
 
     def to_rgb(self) -> npt.NDArray[np.uint8]:
         """Numbers for the network, uint8 [H, W, 3].
@@ -122,34 +130,77 @@ class Picture:
             image.info["icc_profile"] = self.icc_profile
         if self.exif:
             image.info["exif"] = b"Exif\0\0" + self.exif
+        for name in ("dpi", "xmp", "comment"):
+            if value := getattr(self.metadata, name):
+                image.info[name] = value
         return image
 
 
-def load_picture(path: str | Path) -> Picture:
-    """Reads a JPEG, PNG, WebP, TIFF, BMP or GIF; its size is checked before any pixel is decoded.
+@dataclass(frozen=True)
+class NamedBytes:
+    """The content of a picture file that has no path, such as standard input's, and what messages call it."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_picture(path: str | Path | NamedBytes) -> Picture:
+    """Reads a JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF; its size is checked before any pixel is decoded.
+
+    HEIC is read where the package pillow-heif is installed. A JPEG without its last bytes is read as browsers show
+    it, with a note.
 
     Raises:
         InputError: there is no such file, it is not a whole picture of these formats, its shortest side is
             under 64 pixels, it has over 100 megapixels, or its colours have no white level (32-bit, Lab).
     """
-    source = Path(path)
+    source = path if isinstance(path, NamedBytes) else Path(path)
     with _opened(source) as stream, _one_line_refusals(source):
-        image = Image.open(stream, formats=INPUT_FORMATS)
+        formats = (*INPUT_FORMATS, *_heif(stream))
+        image = Image.open(stream, formats=formats)
         _check_size(image)
-        return _picture(image, deep_colour.raw_mode(image), source)
+        whole, notes = stream, []
+        if image.format in ("JPEG", "MPO") and (found := whole_jpeg(stream)):
+            whole, note = found
+            notes.append(note)
+            image = Image.open(whole, formats=formats)
+        return _picture(image, deep_colour.raw_mode(image), whole, notes)
 
 
-def picture_from_image(image: Image.Image) -> Picture:
-    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`."""
-    with _one_line_refusals("the image"):
+def picture_from_image(image: Image.Image, name: str = "the image") -> Picture:
+    """A `Picture` of a Pillow image, which is left as it is; checks, notes and errors as `load_picture`.
+
+    `name` is what error messages call it. Anything but a Pillow image is refused.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{name} is {_received(image)}")
+    with _one_line_refusals(name):
         _check_size(image)
         raw = deep_colour.raw_mode(image)  # gone once the pixels are loaded
-        return _picture(image.copy(), raw, None)
+        return _picture(image.copy(), raw, None, [])
+
+
+def _received(value: object) -> str:
+    """What was given in place of a Pillow image, and how to make one of it."""
+    if isinstance(value, np.ndarray):
+        kind = f"a NumPy array, {value.dtype} {list(value.shape)}"
+        return f"{kind}; expected a Pillow image. Convert it with PIL.Image.fromarray, uint8 [H, W] or [H, W, 3]."
+    if isinstance(value, (str, Path)):
+        return f"the path {str(value)!r}; expected a Pillow image. Open the file with PIL.Image.open."
+    return f"of type {type(value).__name__}; expected a Pillow image (PIL.Image.Image)."
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path | NamedBytes) -> Iterator[BinaryIO]:
     """The file's stream; anything but a plain file is refused (a pipe would be waited for)."""
+    if isinstance(path, NamedBytes):
+        if not path.data:
+            raise InputError(f"{path} is empty; expected a whole picture file.")
+        yield io.BytesIO(path.data)
+        return
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -165,10 +216,26 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
+def _heif(stream: BinaryIO) -> list[str]:
+    """["HEIF"] for a HEIC file, after Pillow was given the plugin that reads it."""
+    head = stream.read(12)
+    stream.seek(0)
+    if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
+        return []
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        if head[8:] in (b"mif1", b"msf1"):  # AVIF files can have this brand too
+            return []
+        raise InputError("HEIC is read where `pip install pillow-heif` has been run; or save it as JPEG.") from error
+    register_heif_opener()
+    return ["HEIF"]
+
+
 @contextmanager
-def _one_line_refusals(name: str | Path) -> Iterator[None]:
+def _one_line_refusals(name: str | Path | NamedBytes) -> Iterator[None]:
     """Whatever Pillow's readers raise on damaged or hostile bytes, as an `InputError` of one line."""
-    expected = "expected a whole JPEG, PNG, WebP, TIFF, BMP or GIF"
+    expected = "expected a whole JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own size limit stands in for Pillow's bomb warning
@@ -191,20 +258,22 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _picture(image: Image.Image, raw: str, path: Path | None) -> Picture:
-    """From an image opened from `path`, not yet loaded; or from one in memory, without path.
+def _picture(image: Image.Image, raw: str, stream: BinaryIO | None, notes: list[str]) -> Picture:
+    """From an image opened from `stream`, not yet loaded; or from one in memory, without a stream.
 
     `raw` is its raw mode before loading (`deep_colour.raw_mode`).
     """
-    notes = []
     if getattr(image, "is_animated", False):
         notes.append("the file holds several pictures or frames; only the first was read")
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     _check_tiff(image, tags)
+    metadata = read_metadata(image, stream)
+    form = "JPEG" if image.format == "MPO" else image.format  # a JPEG that holds several
     # Before loading: Pillow turns a TIFF upright as it loads it, and takes the orientation out.
     exif, orientation = _tiff_exif(image, notes) if tags else None, 1
-    if path is not None and deep_colour.can_read(raw):
-        pixels, alpha = deep_colour.read(image, raw, path, INPUT_FORMATS)
+    stored = tags.get(ExifTags.Base.Orientation, 1)
+    if stream is not None and deep_colour.can_read(raw):
+        pixels, alpha = deep_colour.read(image, raw, stream, INPUT_FORMATS)
     else:
         pixels, alpha = _native(image)
         if raw[-4:-1] == ";16" and pixels.dtype == np.uint8:
@@ -215,6 +284,7 @@ def _picture(image: Image.Image, raw: str, path: Path | None) -> Picture:
         notes.append("its extra channels were dropped")
     if not tags:
         exif, orientation = _exif(image, notes)
+        stored = orientation
     profile = image.info.get("icc_profile")
     if profile is not None and not (isinstance(profile, bytes) and profile):
         profile = None
@@ -229,7 +299,10 @@ def _picture(image: Image.Image, raw: str, path: Path | None) -> Picture:
         alpha=None if alpha is None else _turned(alpha, orientation),
         icc_profile=profile,
         exif=exif,
+        metadata=metadata.turned() if orientation in (5, 6, 7, 8) else metadata,
+        format=form,
         usable_profile=problem is None,
+        orientation=stored if stored in INVERSE_ORIENTATION else 1,
         notes=tuple(notes),
     )
 
@@ -293,96 +366,3 @@ def _turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     return np.ascontiguousarray(array)
-
-
-def check_can_save(picture: Picture, path: str | Path) -> str:
-    """The format that a path's suffix names, if it can hold the picture; to be asked before the work begins.
-
-    Raises:
-        InputError: an unknown suffix, or a format that would lose alpha, CMYK, 16 bits or size.
-    """
-    suffix = Path(path).suffix.lower()
-    name = OUTPUT_FORMATS.get(suffix)
-    if name is None:
-        known = ", ".join(OUTPUT_FORMATS)
-        raise InputError(f"cannot write {path}: unknown suffix '{suffix}'; expected one of {known}.")
-    height, width = picture.shape
-    deep, alpha = picture.bits == 16, picture.alpha is not None
-    refusal = None
-    if max(height, width) > _LONGEST_SIDE.get(name, 2**31 - 1):
-        refusal = f"{name} cannot hold {width}x{height} pixels. Choose .png or .tif"
-    elif picture.mode == "CMYK" and name in ("PNG", "WEBP"):
-        refusal = f"{name} cannot hold CMYK. Choose {'.tif' if deep else '.tif or .jpg'}"
-    elif deep and name in ("JPEG", "WEBP"):
-        refusal = f"{name} cannot hold 16 bits a channel. Choose {'.tif' if picture.mode == 'CMYK' else '.png'}"
-    elif alpha and name == "JPEG":
-        refusal = "JPEG cannot hold alpha. Choose .png, .webp or .tif"
-    elif alpha and deep and picture.mode == "L" and name == "TIFF":
-        refusal = "16-bit grey with alpha is not written as TIFF. Choose .png"
-    if refusal:
-        raise InputError(f"cannot write {path}: {refusal}.")
-    return name
-
-
-def save_picture(picture: Picture, path: str | Path, quality: int = 95) -> tuple[str, ...]:
-    """Writes a picture whole or not at all, as its suffix says; returns notes on metadata that was dropped.
-
-    PNG, TIFF (deflate) and WebP (always its lossless kind) keep every pixel; JPEG is 4:4:4 at `quality`.
-
-    Raises:
-        InputError: as `check_can_save`, or a quality outside 1..100.
-        OutputError: the picture could not be encoded, or the file could not be written.
-    """
-    name = check_can_save(picture, path)
-    if not 1 <= quality <= 100:
-        raise InputError(f"the JPEG quality is {quality}; expected 1 to 100.")
-    notes: list[str] = []
-    if name == "JPEG" and picture.exif and len(picture.exif) > _MAX_JPEG_EXIF:
-        picture = replace(picture, exif=None)
-        notes.append("the EXIF block is longer than JPEG allows and was dropped")
-    if name == "TIFF" and picture.exif:
-        # A TIFF holds EXIF as tags of its own: what cannot be read as such cannot be carried.
-        try:
-            _exif_tags(picture.exif).tobytes()
-        except Exception as error:
-            picture = replace(picture, exif=None)
-            notes.append(f"the EXIF block is damaged ({type(error).__name__}) and was dropped")
-    try:
-        data = _encode(picture, name, quality)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OutputError(f"cannot write {path}: {name} encoding failed ({reason}).") from error
-    with atomic_write(path) as stream:
-        stream.write(data)
-    return tuple(notes)
-
-
-def _encode(picture: Picture, name: str, quality: int) -> bytes:
-    tags = _exif_tags(picture.exif) if name == "TIFF" and picture.exif else None
-    if picture.bits == 16:
-        deep = picture.pixels
-        if picture.alpha is not None:
-            deep = np.concatenate([deep, picture.alpha[:, :, None]], axis=2)
-        if name == "PNG":
-            return deep_colour.png_bytes(deep, picture.icc_profile, picture.exif)
-        return deep_colour.tiff_bytes(deep, picture.icc_profile, tags, cmyk=picture.mode == "CMYK")
-    options: dict[str, Any] = {}
-    if name == "JPEG":
-        options = {"quality": quality, "subsampling": 0}
-    elif name == "WEBP":
-        options = {"lossless": True, "exact": True}  # exact: colours under transparent pixels too
-    elif name == "TIFF":
-        options = {"compression": "tiff_adobe_deflate"}
-    if picture.exif:
-        options["exif"] = b"Exif\0\0" + picture.exif if tags is None else tags
-    buffer = io.BytesIO()
-    replace(picture, exif=None).to_image().save(buffer, name, icc_profile=picture.icc_profile, **options)
-    return buffer.getvalue()
-
-
-def _exif_tags(block: bytes) -> Image.Exif:
-    source = Image.Exif()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged entries, which are left out
-        source.load(block)
-        return describing_exif(source)

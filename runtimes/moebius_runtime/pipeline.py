@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,67 +18,98 @@ import numpy.typing as npt
 from PIL import Image
 
 from moebius_runtime import blend as blending
-from moebius_runtime import regions
+from moebius_runtime import prepare, regions
 from moebius_runtime.backends import Backend, create_backend
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, OutputError
 from moebius_runtime.manifest import GraphName, Precision
-from moebius_runtime.masks import BoolArray, mask_from_picture, reduce_mask
+from moebius_runtime.masks import BoolArray, Orientation, grown_mask, mask_from_picture, reduce_mask
+from moebius_runtime.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start, settings_of
 from moebius_runtime.pictures import Picture, picture_from_image
+from moebius_runtime.plan import Plan
 from moebius_runtime.samplers import SAMPLERS, SPACINGS
 from moebius_runtime.schedule import Latents, initial_noise
 
 OnStep = Callable[[int, int], None]
-"""Told (steps done, steps in all) after every denoising step, over all regions of a picture."""
+"""Told (steps done, steps in all) after every denoising step, over all squares of a picture."""
+
+OnPlan = Callable[[Plan], None]
+"""Called once before the work with the squares and steps that it takes."""
 
 Memory = Literal["low", "fast"]
 """Whether the graphs of a picture are held one at a time, or all of them and for the next picture too."""
 
-_FEATHER_RADIUS = 3.0  # pixels of the network's picture
+_seconds: ContextVar[dict[str, list[float]]] = ContextVar("seconds")  # of the `inpaint` call that is running
+
+_LITTLE_NOISE = 0.25  # a start whose signal is above 1 - this share decides the result
 _CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
 _REFUSED = "nothing was saved. Try the bundle on another picture, or export it again."
 
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """How to fill. `None` takes the bundle's default.
+    """How to fill. `None` takes the mode's default, and the bundle's where the mode has none.
 
     Attributes:
+        mode: `best`: nothing under the mask influences the result, and every masked pixel is replaced. `reference`:
+            the original's own procedure, for comparisons. See `moebius_runtime.modes`.
         steps: number of inference steps; `strength` drops the first (1 - strength) of them.
         guidance_scale: 1 or the bundle's 2.5 and the like; 1 runs the conditional branch alone.
-        strength: above 0 to 1; at 1 the start is pure noise and the picture's own latent is not computed.
+        strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
+            kept. In `reference` it is noise on the picture's own latents, and pure noise at 1.
         sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
-        seed: of the starting noise; region i of a picture takes seed + i.
+        seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
         noise: the whole starting noise, float32 [1, 4, S, S], in place of the seed's; taken as it is.
-        fit: `crop` fills each region from a square around it, `whole` shrinks the whole picture.
-        blend: `soft` feathers the seam by 3 network pixels, `hard` keeps every unmasked pixel bit-exact.
-        mask_reduce: `nearest` (reference) or `max`, see `moebius_runtime.masks.reduce_mask`.
+        fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
+        blend: `soft` feathers the seam outside of the mask (in `reference` across its border, by 3 network pixels),
+            `hard` keeps every unmasked pixel bit-exact.
+        mask_reduce: `nearest` or `max`, see `moebius_runtime.masks.reduce_mask`.
+        mask_dilate: pixels by which the mask is grown, or `auto`, see `moebius_runtime.masks.automatic_dilation`.
+        start: what the noise is laid on in mode `best`: `pixels`, smooth values at every masked pixel, encoded, or
+            `cells`, smooth values in latent space, which saves an encode.
         compensate_colour: shift the filled region towards the colours around it.
+        max_squares: the most squares that a picture may take with fit `crop`, see `moebius_runtime.squares`.
     """
 
+    mode: ModeName = "best"
     steps: int | None = None
     guidance_scale: float | None = None
     strength: float | None = None
     sampler: str = "ddim"
     seed: int = 0
     noise: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    fit: Literal["crop", "whole"] = "crop"
-    blend: Literal["soft", "hard"] = "soft"
-    mask_reduce: Literal["nearest", "max"] = "nearest"
+    fit: Fit | None = None
+    blend: Blend | None = None
+    mask_reduce: Reduce | None = None
+    mask_dilate: Dilation | None = None
+    start: Start | None = None
     compensate_colour: bool = False
+    max_squares: int = 64
 
     def __post_init__(self) -> None:
         for name, value, choices in (
+            ("mode", self.mode, tuple(MODES)),
             ("sampler", self.sampler, tuple(SAMPLERS)),
-            ("fit", self.fit, ("crop", "whole")),
-            ("blend", self.blend, ("soft", "hard")),
-            ("mask_reduce", self.mask_reduce, ("nearest", "max")),
+            ("fit", self.fit, (*get_args(Fit), None)),
+            ("blend", self.blend, (*get_args(Blend), None)),
+            ("mask_reduce", self.mask_reduce, (*get_args(Reduce), None)),
+            ("start", self.start, (*get_args(Start), None)),
         ):
             if value not in choices:
-                raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {', '.join(choices)}")
+                names = ", ".join(filter(None, choices))
+                raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {names}")
+        if self.start is not None and MODES[self.mode].original:
+            raise InputError(f"start {self.start!r}: mode {self.mode} starts from the picture itself; use mode best")
+        pixels = self.mask_dilate
+        whole = isinstance(pixels, Integral) and not isinstance(pixels, bool) and pixels >= 0
+        if not (pixels is None or pixels == "auto" or whole):
+            raise InputError(f"mask-dilate {pixels!r}: expected auto or a whole number of pixels, 0 or more")
         scale = self.guidance_scale
         if scale is not None and not (isinstance(scale, Real) and 0 <= scale <= 100):  # NaN is not in any range
             raise InputError(f"guidance scale {scale!r}: expected a number from 0 to 100")
+        most = self.max_squares
+        if not isinstance(most, Integral) or isinstance(most, bool) or most < 1:
+            raise InputError(f"max-squares {most!r}: expected a whole number, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -93,20 +126,36 @@ class InpaintResult:
 
 @dataclass
 class _Square:
-    """One region on its way through the graphs, of the network's size S and latent size s."""
+    """One square on its way through the graphs, of the network's size S and latent size s."""
 
-    crop: regions.Crop
+    area: regions.Square
     latents: Latents  # [1, 4, s, s]: the noise, then what the steps start from, then the finished latents
     condition: Latents = field(init=False)  # [1, 1 + 4, s, s]
     generated: npt.NDArray[np.uint8] = field(init=False)  # [S, S, 3]
     note: str | None = None
 
+    @property
+    def crop(self) -> regions.Crop:
+        return self.area.crop
+
+
+@contextmanager
+def _seconds_of_its_own() -> Iterator[None]:
+    """Gives a call of `inpaint` its own seconds, beside calls of other threads and inside another call."""
+    token = _seconds.set({})
+    try:
+        yield
+    finally:
+        _seconds.reset(token)
+
 
 class InpaintPipeline:
     """Fills masked parts of pictures with a bundle.
 
-    All regions of a picture are encoded, then denoised, then decoded; only one whose square overlaps another's waits
-    until that one is pasted. With memory `low` a graph is loaded for its turn and released after it, so that no two
+    Threads can share a pipeline: one at a time runs a graph for its picture. A pickled pipeline opens its bundle again.
+
+    All squares of a picture are encoded, then denoised, then decoded; only one that overlaps another waits until that
+    one is pasted. With memory `low` a graph is loaded for its turn and released after it, so that no two
     are in memory; with `fast` it stays for the next picture. Results are the same.
 
     Example:
@@ -130,7 +179,9 @@ class InpaintPipeline:
                     f"{backend.bundle.path}: graph {name} takes {batch} pictures at once; the pipeline gives it one at "
                     "a time. Export the bundle again with `--batch 1` or `--dynamic-batch`."
                 )
-        self._seconds: dict[str, list[float]] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., InpaintPipeline], tuple[Backend]]:
+        return partial(type(self), memory=self.memory), (self.backend,)
 
     @classmethod
     def from_bundle(
@@ -154,12 +205,15 @@ class InpaintPipeline:
         backend = create_backend(Bundle.open(path), runtime, threads=threads, precision=precision, trust=trust)
         return cls(backend, memory=memory)
 
-    def __call__(self, image: Image.Image, mask: Image.Image, **options: Any) -> Image.Image:
+    def __call__(
+        self, image: Image.Image, mask: Image.Image, *, mask_orientation: Orientation = "upright", **options: Any
+    ) -> Image.Image:
         """The filled picture, as a Pillow image of the picture's own size.
 
         Args:
             image: any mode that `moebius_runtime.pictures` reads; EXIF rotation is applied.
             mask: of the same size; white is filled.
+            mask_orientation: `stored` where the mask belongs to the pixels of a photograph before its EXIF rotation.
             options: fields of `InpaintOptions`.
 
         Raises:
@@ -167,7 +221,13 @@ class InpaintPipeline:
             OutputError: the network's result is not a picture.
         """
         picture = picture_from_image(image)
-        area = mask_from_picture(picture_from_image(mask), picture.shape)
+        area = mask_from_picture(
+            picture_from_image(mask, "the mask"),
+            picture.shape,
+            orientation=mask_orientation,
+            rotation=picture.orientation,
+            hints="arguments",
+        )
         return self.inpaint(picture, area, make_options(**options)).picture.to_image()
 
     def check(self, options: InpaintOptions) -> None:
@@ -180,56 +240,94 @@ class InpaintPipeline:
         for graph in ("vae_encoder", self._unet(options), "vae_decoder"):
             self.backend.verify(graph)
 
+    def plan(self, mask: BoolArray, options: InpaintOptions) -> Plan:
+        """Returns the squares and steps that filling a mask takes, without any of the work.
+
+        Args:
+            mask: bool [H, W], True = fill; not empty. It is grown as the options say.
+            options: see `InpaintOptions`.
+
+        Raises:
+            InputError: more than `max_squares` squares, or a picture too long for fit `whole`.
+        """
+        return self._plan(grown_mask(mask, self._settings(options).mask_dilate), options)
+
+    def _plan(self, grown: BoolArray, options: InpaintOptions) -> Plan:
+        size, shape = self.manifest.geometry.image_size, (grown.shape[0], grown.shape[1])
+        if self._settings(options).fit == "whole":
+            squares = [regions.whole_square(regions.whole_crop(shape, size), shape)]
+        else:
+            squares = regions.find_squares(grown, size, options.max_squares)
+        return Plan(tuple(squares), shape, size, len(self._timesteps(options)))
+
+    def option_notes(self, options: InpaintOptions) -> list[str]:
+        """What the options break, one sentence each: the same for every picture. `inpaint` notes it too."""
+        settings = self._settings(options)
+        first = int(self._timesteps(options)[0])
+        share = 1 - float(self.schedule.alphas_cumprod[first]) ** 0.5
+        notes = []
+        if settings.mode.original and settings.strength < 1:
+            notes.append(
+                f"mode reference at strength {settings.strength:g} starts from the picture with what is to be removed "
+                f"in it (at timestep {first}), which may show through; mode best does not"
+            )
+        elif not settings.mode.original and share < _LITTLE_NOISE:
+            notes.append(
+                f"the {len(self._timesteps(options))} steps start at timestep {first}, where little noise is left: the "
+                "masked region stays close to a smooth gradient; more steps or strength 1 give it detail"
+            )
+        return notes
+
+    @_seconds_of_its_own()
     def inpaint(
-        self, picture: Picture, mask: BoolArray, options: InpaintOptions, on_step: OnStep | None = None
+        self,
+        picture: Picture,
+        mask: BoolArray,
+        options: InpaintOptions,
+        on_step: OnStep | None = None,
+        on_plan: OnPlan | None = None,
     ) -> InpaintResult:
-        """Fills the mask of a picture: all its regions through one graph after the other.
+        """Fills the mask of a picture: squares that do not overlap go through one graph after the other.
 
         Args:
             picture: see `moebius_runtime.pictures.load_picture`.
             mask: bool [H, W], True = fill; neither empty nor full.
             options: see `InpaintOptions`.
             on_step: told of every step.
+            on_plan: called with the plan before the work begins.
 
         Raises:
-            InputError: the mask is not as described, or the options do not fit the bundle.
+            InputError: the mask is not as described or needs more than `max_squares` squares, or the options do not
+                fit the bundle.
             BundleError: a graph's file is missing or damaged, or cannot be run.
             OutputError: a result of the network is NaN or infinite, or the picture constant.
         """
-        if mask.dtype != np.bool_:
-            raise InputError(f"the mask holds {mask.dtype}; expected bool, True where to fill")
-        if mask.shape != picture.shape:
-            raise InputError(
-                f"the mask is {mask.shape[1]}x{mask.shape[0]}, the picture {picture.shape[1]}x{picture.shape[0]}; "
-                "make them equal"
-            )
-        if not mask.any():
-            raise InputError("the mask marks nothing to fill; white pixels are filled")
-        if mask.all():
-            raise InputError("the mask marks every pixel, which leaves nothing to fill from; white pixels are filled")
         timesteps = self._timesteps(options)
+        settings = self._settings(options)
+        mask, notes = prepare.fillable(picture, mask, settings)
+        notes += self.option_notes(options)
         noises = self._noises(options)
-        size = self.manifest.geometry.image_size
-        crops = [regions.whole_crop(picture.shape, size)] if options.fit == "whole" else regions.find_crops(mask, size)
-        self._seconds = {}
-        notes: list[str] = []
+        plan = self._plan(mask, options)
+        if on_plan is not None:
+            on_plan(plan)
         result = replace(picture, pixels=picture.pixels.copy())
+        unknown = mask.copy()  # what no square has filled yet
         done = 0
-        for several in regions.apart(crops, picture.shape):
+        for several in plan.runs:
 
             def step(number: int, before: int = done) -> None:
                 if on_step is not None:
-                    on_step(before * len(timesteps) + number, len(crops) * len(timesteps))
+                    on_step(before * len(timesteps) + number, plan.total_steps)
 
-            squares = [_Square(crop, next(noises)) for crop in several]
-            self._fill_squares(squares, result, mask, timesteps, options, step)
+            squares = [_Square(area, next(noises)) for area in several]
+            self._fill_squares(squares, result, unknown, timesteps, options, step)
             for index, square in enumerate(squares, done + 1):
                 if square.note:
-                    notes.append(square.note if len(crops) == 1 else f"region {index}: {square.note}")
+                    notes.append(square.note if len(plan.squares) == 1 else f"square {index}: {square.note}")
                 with self._timed("paste"):
-                    self._paste(square, result, mask, options)
+                    self._paste(square, result, unknown, options)
             done += len(squares)
-        return InpaintResult(result, (*notes, *self.backend.take_notes()), self._seconds)
+        return InpaintResult(result, (*notes, *self.backend.take_notes()), _seconds.get())
 
     def _fill_squares(
         self,
@@ -256,16 +354,23 @@ class InpaintPipeline:
             for square in squares:
                 square.generated = self._decode(square.latents)
 
-    def _paste(self, square: _Square, picture: Picture, mask: BoolArray, options: InpaintOptions) -> None:
-        """Blends a generated square into the picture."""
+    def _paste(self, square: _Square, picture: Picture, unknown: BoolArray, options: InpaintOptions) -> None:
+        """Blends what a generated square owns into the picture, and takes it off what is unknown."""
+        settings, original = self._settings(options), self._settings(options).mode.original
         view = regions.window(square.crop, picture.shape)
-        part, area = picture.part(view), mask[view]
+        part, area = picture.part(view), square.area.own(unknown)
+        unseen = unknown[view] if original else prepare.unknown_pixels(picture, unknown, view)
+        scale = square.crop.side / self.manifest.geometry.image_size
         generated = part.native_from_rgb(regions.from_network(square.generated, square.crop, picture.shape))
         if options.compensate_colour:
-            generated = blending.compensate_colour(generated, part.pixels, area)
-        radius = _FEATHER_RADIUS * square.crop.side / self.manifest.geometry.image_size
-        weights = blending.hard(area) if options.blend == "hard" else blending.feather(area, radius)
+            ring = blending.ring_width(scale)
+            generated = blending.compensate_colour(generated, part.pixels, area, unseen, ring)
+        weights = blending.weights_of(area, settings.blend, scale, original=original)
+        hidden = None if original else prepare.invisible(picture, view)
+        if hidden is not None:
+            weights = np.where(hidden & ~area, np.uint8(0), weights)  # what is invisible stays untouched
         picture.pixels[view] = blending.blend(part.pixels, generated, weights)
+        unknown[view] &= ~area
 
     def _encode(
         self,
@@ -276,17 +381,22 @@ class InpaintPipeline:
         options: InpaintOptions,
     ) -> None:
         """Brings a region to the network's size, and its noise to what the steps start from."""
-        geometry, crop = self.manifest.geometry, square.crop
+        geometry, settings = self.manifest.geometry, self._settings(options)
+        original = settings.mode.original
         with self._timed("preprocess"):
-            view = regions.window(crop, picture.shape)
-            rgb = regions.to_network(picture.part(view).to_rgb(), crop, picture.shape, geometry.image_size)
-            hole = regions.mask_to_network(mask[view], crop, picture.shape, geometry.image_size)
-        small, square.note = reduce_mask(hole, (geometry.latent_size, geometry.latent_size), options.mask_reduce)
-        image = np.ascontiguousarray((rgb.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])  # [1, 3, S, S]
+            view = regions.window(square.crop, picture.shape)
+            see = prepare.seen_in_full if original else prepare.seen_by_network
+            unknown = mask[view] if original else prepare.unknown_pixels(picture, mask, view)
+            image, hole = see(picture, unknown, square.crop, geometry.image_size)
+        small, square.note = reduce_mask(hole, (geometry.latent_size, geometry.latent_size), settings.mask_reduce)
+        if hole.all():
+            square.note = "nothing around it is known (masked or transparent), so its filling follows no surroundings"
         masked_latents = self._run("encode", "vae_encoder", image=image * ~hole)
-        if self._strength(options) < 1:
-            latents = self._run("encode", "vae_encoder", image=image)
-            square.latents = self.schedule.add_noise(latents, square.latents, int(timesteps[0]))
+        if not (original and settings.strength == 1):  # where the original starts from pure noise
+            cells = settings.start == "cells"
+            encode = prepare.smooth_cells if cells else lambda *_: self._run("encode", "vae_encoder", image=image)
+            start = encode(masked_latents, hole)
+            square.latents = self.schedule.add_noise(start, square.latents, int(timesteps[0]))
         square.condition = np.concatenate([small[None, None], masked_latents], axis=1)
 
     def _decode(self, latents: Latents) -> npt.NDArray[np.uint8]:
@@ -300,14 +410,15 @@ class InpaintPipeline:
     @contextmanager
     def _turn(self, graph: GraphName) -> Iterator[None]:
         """What runs a graph; after it, whether it went well or not, memory `low` gives the graph's back."""
-        try:
-            yield
-        finally:
-            if self.memory == "low":
-                self.backend.release(graph)
+        with self.backend.lock:
+            try:
+                yield
+            finally:
+                if self.memory == "low":
+                    self.backend.release(graph)
 
     def _denoiser(self, condition: Latents, options: InpaintOptions) -> Callable[[Latents, int], Latents]:
-        graph, scale = self._unet(options), self._guidance_scale(options)
+        graph, scale = self._unet(options), self._settings(options).guidance_scale
 
         def denoise(latents: Latents, timestep: int) -> Latents:
             inputs: dict[str, npt.NDArray[Any]] = {
@@ -322,7 +433,7 @@ class InpaintPipeline:
 
     def _unet(self, options: InpaintOptions) -> GraphName:
         """The guided network, or at scale 1, where the guidance cancels out, the conditional branch alone."""
-        alone = self._guidance_scale(options) == 1 and self.backend.has("unet_conditional")
+        alone = self._settings(options).guidance_scale == 1 and self.backend.has("unet_conditional")
         return "unet_conditional" if alone else "unet"
 
     def _run(self, stage: str, graph: GraphName, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -341,17 +452,14 @@ class InpaintPipeline:
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._seconds.setdefault(stage, []).append(time.perf_counter() - started)
+        _seconds.get().setdefault(stage, []).append(time.perf_counter() - started)
 
-    def _strength(self, options: InpaintOptions) -> float:
-        return self.manifest.defaults.strength if options.strength is None else options.strength
-
-    def _guidance_scale(self, options: InpaintOptions) -> float:
-        return self.manifest.defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    def _settings(self, options: InpaintOptions) -> Settings:
+        return settings_of(options, self.manifest.defaults)
 
     def _timesteps(self, options: InpaintOptions) -> npt.NDArray[np.int64]:
-        steps = self.manifest.defaults.num_inference_steps if options.steps is None else options.steps
-        return self.schedule.inference_timesteps(steps, self._strength(options), SPACINGS[options.sampler])
+        settings = self._settings(options)
+        return self.schedule.inference_timesteps(settings.steps, settings.strength, SPACINGS[options.sampler])
 
     def _noises(self, options: InpaintOptions) -> Iterator[Latents]:
         """The starting noise of each region in turn. Checked before any work is done."""

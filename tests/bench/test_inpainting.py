@@ -132,7 +132,7 @@ def test_without_opencv_it_says_what_to_install(monkeypatch):
 
 
 def test_no_method_sees_the_truth_but_the_bound(tiny_bundle):
-    """The default strength is under 1: the pipeline starts from the whole picture that it is given."""
+    """In mode reference the strength is under 1: the pipeline starts from the whole picture that it is given."""
     pipeline = InpaintPipeline.from_bundle(tiny_bundle)
     assert pipeline.manifest.defaults.strength < 1
     mask = np.zeros((128, 128), bool)
@@ -141,7 +141,7 @@ def test_no_method_sees_the_truth_but_the_bound(tiny_bundle):
     other = np.where(mask[:, :, None], 255 - truth, truth)
     cases = [Case("a", "drawn", truth, mask), Case("b", "drawn", other, mask)]
     methods = [
-        Method("net", network(pipeline, steps=2)),
+        Method("net", network(pipeline, mode="reference", steps=2)),
         Method("vae", autoencoder(pipeline), sees_truth=True),
         Method("echo", lambda picture, mask: picture),
     ]

@@ -21,7 +21,7 @@ def _threads():
 
 
 def cases():
-    return {(case.name, case.size[0]): case for case in layers._cases("tiny", 2)}
+    return {(case.name, case.size[0]): case for case in layers.layer_cases("tiny", 2)}
 
 
 def test_a_real_run(tmp_path):

@@ -120,10 +120,10 @@ def test_nothing_but_the_answer_is_on_standard_output(tiny_bundle):
     """Also what a library writes there with C's own functions."""
     script = (
         "import os, sys, moebius_bench.worker as w\n"
-        "own = w._own_stdout\n"
+        "own = w.own_stdout\n"
         "def noisy():\n"
         "    answer = own(); os.write(1, b'noise'); print('noise', flush=True); return answer\n"
-        "w._own_stdout = noisy\n"
+        "w.own_stdout = noisy\n"
         "sys.exit(w.main())\n"
     )
     text = Job(kind="measure", runtime="warp", bundle=str(tiny_bundle)).model_dump_json()

@@ -1,6 +1,7 @@
 """`moebius-export onnx`: what a bundle holds, that it equals PyTorch, and that it appears whole or not at all."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -108,7 +109,8 @@ def test_a_picture_through_the_exported_bundle(tiny_bundle):
     mask = np.zeros((150, 170), bool)
     mask[40:80, 60:90] = True
     pipeline = InpaintPipeline.from_bundle(tiny_bundle)
-    first, second = (pipeline.inpaint(picture, mask, InpaintOptions(steps=2, blend="hard")).picture for _ in range(2))
+    options = InpaintOptions(steps=2, blend="hard", mask_dilate=0)
+    first, second = (pipeline.inpaint(picture, mask, options).picture for _ in range(2))
     assert np.array_equal(first.pixels, second.pixels)
     assert np.array_equal(first.pixels[~mask], picture.pixels[~mask])
     assert (first.pixels[mask] != picture.pixels[mask]).any(axis=1).mean() > 0.9
@@ -196,3 +198,37 @@ def test_a_vae_of_other_sizes_is_refused(tmp_path):
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"scaling_factor": 0.18215}))
     with pytest.raises(CheckpointError, match=r"scaling_factor = 0\.18215"):
         load_vae(str(tmp_path / "vae"), preset("tiny").vae)
+
+
+@pytest.mark.parametrize(
+    ("weights", "given", "scale"),
+    [
+        ("stand-in", None, 2.5),
+        ("stand-in", 1.75, 1.75),
+        ("hub:hustvl/Moebius/ft_celebahq", None, 2.0),
+        ("ffhq", None, 2.0),
+        ("places2", None, 2.5),
+        ("ffhq", 3.0, 3.0),
+    ],
+)
+def test_the_default_guidance_of_a_bundle(tiny_bundle, tmp_path, monkeypatch, weights, given, scale):
+    """Only the loading and the graphs are replaced, which have their own tests."""
+    loaded, made = load_student("stand-in", preset("tiny").student), read_manifest(tiny_bundle)
+
+    def written(folder, group, *_):
+        shutil.copytree(tiny_bundle / group, folder / group)
+        names = [name for name in made.graphs if name.startswith(group)]
+        return {name: exporting._Written(made.graphs[name], made.parity[name], []) for name in names}
+
+    monkeypatch.setattr(exporting, "load_student", lambda *_: loaded)
+    monkeypatch.setattr(exporting, "check_prediction_type", lambda *_: None)
+    monkeypatch.setattr(exporting, "_write_graphs", written)
+    options = ExportOptions(**{**TINY, "weights": weights}, guidance_scale=given)
+    manifest = export_onnx(tmp_path / "bundle", options)
+    assert manifest.defaults.guidance_scale == read_manifest(tmp_path / "bundle").defaults.guidance_scale == scale
+
+
+@pytest.mark.parametrize("scale", [-0.1, 100.5, float("nan"), float("inf")])
+def test_a_guidance_that_makes_no_sense_is_refused(tmp_path, scale):
+    with pytest.raises(ExportError, match=r"--guidance-scale .*expected 0 to 100"):
+        export_onnx(tmp_path / "bundle", ExportOptions(**TINY, guidance_scale=scale))

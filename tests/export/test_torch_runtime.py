@@ -9,6 +9,7 @@ import torch
 
 from moebius import preset
 from moebius.load import load_student
+from moebius_export import torch_runtime
 from moebius_export.scenes import seeded_inputs
 from moebius_export.torch_runtime import CapturedModule, TorchBackend
 from moebius_export.wrappers import GuidedUNet
@@ -58,6 +59,32 @@ def test_modules_that_are_loaded_already_are_run(bundle):
     np.testing.assert_array_equal(backend.run("unet", inputs), expected)
 
 
+# Relative L2 error of a 16-bit run. The largest errors are the budgets of `moebius_export.verify.budgets`.
+@pytest.mark.parametrize("form", ["reference", "fast"])
+@pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-5, 8e-3), ("bf16", 1e-4, 6e-2)])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_16_bit_precisions_agree(bundle, graph, precision, least, most, form):
+    inputs = seeded_inputs(graph, bundle.manifest, 3)
+    expected = TorchBackend(bundle, threads=1, device="cpu").run(graph, inputs)
+    backend = TorchBackend(bundle, threads=1, device="cpu", precision=precision, form=form)
+    found = error(backend.run(graph, inputs), expected)
+    assert backend.describe()["precision"] == precision
+    if graph.startswith("vae") and precision == "fp16":  # the autoencoder stays float32: its decoder overflows fp16
+        assert found == 0
+    else:
+        assert least < found < most  # below the least it did not run in 16 bits
+
+
+def test_guidance_is_computed_in_float32(bundle):
+    """A scale that fp16 cannot hold: 2.5005 rounds to 2.5."""
+    inputs = seeded_inputs("unet", bundle.manifest, 3)
+    backend = TorchBackend(bundle, threads=1, device="cpu", precision="fp16")
+    one, other = (
+        backend.run("unet", inputs | {"guidance_scale": np.array([scale], np.float32)}) for scale in (2.5, 2.5005)
+    )
+    assert not np.array_equal(one, other)
+
+
 def test_description(bundle):
     described = TorchBackend(bundle, threads=1, device="cpu").describe()
     assert described == {
@@ -66,6 +93,7 @@ def test_description(bundle):
         "providers": "eager, cpu",
         "device": "cpu",
         "form": "reference",
+        "precision": "fp32",
         "threads": "1",
     }
 
@@ -85,6 +113,8 @@ def test_released_graphs_run_again(bundle):
         ({"form": "slow"}, InputError, "λ form 'slow': expected reference, fast, triton"),
         ({"form": "triton", "device": "cpu"}, RuntimeUnavailableError, "λ form 'triton'"),
         ({"threads": 0}, InputError, "threads is 0"),
+        ({"precision": "int8"}, InputError, "--precision int8: runtime 'torch' runs in fp32, bf16, fp16"),
+        ({"device": "cpu", "cuda_graphs": True}, InputError, "cuda_graphs: the device is cpu; expected a CUDA GPU"),
     ],
 )
 def test_refusals(bundle, options, expected, words):
@@ -188,14 +218,57 @@ def test_a_capture_is_made_once_per_shape_and_replayed():
     assert one.tolist() == [1.0, 1.0]  # the caller's tensors are left alone
 
 
+def test_a_graph_that_cannot_be_captured_is_refused():
+    class Uncapturable(FakeCuda):
+        @contextmanager
+        def graph(self, graph):
+            raise RuntimeError("operation not permitted when stream is capturing")
+            yield
+
+    cuda = Uncapturable()
+    captured = CapturedModule(Sum(cuda), cuda, "unet")
+    for _ in range(2):  # the second call neither replays half a graph nor runs without one
+        with pytest.raises(RuntimeUnavailableError, match=r"unet cannot be captured .*not permitted.*GRAPHS=off"):
+            captured(torch.ones(2), torch.ones(2))
+    assert "replay" not in cuda.events
+
+
+def test_too_little_memory_for_a_capture_stays_what_it_is():
+    class Full(FakeCuda):
+        OutOfMemoryError = torch.OutOfMemoryError
+
+        @contextmanager
+        def graph(self, graph):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+            yield
+
+    cuda = Full()
+    with pytest.raises(torch.OutOfMemoryError):
+        CapturedModule(Sum(cuda), cuda)(torch.ones(2), torch.ones(2))
+
+
+class _Gpu:
+    type = "cuda"
+
+
+@pytest.mark.parametrize(
+    ("asked", "switch", "expected"),
+    [(None, "", True), (None, "off", False), (True, "off", True), (False, "", False)],
+)
+def test_when_graphs_are_captured(monkeypatch, asked, switch, expected):
+    monkeypatch.setenv("MOEBIUS_CUDA_GRAPHS", switch)
+    assert torch_runtime._captures(asked, _Gpu()) is expected
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-3), ("fp16", 8e-3), ("bf16", 6e-2)])
 @pytest.mark.parametrize("form", ["reference", "fast", "triton"])
-def test_cuda_graphs_agree_with_the_cpu(bundle, form):
+def test_cuda_graphs_agree_with_the_cpu(bundle, form, precision, most):
     if form == "triton":
         pytest.importorskip("triton")
     cpu = TorchBackend(bundle, threads=1, device="cpu")
     expected = {seed: cpu.run("unet", seeded_inputs("unet", bundle.manifest, seed)) for seed in (0, 1)}
-    backend = TorchBackend(bundle, device="cuda", form=form)
+    backend = TorchBackend(bundle, device="cuda", form=form, precision=precision)
     for seed in (0, 1, 0):
-        assert error(backend.run("unet", seeded_inputs("unet", bundle.manifest, seed)), expected[seed]) < 1e-3
+        assert error(backend.run("unet", seeded_inputs("unet", bundle.manifest, seed)), expected[seed]) < most
     assert backend.describe()["providers"] == "eager, CUDA graphs"

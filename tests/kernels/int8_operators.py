@@ -1,6 +1,7 @@
 """Models of one operator in bytes each, and how far the compiled kernels are from the functions that define these.
 
-As a script: compares every case with the variant that MOEBIUS_KERNELS names, and writes JSON.
+As a script: compares every case with the variant that MOEBIUS_KERNELS names, and writes JSON. Sums of bytes are also
+compared with an integer reference, bit by bit, where pairs of products leave 16 bits.
 """
 
 import importlib.util
@@ -180,5 +181,112 @@ def errors():
     return found
 
 
+# Activations and weights of four channels that come together in one 32-bit lane. Where an instruction adds pairs of
+# products in 16 bits that saturate (vpmaddubsw), the second to fourth give another sum than whole numbers do.
+PATTERNS = {
+    "random": (None, None),
+    "all positive": ((255, 255, 255, 255), (127, 127, 127, 127)),
+    "all negative": ((255, 255, 255, 255), (-128, -128, -128, -128)),
+    "pairs that cancel": ((255, 255, 255, 255), (127, 127, -128, -128)),
+    "every second": ((255, 0, 255, 0), (127, -128, 127, -128)),
+}
+
+
+def saturated(rows, weights):
+    """What `vpmaddubsw` makes of it: [tokens, inputs] times [outputs, inputs], pairs of products within 16 bits."""
+    pairs = rows[:, None, :].astype(np.int64) * weights[None].astype(np.int64)
+    pairs = pairs.reshape(*pairs.shape[:2], -1, 2).sum(axis=3)  # [tokens, outputs, inputs / 2]
+    return np.clip(pairs, -(1 << 15), (1 << 15) - 1).sum(axis=2)
+
+
+def whole_numbers(pattern, seed, shape, outputs, depth):
+    """Activations uint8 of a shape, channels last, and weights int8 [outputs, depth]."""
+    of_rows, of_weights = PATTERNS[pattern]
+    rng = np.random.RandomState(seed)
+    if of_rows is None:
+        return rng.randint(0, 256, shape).astype(np.uint8), rng.randint(-128, 128, (outputs, depth)).astype(np.int8)
+    return np.resize(np.uint8(of_rows), shape), np.resize(np.array(of_weights, np.int8), (outputs, depth))
+
+
+def unscaled(outputs, channels):
+    """Quantiser and scales that change no number."""
+    one = np.ones(channels, np.float32), np.ones(outputs, np.float32)
+    zero = np.zeros(channels, np.float32), np.zeros(outputs, np.float32)
+    return {"x_inverse": one[0], "x_zero": zero[0], "weight_scale": one[1], "weight_offset": zero[1]}
+
+
+def patches(picture, offsets, places, step):
+    """[h, w, c], 0 outside -> [places h * places w, taps * c]: pixels at `step` times each place + offsets."""
+    padded = np.pad(picture, ((1, 2), (1, 2), (0, 0)))
+    rows = [
+        np.concatenate([padded[step * i + dy + 1, step * j + dx + 1] for dy, dx in offsets])
+        for i in range(places[0])
+        for j in range(places[1])
+    ]
+    return np.stack(rows)
+
+
+def exact_linear(pattern, tokens, inputs, outputs, to_picture):
+    rows, weight = whole_numbers(pattern, 1, (tokens, inputs), outputs, inputs)
+    expected = rows.astype(np.int64) @ weight.T.astype(np.int64)
+    stored = weight
+    if not to_picture:
+        padded = np.zeros((-(-outputs // 16) * 16, inputs), np.int8)
+        padded[:outputs] = weight
+        stored = padded.reshape(-1, 16, inputs // 4, 4).transpose(0, 2, 1, 3)
+    arrays = {"x": rows[None].astype(np.float32), "weight": np.ascontiguousarray(stored)}
+    operator = "Int8LinearToPicture" if to_picture else "Int8Linear"
+    return operator, {}, arrays | unscaled(outputs, inputs), expected.T[None] if to_picture else expected[None]
+
+
+def exact_down(pattern, height, width, inputs, outputs):
+    picture, weight = whole_numbers(pattern, 2, (height, width, inputs), outputs, 9 * inputs)
+    offsets = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    places = (height + 1) // 2, (width + 1) // 2
+    sums = patches(picture, offsets, places, 2).astype(np.int64) @ weight.T.astype(np.int64)  # [places, outputs]
+    arrays = {"x": picture.transpose(2, 0, 1)[None].astype(np.float32), "weight": weight.reshape(outputs, 3, 3, inputs)}
+    expected = sums.T.reshape(1, outputs, *places)
+    return "Int8DownsampleConv3x3", {}, arrays | unscaled(outputs, inputs), expected
+
+
+def exact_up(pattern, height, width, inputs, outputs):
+    picture, weight = whole_numbers(pattern, 3, (height, width, inputs), 4 * outputs, 4 * inputs)
+    by_place = weight.reshape(4, outputs, 4 * inputs)
+    expected = np.zeros((outputs, 2 * height, 2 * width), np.int64)
+    for a in (0, 1):
+        for b in (0, 1):
+            offsets = [(a - 1 + dy, b - 1 + dx) for dy in (0, 1) for dx in (0, 1)]
+            seen, taps = patches(picture, offsets, (height, width), 1), by_place[2 * a + b]
+            sums = seen.astype(np.int64) @ taps.T.astype(np.int64)  # [places, outputs]
+            expected[:, a::2, b::2] = sums.T.reshape(outputs, height, width)
+    arrays = {"x": picture.transpose(2, 0, 1)[None].astype(np.float32)}
+    arrays |= unscaled(outputs, inputs) | {"weight": by_place.reshape(4, outputs, 2, 2, inputs)}
+    arrays |= {f"weight_{name}": np.tile(arrays[f"weight_{name}"], (4, 1)) for name in ("scale", "offset")}
+    return "Int8UpsampleConv3x3", {"phases_shape": [0, -1, height, width]}, arrays, expected[None]
+
+
+EXACT = {
+    "linear": lambda pattern: exact_linear(pattern, 37, 68, 40, to_picture=False),
+    "linear deep": lambda pattern: exact_linear(pattern, 13, 2560, 33, to_picture=False),
+    "picture": lambda pattern: exact_linear(pattern, 37, 68, 15, to_picture=True),
+    "picture deep": lambda pattern: exact_linear(pattern, 33, 2560, 13, to_picture=True),
+    "down": lambda pattern: exact_down(pattern, 5, 37, 12, 17),
+    "up": lambda pattern: exact_up(pattern, 5, 37, 12, 17),
+}
+
+
+def differences():
+    """Case and pattern -> how many numbers are not those of the integer reference, as float32."""
+    found = {}
+    for case, make in EXACT.items():
+        for pattern in PATTERNS:
+            operator, attributes, arrays, expected = make(pattern)
+            inputs = ordered(operator, arrays)
+            got = operators.run_guarded(operators.session(model(operator, attributes, inputs)), inputs, expected.shape)
+            found[f"{case}, {pattern}"] = int((got != expected.astype(np.float32)).sum())
+    return found
+
+
 if __name__ == "__main__":
-    print(json.dumps({"variant": kernels.variant(kernels.library_path()), "errors": errors()}))
+    found = {"variant": kernels.variant(kernels.library_path()), "errors": errors(), "differences": differences()}
+    print(json.dumps(found))

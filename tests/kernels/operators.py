@@ -6,6 +6,7 @@ As a script: compares every case with the variant that MOEBIUS_KERNELS names, an
 import ctypes
 import json
 import mmap
+import os
 
 import numpy as np
 import onnx
@@ -176,6 +177,8 @@ def guarded(array):
 
 def run_guarded(running, inputs, shape):
     """The session's result, of this shape; the kernel sees inputs and output at the end of memory."""
+    if os.environ.get("MOEBIUS_TESTS_UNGUARDED"):  # qemu-user 7.2 ends with SIGSEGV where the processor does not
+        return running.run(None, inputs)[0]
     inputs = {name: guarded(array) for name, array in inputs.items()}
     y = guarded(np.full(shape, np.nan, np.float32))
     binding = running.io_binding()

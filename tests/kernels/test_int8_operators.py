@@ -47,6 +47,17 @@ def test_every_variant_is_its_function(variant):
     limits = {name: FLIPPED if name in MAY_FLIP else TOLERANCE for name in int8.CASES}
     assert {name: error for name, error in found["errors"].items() if not error < limits[name]} == {}
     assert sum(error > TOLERANCE for error in found["errors"].values()) <= 3
+    assert len(found["differences"]) == len(int8.EXACT) * len(int8.PATTERNS)
+    assert {name: count for name, count in found["differences"].items() if count} == {}
+
+
+def test_the_patterns_show_saturation():
+    """Else the bit-exact comparison above would pass with `vpmaddubsw`, which adds pairs within 16 bits."""
+    for pattern in int8.PATTERNS:
+        rows, weight = int8.whole_numbers(pattern, 1, (5, 68), 7, 68)
+        exact = rows.astype(np.int64) @ weight.T.astype(np.int64)
+        differ = (int8.saturated(rows, weight) != exact).any()
+        assert differ == (pattern != "every second"), pattern
 
 
 def test_the_largest_sums_do_not_overflow_or_saturate():

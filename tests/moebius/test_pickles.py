@@ -111,7 +111,9 @@ def damaged(tmp_path: Path) -> Iterator[tuple[str, bytes, str]]:
     tensors = (tmp_path / "whole.safetensors").read_bytes()
     yield "model.bin", b"", "is empty"
     yield "model.safetensors", b"", "is empty"
-    yield "model.bin", b"<!DOCTYPE html><html>not found</html>", "neither a safetensors file nor"
+    yield "model.bin", b"<!DOCTYPE html><html>not found</html>", "is a web page"
+    yield "model.safetensors", b"\n <html>not found</html>", "is a web page"
+    yield "model.bin", b"not found", "neither a safetensors file nor"
     yield "model.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"
     for length in (4, 40, len(whole) // 2, len(whole) - 1):
         yield "model.bin", whole[:length], "damaged or cut short"

@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from moebius import sources
+from moebius.config import preset
 from moebius.errors import CheckpointError
-from moebius.sources import HubSource, LocalSource, ShippedSource, StandInSource, choose_weights, locate, parse_source
+from moebius.load import default_guidance
+from moebius.sources import (
+    RELEASED,
+    HubSource,
+    LocalSource,
+    ShippedSource,
+    StandInSource,
+    choose_weights,
+    locate,
+    parse_source,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,6 +39,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("stand-in:12", StandInSource(12)),
         ("some/folder", LocalSource(Path("some/folder"))),
         ("/abs/ünï code.bin", LocalSource(Path("/abs/ünï code.bin"))),
+        ("places2", HubSource("hustvl/Moebius", "ft_places2")),
+        ("celebahq", HubSource("hustvl/Moebius", "ft_celebahq")),
+        ("ffhq", HubSource("hustvl/Moebius", "ft_ffhq")),
+        ("pretrained", HubSource("hustvl/Moebius", "pretrained")),
+        ("./pretrained", LocalSource(Path("pretrained"))),
+        ("Places2", LocalSource(Path("Places2"))),
         ("stand-ins", LocalSource(Path("stand-ins"))),
     ],
 )
@@ -144,3 +164,49 @@ def test_local_places(tmp_path: Path) -> None:
         locate("x" * 5000)
     with pytest.raises(CheckpointError, match="drawn, not read"):
         locate("stand-in")
+
+
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_a_released_name_that_is_a_path_too_is_not_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    {"file": path.touch, "folder": path.mkdir, "dangling link": lambda: path.symlink_to("nowhere")}[kind]()
+    with pytest.raises(CheckpointError, match="name of released weights and of a file or folder here") as caught:
+        parse_source(name)
+    for advised, source in ((f"./{name}", LocalSource), (f"hub:hustvl/Moebius/{RELEASED[name].folder}", HubSource)):
+        assert advised in str(caught.value)
+        assert isinstance(parse_source(advised), source)
+
+
+@pytest.mark.parametrize(
+    ("source", "scale"),
+    [
+        ("places2", 2.5),
+        ("celebahq", 2.0),
+        ("ffhq", 2.0),
+        ("pretrained", 2.5),
+        ("hub:hustvl/Moebius/ft_celebahq", 2.0),
+        (f"hub:hustvl/Moebius/ft_ffhq/diffusion_pytorch_model.bin@{COMMIT}", 2.0),
+        ("hub:HUSTVL/moebius/ft_celebahq@main", 2.0),
+        ("hub:hustvl/Moebius/ft_celebahq/inner", 2.5),
+        ("hub:someone/Moebius/ft_celebahq", 2.5),
+        ("./ft_celebahq", 2.5),
+        ("stand-in", 2.5),
+    ],
+)
+def test_the_papers_guidance_of_released_weights(source: str, scale: float) -> None:
+    """Table 6: 2.5 for scenes, 2.0 for portraits; for other weights the preset's."""
+    assert default_guidance(source, preset("full")) == scale
+    if scale == 2.5 and not source.startswith(("places2", "pretrained")):
+        assert default_guidance(source, preset("small")) == 1.0
+
+
+@pytest.mark.parametrize("first", ["moebius.hub", "moebius.sources", "moebius.locate", "moebius.checkpoint"])
+def test_no_import_circle_and_the_old_place_of_locate(first: str) -> None:
+    program = f"import {first}, moebius.sources as s, moebius.locate as l; assert s.locate is l.locate"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    lines = Path(sources.__file__).read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("import moebius", "from moebius")) and "errors" not in line]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import types
 
@@ -201,24 +200,3 @@ def test_threads_reach_the_session(toy_bundle, monkeypatch):
     for threads in (1, 3, None):
         create_backend(Bundle.open(toy_bundle.path), "ort-cpu", threads=threads).load("vae_decoder")
     assert seen == [1, 3, ort.physical_cores()]
-
-
-def test_physical_cores(monkeypatch):
-    assert 1 <= ort.physical_cores() <= (os.cpu_count() or 1)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert ort.physical_cores() == 7  # a system without affinity tells logical ones only
-
-
-def test_cores_with_two_threads_count_once(monkeypatch, tmp_path):
-    for cpu, siblings in {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}.items():
-        (tmp_path / f"cpu{cpu}").write_text(f"{siblings}\n")
-
-    def opened(path, **more):
-        return (tmp_path / path.split("/")[5]).open(**more)
-
-    monkeypatch.setattr(ort, "open", opened, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
-    assert ort.physical_cores() == 2
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2, 9}, raising=False)
-    assert ort.physical_cores() == 2  # CPU 9 has no such file: it counts as a core of its own

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moebius_runtime.batch import Job, plan_jobs
+from moebius_runtime import batch
+from moebius_runtime.batch import Job, plan, plan_jobs
 from moebius_runtime.errors import InputError
 
 
@@ -78,7 +79,7 @@ def test_refusals(tmp_path):
     assert f"no mask in {empty}" in refusal(images, empty, out)
     assert "is a file and" in refusal(images, mask, mask)
     touch(images, "a.png")
-    assert "a.jpg and a.png have one stem" in refusal(images, mask, out)
+    assert "a.jpg and a.png have one stem" in refusal(images, masks, out)
 
 
 def test_many_missing_masks_are_counted(tmp_path):
@@ -124,7 +125,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     assert f"cannot read {images}: Permission denied" in refusal(images, mask, tmp_path / "out")
 
 
@@ -133,3 +134,71 @@ def test_pipes_in_a_folder_are_passed_over(tmp_path):
     images, mask = touch(tmp_path / "in", "a.jpg"), touch(tmp_path, "m.png") / "m.png"
     os.mkfifo(images / "b.jpg")
     assert [job.image.name for job in plan_jobs(images, mask, tmp_path / "out")] == ["a.jpg"]
+
+
+# --- what is left out, sub-folders --------------------------------------------------------------------------
+
+
+def test_everything_that_is_left_out_is_counted(tmp_path):
+    images = touch(tmp_path / "in", "a.jpg", "b.jfif", "c.JPE", "d.avif", "x.cr2", "notes.txt", ".hidden.png")
+    touch(images / "one", "e.jpg")
+    touch(images / "two")
+    (images / "link").symlink_to("one")
+    masks = touch(tmp_path / "masks", "a.png", "b.png", "c.png", "d.png", "more.png")
+    planned = plan(images, masks, tmp_path / "out")
+    assert [job.out.name for job in planned.jobs] == ["a.jpg", "b.jfif", "c.JPE", "d.avif"]
+    assert planned.note == (
+        f"{images}: left out: 2 sub-folders (--recursive enters them), 1 linked or hidden sub-folder, "
+        "2 files that are no pictures by their suffix, 1 hidden file, 1 mask without a picture"
+    )
+    assert plan(touch(tmp_path / "clean", "a.jpg"), masks / "a.png", tmp_path / "out").note is None
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_heic_by_its_plugin(tmp_path, monkeypatch, there):
+    monkeypatch.setattr(batch, "find_spec", lambda name: there if name == "pillow_heif" else None)
+    images, mask = touch(tmp_path / "in", "a.jpg", "b.HEIC", "c.heif"), touch(tmp_path, "m.png") / "m.png"
+    planned = plan(images, mask, tmp_path / "out")
+    if there:
+        assert [job.out.name for job in planned.jobs] == ["a.jpg", "b.png", "c.png"]
+        assert planned.note is None
+    else:
+        assert planned.note == f"{images}: left out: 2 HEIC pictures (`pip install pillow-heif` to read HEIC)"
+
+
+def test_sub_folders_are_mirrored(tmp_path):
+    images = touch(tmp_path / "in", "a.jpg")
+    touch(images / "x" / "y", "a.jpg", "b.bmp")
+    touch(images / "out", "old.jpg")  # the results of an earlier run
+    touch(images / "masks" / "x" / "y", "a.png", "b.png")
+    touch(images / "masks", "a.png")
+    (images / "x" / "circle").symlink_to(images)
+    out = images / "out"
+    planned = plan(images, images / "masks", out, recursive=True)
+    assert {job.out.relative_to(out).as_posix(): job.mask.relative_to(images).as_posix() for job in planned.jobs} == {
+        "a.jpg": "masks/a.png",
+        "x/y/a.jpg": "masks/x/y/a.png",
+        "x/y/b.png": "masks/x/y/b.png",
+    }
+    assert planned.note == f"{images}: left out: 1 linked or hidden sub-folder"
+
+
+def test_a_result_stays_in_the_output_folder(tmp_path):
+    images, mask = touch(tmp_path / "in" / "x", "a.jpg").parent, touch(tmp_path, "m.png") / "m.png"
+    touch(tmp_path / "elsewhere")
+    (touch(tmp_path / "out") / "x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a link that leaves --out"):
+        plan(images, mask, tmp_path / "out", recursive=True)
+
+
+def test_one_stem_and_one_mask_for_all(tmp_path):
+    """Nothing is paired, so nothing needs another name; only what would become one file keeps its old suffix."""
+    images, mask = touch(tmp_path / "in", "s.jpg", "s.png", "s.bmp", "s.gif"), touch(tmp_path, "m.png") / "m.png"
+    jobs = plan_jobs(images, mask, tmp_path / "out", strips=True)
+    assert [job.out.name for job in jobs] == ["s.bmp.png", "s.gif.png", "s.jpg", "s.png"]
+    assert len({path for job in jobs for path in job.written}) == 8
+
+
+def test_a_mask_in_the_folder_of_pictures_is_no_picture(tmp_path):
+    images = touch(tmp_path / "in", "a.jpg", "mask.png")
+    assert [job.image.name for job in plan_jobs(images, images / "mask.png", tmp_path / "out")] == ["a.jpg"]

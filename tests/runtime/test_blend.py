@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius_runtime.blend import blend, compensate_colour, feather, hard
-from moebius_runtime.masks import load_mask
+from moebius_runtime.blend import (
+    blend,
+    compensate_colour,
+    feather,
+    hard,
+    outward_feather,
+    ring_width,
+    weights_of,
+)
+from moebius_runtime.masks import dilated, load_mask
 from moebius_runtime.pictures import load_picture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -109,6 +117,30 @@ def test_compensation_shifts_by_the_ring_only():
     # 1.1 times (101.6, 50, 20) - 60; float32
     np.testing.assert_allclose(shifted[35, 50], 60 + 1.1 * np.array([41.6, -10, -40]), rtol=1e-6)
     assert (shifted == shifted[0, 0]).all()
+
+
+def test_the_ring_scales_with_the_square_as_the_feather_does():
+    """10 pixels of the network's picture; the feather of a square of 2048 pixels at 512 reaches 4 times as far."""
+    assert [ring_width(scale) for scale in (0.25, 1.0, 4.0, 11.7)] == [10, 10, 40, 117]
+    mask = np.zeros((200, 200), bool)
+    mask[90:110, 90:110] = True
+    original = np.full((200, 200, 3), 100, np.uint8)
+    original[~dilated(mask, 10)] = 180
+    generated = np.full((200, 200, 3), 90, np.uint8)
+    ring = dilated(mask, 40) & ~mask
+    expected = 90 + 1.1 * (original[ring].mean() - 90)
+    np.testing.assert_allclose(compensate_colour(generated, original, mask, ring=ring_width(4.0)), expected, rtol=1e-6)
+    hidden = ~dilated(mask, 10)  # unknown pixels do not count, wherever they are
+    np.testing.assert_allclose(compensate_colour(generated, original, mask, hidden, ring=40), 101.0, rtol=1e-6)
+
+
+def test_weights_by_blend_and_mode():
+    mask = np.zeros((64, 64), bool)
+    mask[20:40, 20:40] = True
+    for original in (True, False):
+        assert np.array_equal(weights_of(mask, "hard", 2.0, original=original), hard(mask))
+    assert np.array_equal(weights_of(mask, "soft", 2.0, original=True), feather(mask, 6.0))
+    assert np.array_equal(weights_of(mask, "soft", 2.0, original=False), outward_feather(mask, 16))
 
 
 def test_compensation_of_equal_or_missing_surroundings_changes_nothing():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,22 @@ def test_where(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "moebius-edge"
+
+
+@pytest.mark.parametrize("lost", ["old", "new", "folder"])
+def test_another_process_trims_at_the_same_time(store, monkeypatch, lost):
+    """Between the list of files and the look at one, it is gone: the blob was written all the same."""
+    store.write("old", b"x" * 40)
+    real = Path.iterdir
+
+    def iterdir(folder):
+        if lost == "folder":
+            shutil.rmtree(folder)
+        found = list(real(folder))
+        (folder / lost).unlink()
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert store.write("new", b"x" * 80) is None
+    monkeypatch.undo()
+    assert (store.folder / "new").exists() == (lost == "old")

@@ -53,9 +53,12 @@ def test_one_picture(run, here):
     ("arguments", "options"),
     [
         (["--steps", 4, "--guidance-scale", 1, "--strength", 0.6], {"steps": 4, "guidance_scale": 1, "strength": 0.6}),
+        (["--mode", "reference"], {"mode": "reference"}),
+        (["--mask-dilate", "auto", "--seed", 1], {"mask_dilate": "auto", "seed": 1}),
+        (["--mask-dilate", 0, "--start", "cells"], {"mask_dilate": 0, "start": "cells"}),
         (["--seed", 7, "--sampler", "unipc"], {"seed": 7, "sampler": "unipc"}),
         (["--blend", "hard", "--fit", "whole"], {"blend": "hard", "fit": "whole"}),
-        (["--mask-reduce", "max", "--compensate-colour"], {"mask_reduce": "max", "compensate_colour": True}),
+        (["--mask-reduce", "nearest", "--compensate-colour"], {"mask_reduce": "nearest", "compensate_colour": True}),
         (["--noise", "noise.npy"], {"noise": np.full((1, 4, 16, 16), 0.5, np.float32)}),
     ],
 )
@@ -74,7 +77,7 @@ def test_options_reach_the_pipeline(run, here, arguments, options):
 def test_options_of_the_mask(run, here):
     before = load_picture("a.png").pixels
     mask = np.asarray(Image.open("m.png")) > 0
-    run(*ONE, "--blend", "hard", "--invert-mask")
+    run(*ONE, "--blend", "hard", "--invert-mask", "--mask-dilate", 0)
     changed = (load_picture("b.png").pixels != before).any(axis=2)
     assert not changed[mask].any()
     assert changed[~mask].mean() > 0.9
@@ -83,10 +86,48 @@ def test_options_of_the_mask(run, here):
     assert changed[35:85, 43:85].mean() > 0.9
     assert not changed[:35].any()
     Image.open("m.png").resize((64, 64), Image.Resampling.NEAREST).save("m.png")
-    run(*ONE, "--blend", "hard", "--resize-mask", "--overwrite")
+    run(*ONE, "--blend", "hard", "--resize-mask", "--mask-dilate", "0", "--overwrite")
     changed = (load_picture("b.png").pixels != before).any(axis=2)
     assert changed[mask].mean() > 0.9
     assert not changed[~mask].any()
+
+
+def test_a_note_on_the_options_is_printed_once(run, folder):
+    code, out, err = run(*ALL, "--mode", "reference", "--strength", 0.9)
+    assert code == 0
+    assert "3 pictures filled" in out
+    assert sum("starts from the picture with what is to be removed" in line for line in err) == 1
+
+
+def test_the_default_removes_what_few_steps_and_a_start_from_the_picture_bring_back(run, here):
+    """Two pictures that differ under the mask alone become one."""
+    results = []
+    for value in (0, 255):
+        picture = pixels()
+        picture[40:80, 48:80] = value
+        Image.fromarray(picture).save("a.png")
+        assert run("a.png", "--mask", "m.png", "--out", "b.png", "--threads", 1, "--steps", 2, "--overwrite")[0] == 0
+        results.append(Path("b.png").read_bytes())
+    assert results[0] == results[1]
+
+
+def test_a_mask_of_stored_pixels(run, here):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = pixels(128, 160)
+    Image.fromarray(stored).save("a.png", exif=exif)
+    mask = np.zeros((128, 160), np.uint8)
+    mask[20:50, 100:140] = 255
+    Image.fromarray(mask).save("m.png")
+    code, _, err = run(*ONE)
+    assert code == 2
+    assert "the photograph is rotated (EXIF orientation 6)" in err[-1]
+    assert "--mask-orientation stored" in err[-1]
+    assert run(*ONE, "--mask-orientation", "stored", "--blend", "hard", "--mask-dilate", 0)[0] == 0  # as advised
+    changed = (load_picture("b.png").pixels != np.rot90(stored, -1)).any(axis=2)
+    turned = np.rot90(mask > 0, -1)
+    assert changed[turned].mean() > 0.9
+    assert not changed[~turned].any()
 
 
 def test_quality_of_a_jpeg(run):
@@ -150,7 +191,7 @@ def test_a_folder_with_masks_by_stem(run, folder, here):
         mask = np.zeros((128, 128), np.uint8)
         mask[20 * index : 20 * index + 20, :30] = 255
         Image.fromarray(mask).save(here / "masks" / f"{stem}.png")
-    assert run("in", "--mask", "masks", "--out", "out", "--blend", "hard", "--steps", 2)[0] == 0
+    assert run("in", "--mask", "masks", "--out", "out", "--blend", "hard", "--steps", 2, "--mask-dilate", 0)[0] == 0
     changed = (load_picture("out/c.png").pixels != load_picture("in/c.bmp").pixels).any(axis=2)
     assert changed[40:60, :30].mean() > 0.9
     assert changed.sum() <= 20 * 30
@@ -287,7 +328,7 @@ def test_pictures_in_memory_and_on_disk_are_one(run):
     """16-bit grey with alpha, through the command line: alpha as it was, depth as it was."""
     grey = np.random.RandomState(0).randint(0, 65536, (128, 128)).astype(np.uint16)
     Image.fromarray(grey).save("a.png")
-    assert run(*ONE, "--blend", "hard")[0] == 0
+    assert run(*ONE, "--blend", "hard", "--mask-dilate", 0)[0] == 0
     after = load_picture("b.png")
     mask = np.asarray(Image.open("m.png")) > 0
     assert after.bits == 16

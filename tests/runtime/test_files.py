@@ -15,7 +15,7 @@ import pytest
 
 from moebius_runtime import files
 from moebius_runtime.errors import OutputError
-from moebius_runtime.files import atomic_write, check_writable, open_plain, sha256_file
+from moebius_runtime.files import MappedFile, atomic_write, check_writable, open_plain, sha256_file
 
 RUNTIMES = Path(__file__).parents[2] / "runtimes"
 
@@ -199,3 +199,123 @@ def test_sha256(tmp_path):
         data = bytes(range(256)) * (size // 256 + 1)
         (tmp_path / "file").write_bytes(data[:size])
         assert sha256_file(tmp_path / "file") == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_a_mapped_file(tmp_path):
+    content = os.urandom((2 << 20) + 3)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with MappedFile(path) as mapped:
+        path.unlink()  # or replaced: the mapping stays whole
+        assert len(mapped) == len(content)
+        assert mapped.view == content
+        assert mapped.view.readonly
+        assert mapped.sha256() == hashlib.sha256(content).hexdigest()
+    with pytest.raises(ValueError, match="released"):
+        len(mapped)
+    mapped.close()
+
+
+def test_a_mapping_lives_as_long_as_a_buffer_of_it(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    mapped = MappedFile(tmp_path / "file")
+    held = memoryview(mapped.view)
+    mapped.close()
+    assert held == b"content"
+
+
+@pytest.mark.parametrize(("make", "words"), [(Path.touch, "it is empty"), (Path.mkdir, "it is a folder")])
+def test_what_cannot_be_mapped(tmp_path, make, words):
+    make(tmp_path / "it")
+    with pytest.raises(OSError, match=words):
+        MappedFile(tmp_path / "it")
+
+
+# --- what is replaced ---------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o444, 0o755])
+def test_a_replaced_file_keeps_its_permissions(tmp_path, mode):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "file").chmod(mode)
+    with atomic_write(tmp_path / "file") as stream:
+        assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == mode  # before anything is in it
+        stream.write(b"new")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@posix
+@pytest.mark.parametrize(("mode", "expected"), [(0o660, 0o600), (0o640, 0o600), (0o664, 0o644), (0o666, 0o666)])
+def test_a_group_that_cannot_be_kept_takes_its_rights_along(tmp_path, monkeypatch, mode, expected):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "file").chmod(mode)
+    real = os.lstat
+
+    def lstat(path):
+        status = list(real(path))
+        status[5] += 12345  # another group than a new file gets
+        return os.stat_result(status)
+
+    def refuse(*_args):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(files.os, "lstat", lstat)
+    monkeypatch.setattr(files.os, "fchown", refuse)
+    with atomic_write(tmp_path / "file") as stream:
+        assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == expected
+
+
+@posix
+@pytest.mark.parametrize("there", [True, False])
+def test_links_are_followed_where_that_is_asked_for(tmp_path, there):
+    (tmp_path / "store").mkdir()
+    real = tmp_path / "store" / "real"
+    if there:
+        real.write_bytes(b"old")
+        real.chmod(0o600)
+    (tmp_path / "between").symlink_to("store/real")
+    (tmp_path / "link").symlink_to("between")
+    check_writable(tmp_path / "link", follow_links=True)
+    with atomic_write(tmp_path / "link", follow_links=True) as stream:
+        stream.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "between").is_symlink()
+    assert real.read_bytes() == b"new"
+    assert names(tmp_path / "store") == ["real"]
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600 or not there
+    with atomic_write(tmp_path / "link") as stream:  # and replaced where it is not
+        stream.write(b"newer")
+    assert not (tmp_path / "link").is_symlink()
+    assert real.read_bytes() == b"new"
+
+
+@posix
+def test_what_is_not_replaced(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to-folder").symlink_to("folder")
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("circle", "symbolic links"), ("to-folder", "a folder"), ("pipe", "a device or a pipe")):
+        for act in (check_writable, lambda path, **more: atomic_write(path, **more).__enter__()):
+            with pytest.raises(OutputError, match=words):
+                act(tmp_path / name, follow_links=True)
+    assert names(tmp_path) == ["circle", "folder", "pipe", "to-folder"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="paths of other systems are UTF-8")
+def test_native_path(tmp_path):
+    (tmp_path / "ünö").mkdir()
+    with files.native_path(tmp_path / "ünö" / "x") as name:
+        assert name == str(tmp_path / "ünö" / "x")
+    folder = tmp_path / os.fsdecode(b"b\xfcn")
+    folder.mkdir()
+    (folder / "x").write_bytes(b"data")
+    before = os.listdir("/proc/self/fd")
+    with files.native_path(folder / "x") as name:
+        assert name.encode("ascii")
+        assert Path(name).read_bytes() == b"data"
+    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -166,7 +166,7 @@ def picture_seeds() -> tuple[bytes, ...]:
         given = pictures.Picture(
             wide[:, :, :3], "RGB", wide[:, :, 3] if channels == 4 else None, exif=exif.tobytes()[6:]
         )
-        files += [pictures._encode(given, "PNG", 90), pictures._encode(given, "TIFF", 90)]
+        files += [pictures.picture_bytes(given, name, 90)[0] for name in ("a.png", "a.tif")]
     return tuple(files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,15 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from moebius_runtime.errors import InputError
-from moebius_runtime.masks import connected, load_mask, mask_from_picture, reduce_mask
-from moebius_runtime.pictures import Picture
+from moebius_runtime.masks import (
+    automatic_dilation,
+    connected,
+    grown_mask,
+    load_mask,
+    mask_from_picture,
+    reduce_mask,
+)
+from moebius_runtime.pictures import Picture, load_picture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -88,10 +96,18 @@ def test_empty_and_full_are_refused():
             row(grey(value))
         with pytest.raises(InputError):
             row(grey(255 - value), invert=True)
-    with pytest.raises(InputError, match="--mask-dilate"):
-        row(grey(*[0] * 63, 255), dilate=64)
-    with pytest.raises(InputError, match="--mask-dilate is -1"):
-        row(grey(0, 255), dilate=-1)
+
+
+def test_growth_that_leaves_nothing_to_fill_from():
+    mask = np.zeros((64, 64), bool)
+    mask[:, :62] = True
+    with pytest.raises(InputError, match=r"grown by 2 pixels, marks every pixel.*mask-dilate"):
+        grown_mask(mask, 2)
+    assert np.array_equal(grown_mask(mask, "auto"), mask)  # of its own accord nothing is refused
+    assert grown_mask(mask, 1).sum() == 64 * 63
+    assert grown_mask(mask, 0) is mask
+    # 2 pixels and 1 for each 500 of the longer side, at most 16
+    assert [automatic_dilation(shape) for shape in ((64, 64), (512, 400), (1080, 1920), (9, 20_000))] == [2, 3, 5, 16]
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,8 +120,101 @@ def test_dilation_against_a_plain_loop(points, pixels):
         expected[max(0, y - pixels) : y + pixels + 1, max(0, x - pixels) : x + pixels + 1] = True
     if expected.all():
         return
-    grown = mask_from_picture(Picture(mask[:, :, None], "L"), (80, 64), dilate=pixels)
-    assert np.array_equal(grown, expected)
+    assert np.array_equal(grown_mask(mask > 0, pixels), expected)
+
+
+# --- messages whose advice works ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("brightest", [1, 2, 3, 50, 100, 127, 255, 20_000, 32_767])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mask_without_white_names_its_brightest_value_and_the_factor_that_helps(dtype, brightest, channels):
+    top = np.iinfo(dtype).max
+    if brightest > top // 2:
+        return
+    values = np.zeros((64, 64, channels), dtype)
+    values[10:20, 30:40] = brightest
+    mode = "L" if channels == 1 else "RGB"
+    with pytest.raises(InputError, match=rf"Its brightest value is {brightest} of {top}") as caught:
+        mask_from_picture(Picture(values, mode), (64, 64))
+    factor = int(re.search(r"Multiply its values by (\d+)", str(caught.value))[1])
+    followed = mask_from_picture(Picture(values * dtype(factor), mode), (64, 64))
+    assert np.array_equal(followed, values[:, :, 0] > 0)
+
+
+def test_an_all_black_mask_and_an_inverted_white_one():
+    with pytest.raises(InputError, match=r"brightest value is 0: all of it is black\. Use --invert-mask"):
+        row(grey(0))
+    with pytest.raises(InputError, match=r"marks no pixel.*Leave --invert-mask out"):
+        row(grey(255), invert=True)
+    for hints in ("arguments", "none"):
+        with pytest.raises(InputError) as caught:
+            row(grey(0), hints=hints)
+        assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mask", "picture", "fits"),
+    [
+        ((512, 512), (480, 640), False),
+        ((480, 640), (480, 480), False),
+        ((341, 512), (2667, 4000), True),  # 341.4 rows, rounded down
+        ((342, 512), (2667, 4000), True),  # and up
+        ((338, 512), (2667, 4000), False),
+        ((300, 400), (150, 200), True),
+        ((301, 400), (150, 200), True),
+        ((310, 400), (150, 200), False),
+        ((64, 100), (100, 64), False),
+    ],
+)
+def test_only_a_mask_of_the_same_aspect_ratio_is_resized(mask, picture, fits):
+    values = np.zeros((*mask, 1), np.uint8)
+    values[: mask[0] // 2] = 255
+    if fits:
+        resized = mask_from_picture(Picture(values, "L"), picture, resize=True)
+        assert resized.shape == picture
+        assert abs(resized.mean() - 0.5) < 0.01
+        with pytest.raises(InputError, match="Use --resize-mask"):
+            mask_from_picture(Picture(values, "L"), picture)
+    else:
+        with pytest.raises(InputError, match=r"the aspect ratios differ \(.*would distort|would distort it"):
+            mask_from_picture(Picture(values, "L"), picture, resize=True)
+        with pytest.raises(InputError, match="aspect ratios differ") as caught:
+            mask_from_picture(Picture(values, "L"), picture)
+        assert "--resize-mask" not in str(caught.value)  # it would not help
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [3, 5, 6, 8])
+def test_a_mask_of_a_rotated_photographs_stored_pixels(tmp_path, suffix, orientation):
+    """The refusal says that the photograph is rotated; its advice gives the mask that was meant."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.zeros((100, 160, 3), np.uint8)
+    stored[10:30, 20:60] = 255
+    Image.fromarray(stored).save(tmp_path / f"photo.{suffix}", exif=exif)
+    Image.fromarray(stored[:, :, 0]).save(tmp_path / "mask.png")
+    photo = load_picture(tmp_path / f"photo.{suffix}")
+    assert photo.orientation == orientation
+    if orientation != 3:  # which keeps the size: nothing tells the two apart
+        assert photo.shape == (160, 100)
+        for resize in (False, True):
+            with pytest.raises(
+                InputError, match=rf"is rotated \(EXIF orientation {orientation}\).*--mask-orientation stored"
+            ):
+                load_mask(tmp_path / "mask.png", photo.shape, rotation=photo.orientation, resize=resize)
+    mask = load_mask(tmp_path / "mask.png", photo.shape, rotation=photo.orientation, orientation="stored")
+    differing = mask != (photo.to_rgb()[:, :, 0] > 127)
+    assert differing.mean() < (0.01 if suffix == "jpg" else 1e-9)  # JPEG's edges ring
+    # Where nothing is rotated, both mean the same.
+    for how in ("upright", "stored"):
+        assert np.array_equal(load_mask(tmp_path / "mask.png", (100, 160), orientation=how), stored[:, :, 0] > 0)
+
+
+def test_an_unknown_orientation():
+    with pytest.raises(InputError, match="mask-orientation 'left': expected one of upright, stored"):
+        row(grey(0, 255), orientation="left")
 
 
 # --- reduction ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import InputError
 from moebius_runtime.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline, make_options
-from moebius_runtime.regions import Crop, apart, find_crops
+from moebius_runtime.regions import Crop, apart, find_squares, whole_square, window
 
 
 class Watched(OrtBackend):
@@ -72,7 +72,7 @@ def test_low_memory_holds_one_graph_at_a_time(watched):
 
 def test_all_regions_share_one_pass(watched):
     mask = holes(400, 600, (30, 40), (300, 500), (40, 400))
-    assert len(find_crops(mask, 128)) == 3
+    assert len(find_squares(mask, 128)) == 3
     InpaintPipeline(watched).inpaint(picture(400, 600), mask, make_options(steps=3))
     assert watched.calls == [call for graph in GRAPHS for call in turn(graph)]
 
@@ -87,7 +87,7 @@ def test_fast_keeps_every_graph(watched):
         assert ("load" in result.seconds) == first
 
 
-@pytest.mark.parametrize("corners", [[(30, 40)], [(30, 40), (300, 500)], [(30, 40), (30, 130)]])
+@pytest.mark.parametrize("corners", [[(30, 40)], [(30, 40), (300, 500)], [(30, 40), (30, 140)]])
 def test_the_picture_is_the_same(toy_bundle, corners):
     """The last two squares overlap outside their regions: the second sees the first's seam."""
     pictures = [
@@ -102,31 +102,29 @@ def test_the_picture_is_the_same(toy_bundle, corners):
 
 def test_overlapping_squares_wait_for_each_other(watched):
     mask = holes(400, 600, (30, 40), (30, 130))
-    crops = find_crops(mask, 128)
-    assert len(crops) == 2
-    assert len(apart(crops, mask.shape)) == 2
+    squares = find_squares(mask, 128)
+    assert len(squares) == 2
+    assert len(apart(squares, mask.shape)) == 2
     seen, pixels = [], picture(400, 600)
-    result = InpaintPipeline(watched).inpaint(pixels, mask, make_options(steps=4), lambda *step: seen.append(step))
-    assert seen == [(step, 6) for step in range(1, 7)]
+
+    def options(seed):
+        return make_options(steps=4, seed=seed, mask_dilate=0)
+
+    result = InpaintPipeline(watched).inpaint(pixels, mask, options(0), lambda *step: seen.append(step))
+    assert seen == [(step, 8) for step in range(1, 9)]
     assert watched.calls == [call for graph in GRAPHS for call in turn(graph)] * 2
     one_by_one = pixels
-    for index, crop in enumerate(crops):
+    for index, square in enumerate(squares):
         alone = np.zeros_like(mask)
-        alone[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side] = True
-        options = make_options(steps=4, seed=index)
-        one_by_one = InpaintPipeline(watched).inpaint(one_by_one, mask & alone & _near(crop, mask), options).picture
+        alone[window(square.crop, mask.shape)] = square.own(mask)
+        one_by_one = InpaintPipeline(watched).inpaint(one_by_one, alone, options(seed=index)).picture
     assert np.array_equal(result.picture.pixels, one_by_one.pixels)
 
 
-def _near(crop: Crop, mask: np.ndarray) -> np.ndarray:
-    """The middle of a crop, where its own region is."""
-    near = np.zeros_like(mask)
-    near[:, max(0, crop.left + 30) : crop.left + 98] = True
-    return near
-
-
-def test_runs_of_crops_that_share_no_pixel():
-    a, b, c, d = Crop(0, 0, 10), Crop(0, 10, 10), Crop(9, 19, 10), Crop(40, 40, 10)
+def test_runs_of_squares_that_share_no_pixel():
+    a, b, c, d = (
+        whole_square(crop, (64, 64)) for crop in (Crop(0, 0, 10), Crop(0, 10, 10), Crop(9, 19, 10), Crop(40, 40, 10))
+    )
     assert apart([a, b, c, d], (64, 64)) == [[a, b], [c, d]]
     assert apart([a], (64, 64)) == [[a]]
 

@@ -76,7 +76,11 @@ def load(folder, version=VERSION, device=ORIN) -> bytes:
     passport = passports.read_passport(folder)
     passports.check_bundle(folder, passport, read_manifest(folder.parent.parent))
     passports.check_device(folder, passport, version, device)
-    return passports.checked_engine(folder, passport, "vae_decoder")
+    return bytes(passports.checked_engine(folder, passport, "vae_decoder").view)
+
+
+def notes(folder, version=VERSION, device=ORIN) -> list[str]:
+    return passports.check_device(folder, passports.read_passport(folder), version, device)
 
 
 def refusal(folder, **more) -> str:
@@ -87,12 +91,13 @@ def refusal(folder, **more) -> str:
 
 def test_the_right_engine_loads(engines):
     assert load(engines) == b"an engine"
+    assert notes(engines) == []
     assert engines.name == "orin-tensorrt10.3.0-fp32"
     assert passports.engine_folders(engines.parent.parent, "tensorrt") == [engines]
     assert passports.engine_folders(engines.parent.parent, "tensorrt-rtx") == []
 
 
-# The six refusals
+# The refusals, and what is a note
 
 
 def test_another_onnx_file(engines):
@@ -147,10 +152,19 @@ def test_another_version(engines):
 
 def test_another_driver(engines):
     other = Device("Orin", 87, "550.1", "12.6", 8 << 30, 5 << 30)
-    assert refusal(engines, device=other) == (
-        f"{engines}: built with driver 540.4.0, here is 550.1, under which its kernels were not chosen. "
-        f"Build it again: {REBUILD}"
-    )
+    assert notes(engines, device=other) == [
+        f"{engines}: built with driver 540.4.0, here is 550.1. tensorrt decides whether it loads; it may run slower "
+        f"than one that is built here: {REBUILD}"
+    ]
+
+
+def test_another_gpu_of_the_same_compute_capability(engines):
+    other = Device("Orin NX", 87, "550.1", "12.6", 8 << 30, 5 << 30)
+    (note,) = notes(engines, device=other)
+    assert "built with driver 540.4.0, here is 550.1 and with Orin, here is Orin NX of the same SM 87. tensorrt" in note
+    folder = stamped(engines.parent.parent, backend="tensorrt-rtx")  # compiles its kernels for the GPU at hand
+    (note,) = notes(folder, device=other)
+    assert "Orin NX" not in note
 
 
 # What else is refused
@@ -190,6 +204,13 @@ def test_a_passport_that_is_none(engines, text, words):
     assert words in refusal(engines)
 
 
+def test_an_empty_engine(engines):
+    (engines / "vae_decoder.plan").write_bytes(b"")
+    assert "so it was exchanged or damaged" in refusal(engines)
+    with pytest.raises(EngineError, match=r"vae_decoder.plan: it is empty"):
+        passports.trusted_engine(engines, "vae_decoder")
+
+
 def test_no_passport(engines):
     (engines / "passport.json").unlink()
     assert "engines are code and are loaded only with their passport" in refusal(engines)
@@ -212,7 +233,9 @@ def test_a_precision_that_the_bundle_does_not_have(engines):
 
 def test_ampere_and_up_runs_on_newer_gpus_under_any_driver(engines):
     folder = stamped(engines.parent.parent, flags={"hardware_compatibility": "ampere+"})
-    assert load(folder, device=Device("RTX 5090", 120, "580.1", "13.0", 1, 1)) == b"an engine"
+    newer = Device("RTX 5090", 120, "580.1", "13.0", 1, 1)
+    assert load(folder, device=newer) == b"an engine"
+    assert notes(folder, device=newer) == []
     assert "is SM 75" in refusal(folder, device=Device("RTX 2080", 75, "580.1", "13.0", 1, 1))
 
 

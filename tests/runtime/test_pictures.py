@@ -541,7 +541,9 @@ def test_save_refusals(tmp_path):
         return str(caught.value)
 
     rgb = picture("RGB")
-    assert "unknown suffix '.gif'; expected one of .jpg, .jpeg, .png, .webp" in message(rgb, tmp_path / "a.gif")
+    assert "unknown suffix '.gif'; expected one of .jpg, .jpeg, .jpe, .jfif, .png, .webp" in message(
+        rgb, tmp_path / "a.gif"
+    )
     assert "unknown suffix ''" in message(rgb, tmp_path / "a")
     assert "alpha. Choose .png" in message(picture("RGB", alpha=True), tmp_path / "a.jpg")
     deep = picture("RGB", np.uint16)
@@ -598,8 +600,8 @@ def samples() -> dict[str, bytes]:
     image.convert("L").save(stream, "TIFF", exif=exif)
     files["raw TIFF"] = stream.getvalue()
     deep = picture("RGB", np.uint16, exif=exif_block(6), icc_profile=SRGB)
-    files["deep PNG"] = pictures._encode(deep, "PNG", 95)
-    files["deep TIFF"] = pictures._encode(deep, "TIFF", 95)
+    files["deep PNG"] = pictures.picture_bytes(deep, "deep.png")[0]
+    files["deep TIFF"] = pictures.picture_bytes(deep, "deep.tif")[0]
     return files
 
 

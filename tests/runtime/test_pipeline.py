@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from moebius_runtime.backends import create_backend
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, MoebiusError, OutputError
+from moebius_runtime.masks import automatic_dilation, dilated
 from moebius_runtime.pictures import Picture, load_picture, save_picture
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, make_options
 
@@ -62,8 +63,8 @@ def pipeline(toy_bundle) -> InpaintPipeline:
     return InpaintPipeline.from_bundle(toy_bundle.path, threads=1)
 
 
-def fill(pipeline, pixels, mask, mode="RGB", on_step=None, **options):
-    result = pipeline.inpaint(Picture(pixels, mode), mask, make_options(**options), on_step)
+def fill(pipeline, pixels, mask, on_step=None, **options):
+    result = pipeline.inpaint(Picture(pixels, "RGB"), mask, make_options(**options), on_step)
     return result.picture.pixels
 
 
@@ -106,7 +107,7 @@ def test_equals_the_reference(toy_bundle, pipeline, options):
     latents, pasted = reference(toy_bundle, pixels, mask, noise, **options)
     spy = Spy(pipeline)
     renamed = {"guidance_scale" if name == "guidance" else name: value for name, value in options.items()}
-    result = fill(pipeline, pixels, mask, noise=noise, **renamed)
+    result = fill(pipeline, pixels, mask, mode="reference", noise=noise, **renamed)
     (got,) = spy.inputs("vae_decoder", "latent")
     # float32 against float64: 7e-7 was seen. A guidance scale or a beta off by 0.1 %, or a timestep by one, costs 4e-4.
     assert np.abs(got - latents).max() < 3e-6 * np.abs(latents).max()
@@ -116,10 +117,27 @@ def test_equals_the_reference(toy_bundle, pipeline, options):
     assert (result != pixels).any(axis=2)[mask].mean() > 0.95  # something was filled
 
 
-def test_the_defaults_are_the_bundles(pipeline):
-    given = fill(pipeline, photo(), hole())
-    defaults = {"steps": 6, "guidance_scale": 2.5, "strength": 0.99, "sampler": "ddim", "seed": 0}
-    assert np.array_equal(given, fill(pipeline, photo(), hole(), **defaults, fit="crop", blend="soft"))
+MODE_DEFAULTS = {
+    "best": {"strength": 1.0, "fit": "crop", "blend": "soft", "mask_reduce": "max", "mask_dilate": "auto"},
+    "reference": {"strength": 0.99, "fit": "whole", "blend": "soft", "mask_reduce": "nearest", "mask_dilate": 0},
+}
+
+
+@pytest.mark.parametrize("mode", MODE_DEFAULTS)
+def test_the_defaults_are_the_modes_and_the_bundles(pipeline, mode):
+    pixels, mask = photo(150, 200), hole(150, 200)
+    given = fill(pipeline, pixels, mask, mode=mode)
+    defaults = {"steps": 6, "guidance_scale": 2.5, "sampler": "ddim", "seed": 0, **MODE_DEFAULTS[mode]}
+    assert np.array_equal(given, fill(pipeline, pixels, mask, mode=mode, **defaults))
+    other = MODE_DEFAULTS["best" if mode == "reference" else "reference"]
+    for name, value in other.items():
+        if name != "blend":  # the other mode's value overrides, so it makes another picture
+            assert not np.array_equal(given, fill(pipeline, pixels, mask, mode=mode, **{name: value})), name
+
+
+def test_best_is_the_default(pipeline):
+    assert np.array_equal(fill(pipeline, photo(), hole()), fill(pipeline, photo(), hole(), mode="best"))
+    assert not np.array_equal(fill(pipeline, photo(), hole()), fill(pipeline, photo(), hole(), mode="reference"))
 
 
 def test_the_seeds_noise_is_numpys_frozen_stream_and_an_offset_per_channel(toy_bundle, pipeline):
@@ -127,7 +145,7 @@ def test_the_seeds_noise_is_numpys_frozen_stream_and_an_offset_per_channel(toy_b
     noise = stream.standard_normal((1, 4, 16, 16)) + 0.0357 * stream.standard_normal((1, 4, 1, 1))
     latents, _ = reference(toy_bundle, photo(), hole(), noise)
     spy = Spy(pipeline)
-    fill(pipeline, photo(), hole(), seed=11)
+    fill(pipeline, photo(), hole(), mode="reference", seed=11)
     # The offset left out, or drawn first, is off by 1e-2.
     assert np.abs(spy.inputs("vae_decoder", "latent")[0] - latents).max() < 3e-6 * np.abs(latents).max()
 
@@ -144,7 +162,7 @@ def test_same_seed_same_picture(toy_bundle, pipeline):
 def test_given_noise_is_taken_as_it_is(pipeline):
     spy = Spy(pipeline)
     noise = starting_noise(5)
-    fill(pipeline, photo(), hole(), noise=noise, strength=1.0)
+    fill(pipeline, photo(), hole(), mode="reference", noise=noise, strength=1.0)
     assert np.array_equal(spy.inputs("unet", "sample")[0][:, :4], noise)
 
 
@@ -152,7 +170,7 @@ def test_the_nine_channels(toy_bundle, pipeline):
     """[latents, mask, encoded masked picture]; the mask's holes are 0, which is grey, in [-1, 1]."""
     spy = Spy(pipeline)
     pixels, mask = photo(), hole()
-    fill(pipeline, pixels, mask, steps=2, strength=1.0)
+    fill(pipeline, pixels, mask, mode="reference", steps=2, strength=1.0)
     image = pixels.transpose(2, 0, 1)[None].astype(np.float64) / 127.5 - 1
     (given,) = spy.inputs("vae_encoder", "image")
     assert np.abs(given - image * ~mask).max() < 1e-6
@@ -169,7 +187,7 @@ def test_the_nine_channels(toy_bundle, pipeline):
 
 def test_scale_1_costs_one_branch(pipeline):
     spy = Spy(pipeline)
-    fill(pipeline, photo(), hole(), steps=3, guidance_scale=1, strength=1)
+    fill(pipeline, photo(), hole(), steps=3, guidance_scale=1, strength=1, start="cells")
     assert spy.names() == ["vae_encoder", "unet_conditional", "unet_conditional", "unet_conditional", "vae_decoder"]
 
 
@@ -187,10 +205,14 @@ def test_scale_1_in_one_branch_equals_scale_1_in_both(toy_bundle, make_toy, pipe
 
 def test_at_strength_1_the_clean_picture_is_not_encoded(pipeline):
     spy = Spy(pipeline)
-    fill(pipeline, photo(), hole(), strength=1)
+    fill(pipeline, photo(), hole(), mode="reference", strength=1)
     assert spy.names().count("vae_encoder") == 1
-    fill(pipeline, photo(), hole(), strength=0.99)
+    fill(pipeline, photo(), hole(), mode="reference", strength=0.99)
     assert spy.names().count("vae_encoder") == 1 + 2
+    for start, encodes in (("cells", 1), ("pixels", 2)):
+        spy = Spy(pipeline)
+        fill(pipeline, photo(), hole(), mode="best", strength=0.6, start=start)
+        assert spy.names().count("vae_encoder") == encodes
 
 
 @pytest.mark.parametrize(
@@ -219,7 +241,7 @@ def test_samplers(pipeline):
 def test_seconds_of_every_stage(pipeline):
     result = pipeline.inpaint(Picture(photo(), "RGB"), hole(), InpaintOptions(steps=4))
     counts = {stage: len(times) for stage, times in result.seconds.items()}
-    assert counts == {"load": 3, "preprocess": 1, "encode": 2, "step": 3, "decode": 1, "paste": 1}
+    assert counts == {"load": 3, "preprocess": 1, "encode": 2, "step": 4, "decode": 1, "paste": 1}
     assert all(0 <= seconds < 10 for times in result.seconds.values() for seconds in times)
     again = pipeline.inpaint(Picture(photo(), "RGB"), hole(), InpaintOptions(steps=4))
     assert len(again.seconds["load"]) == 3
@@ -233,20 +255,21 @@ def test_far_apart_regions_are_filled_one_by_one(pipeline):
     pixels = photo(400, 600)
     first, second = (30, 40, 20, 24), (300, 500, 30, 20)
     mask, seen = hole(400, 600, first, second), []
-    result = fill(pipeline, pixels, mask, on_step=lambda *step: seen.append(step), seed=8, steps=4)
-    assert seen == [(step, 6) for step in range(1, 7)]
+    result = fill(pipeline, pixels, mask, on_step=lambda *step: seen.append(step), seed=8, steps=4, mask_dilate=2)
+    assert seen == [(step, 8) for step in range(1, 9)]
     for index, (top, left, tall, wide) in enumerate((first, second)):
         y = min(max(top + tall // 2 - 64, 0), 400 - 128)
         x = min(max(left + wide // 2 - 64, 0), 600 - 128)
         part = np.s_[y : y + 128, x : x + 128]
-        assert np.array_equal(result[part], fill(pipeline, pixels[part], mask[part], seed=8 + index, steps=4))
+        alone = fill(pipeline, pixels[part], mask[part], seed=8 + index, steps=4, mask_dilate=2)
+        assert np.array_equal(result[part], alone)
     assert (result != pixels).any()
 
 
 def test_given_noise_serves_every_region(pipeline):
     spy, noise = Spy(pipeline), starting_noise()
     mask = hole(400, 600, (30, 40, 20, 24), (300, 500, 30, 20))
-    fill(pipeline, photo(400, 600), mask, noise=noise, steps=2, strength=1)
+    fill(pipeline, photo(400, 600), mask, mode="reference", fit="crop", noise=noise, steps=2, strength=1)
     starts = [sample[:, :4] for sample in spy.inputs("unet", "sample")[::2]]
     assert len(starts) == 2
     assert all(np.array_equal(start, noise) for start in starts)
@@ -255,8 +278,9 @@ def test_given_noise_serves_every_region(pipeline):
 def test_the_last_seed_goes_on_with_the_first(pipeline):
     mask = hole(400, 600, (30, 40, 20, 24), (300, 500, 30, 20))
     spy = Spy(pipeline)
-    fill(pipeline, photo(400, 600), mask, seed=2**32 - 1, steps=1, strength=1)
-    fill(pipeline, photo(), hole(), seed=0, steps=1, strength=1)
+    plain = {"mode": "reference", "fit": "crop", "steps": 1, "strength": 1}
+    fill(pipeline, photo(400, 600), mask, seed=2**32 - 1, **plain)
+    fill(pipeline, photo(), hole(), seed=0, **plain)
     starts = [sample[:, :4] for sample in spy.inputs("unet", "sample")]
     assert np.array_equal(starts[1], starts[2])
     assert not np.array_equal(starts[0], starts[1])
@@ -266,7 +290,7 @@ def test_the_last_seed_goes_on_with_the_first(pipeline):
 def test_fit_whole_shrinks_the_picture_into_a_square(pipeline, height, width):
     spy = Spy(pipeline)
     pixels, mask = photo(height, width), hole(height, width, (30, 40, 30, 24))
-    result = fill(pipeline, pixels, mask, fit="whole", strength=1, steps=2)
+    result = fill(pipeline, pixels, mask, mode="reference", strength=1, steps=2)
     assert spy.names().count("vae_encoder") == 1
     scale = max(height, width) / 128
     blur = ImageFilter.GaussianBlur(3 * scale)  # the reference's 3 pixels are the network's
@@ -304,18 +328,18 @@ def test_pixels_that_stay_bit_exact(pipeline, mode, channels, dtype, blend, colo
     pixels, mask = photo(200, 300, channels, dtype), hole(200, 300, (60, 100, 50, 40))
     alpha = photo(200, 300, 1, dtype, seed=1)[:, :, 0]
     picture = Picture(pixels.copy(), mode, alpha=alpha.copy(), icc_profile=b"profile", usable_profile=False)
-    options = InpaintOptions(blend=blend, compensate_colour=colour, steps=3)
+    options = InpaintOptions(blend=blend, compensate_colour=colour, steps=3)  # mode best
+    grown = dilated(mask, automatic_dilation(mask.shape))
     result = pipeline.inpaint(picture, mask, options).picture
     assert np.array_equal(picture.pixels, pixels)  # the caller's is left alone
     assert (result.pixels.dtype, result.pixels.shape, result.mode) == (pixels.dtype, pixels.shape, mode)
     assert np.array_equal(result.alpha, alpha)
     assert result.icc_profile == b"profile"
     if blend == "hard":
-        untouched = ~mask
+        untouched = ~grown
     else:
-        box = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(25)))
-        untouched = box == 0  # a Gaussian of radius 3 ends within 12 pixels
-        edge = (box > 0) & ~mask
+        untouched = ~dilated(grown, 12)  # the feather of a square of 200 pixels at 128: 8 x 200 / 128
+        edge = ~untouched & ~grown
         assert (result.pixels != pixels)[edge].any()  # the feather is there
     assert np.array_equal(result.pixels[untouched], pixels[untouched])
     assert (result.pixels != pixels).any(axis=2)[mask].mean() > 0.9
@@ -341,22 +365,25 @@ def test_pillow_images_in_and_out(pipeline):
 def test_a_file_there_and_back(pipeline, tmp_path):
     save_picture(Picture(photo(128, 128, 3, np.uint16), "RGB"), tmp_path / "a.png")
     picture = load_picture(tmp_path / "a.png")
-    result = pipeline.inpaint(picture, hole(), InpaintOptions(steps=2, blend="hard")).picture
+    result = pipeline.inpaint(picture, hole(), InpaintOptions(steps=2, blend="hard", mask_dilate=0)).picture
     save_picture(result, tmp_path / "b.png")
     again = load_picture(tmp_path / "b.png").pixels
     assert np.array_equal(again[~hole()], photo(128, 128, 3, np.uint16)[~hole()])
     assert not np.array_equal(again, picture.pixels)
 
 
-def test_notes_name_the_region(pipeline):
+def test_notes_name_the_square(pipeline):
     """A line two pixels wide that no latent cell sees is told, and filled by max."""
     thin = (33, 41, 2, 40)
-    result = pipeline.inpaint(Picture(photo(), "RGB"), hole(128, 128, thin), InpaintOptions(steps=2))
+    options = InpaintOptions(mode="reference", fit="crop", steps=2, strength=1)
+    result = pipeline.inpaint(Picture(photo(), "RGB"), hole(128, 128, thin), options)
     assert len(result.notes) == 1
     assert result.notes[0].startswith("1 region of the mask would vanish")
     both = hole(400, 600, thin, (300, 500, 30, 20))
-    result = pipeline.inpaint(Picture(photo(400, 600), "RGB"), both, InpaintOptions(steps=2))
-    assert result.notes[0].startswith("region 1: 1 region of the mask would vanish")
+    result = pipeline.inpaint(Picture(photo(400, 600), "RGB"), both, options)
+    assert result.notes[0].startswith("square 1: 1 region of the mask would vanish")
+    best = InpaintOptions(steps=4)
+    assert pipeline.inpaint(Picture(photo(), "RGB"), hole(128, 128, thin), best).notes == ()  # max covers it
 
 
 # --- results that are none ----------------------------------------------------------------------------------
@@ -455,6 +482,14 @@ def test_latents_that_overflow(make_toy, tmp_path):
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"seed": 1.5}, "seed is 1.5"),
         ({"fit": "square"}, "fit 'square': expected one of crop, whole"),
+        ({"mode": "quick"}, "mode 'quick': expected one of reference, best"),
+        ({"mode": None}, "mode None: expected one of"),
+        ({"start": "noise"}, "start 'noise': expected one of pixels, cells"),
+        ({"mode": "reference", "start": "cells"}, "mode reference starts from the picture itself; use mode best"),
+        ({"mask_dilate": -1}, "mask-dilate -1: expected auto or a whole number"),
+        ({"mask_dilate": 2.5}, "mask-dilate 2.5: expected auto"),
+        ({"mask_dilate": True}, "mask-dilate True: expected auto"),
+        ({"mask_dilate": "much"}, "mask-dilate 'much': expected auto"),
         ({"blend": "none"}, "blend 'none': expected one of soft, hard"),
         ({"mask_reduce": "min"}, "mask-reduce 'min': expected one of nearest, max"),
         ({"noise": starting_noise().astype(np.float64)}, r"float64 \[1, 4, 16, 16\]; this bundle expects float32"),
@@ -463,7 +498,7 @@ def test_latents_that_overflow(make_toy, tmp_path):
         ({"noise": np.full((1, 4, 16, 16), np.nan, np.float32)}, "noise holds NaN"),
         ({"noise": np.full((1, 4, 16, 16), np.inf, np.float32)}, "noise holds NaN or infinity"),
         ({"noise": [1, 2]}, "noise is a list"),
-        ({"step": 6}, "unknown option step; expected some of steps, guidance_scale"),
+        ({"step": 6}, "unknown option step; expected some of mode, steps, guidance_scale"),
     ],
 )
 def test_options_out_of_range(pipeline, options, words):

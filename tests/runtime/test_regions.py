@@ -1,8 +1,6 @@
-"""Crops: where they lie, what they hold, and the way to the network's size and back."""
+"""Crops on the way to the network's size and back."""
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import pytest
@@ -30,125 +28,9 @@ def masked(shape: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndar
     return mask
 
 
-# --- where crops lie ----------------------------------------------------------------------------------------
-
-
-def test_a_small_region_gets_the_network_size_around_it():
-    assert find_crops(masked((3000, 4000), (1000, 2000, 100, 60))) == [Crop(2030 - 256, 1050 - 256, 512)]
-
-
-def test_a_large_region_gets_context_of_half_its_side():
-    assert find_crops(masked((3000, 4000), (1000, 1000, 600, 400))) == [Crop(1200 - 600, 1300 - 600, 1200)]
-    crop = find_crops(masked((3000, 4000), (1000, 1000, 600, 400)), context=0.25)
-    assert crop == [Crop(1200 - 450, 1300 - 450, 900)]
-    with pytest.raises(ValueError, match="context"):
-        find_crops(masked((64, 64), (0, 0, 1, 1)), context=0.2)
-
-
-@pytest.mark.parametrize(
-    ("box", "corner"),
-    [
-        ((0, 0, 9, 9), (0, 0)),
-        ((0, 991, 9, 9), (488, 0)),
-        ((791, 0, 9, 9), (0, 288)),
-        ((791, 991, 9, 9), (488, 288)),
-        ((400, 0, 1, 1), (0, 144)),
-    ],
-)
-def test_at_edges_the_square_moves_into_the_picture(box, corner):
-    assert find_crops(masked((800, 1000), box)) == [Crop(*corner, 512)]
-
-
-def test_pictures_smaller_than_the_network():
-    assert find_crops(masked((64, 64), (10, 10, 5, 5))) == [Crop(0, 0, 64)]
-    # The longer side; what lies beyond the shorter is filled by reflection, half on either side.
-    assert find_crops(masked((300, 400), (0, 0, 5, 5))) == [Crop(0, -50, 400)]
-    assert find_crops(masked((300, 4000), (0, 3000, 5, 5))) == [Crop(3002 - 256, -106, 512)]
-    assert find_crops(masked((512, 512), (5, 5, 400, 400))) == [Crop(0, 0, 512)]
-
-
-def test_far_regions_are_separate_and_close_ones_share():
-    near, far, other = (100, 100, 50, 50), (100, 1200, 50, 50), (100, 400, 50, 50)
-    assert find_crops(masked((2000, 2000), near, far)) == [Crop(0, 0, 512), Crop(1225 - 256, 0, 512)]
-    # near and other span 100..450, less than half of 700: one square of twice 350
-    assert find_crops(masked((2000, 2000), near, other)) == [Crop(0, 0, 700)]
-    assert len(find_crops(masked((2000, 2000), near, other, far))) == 2
-    # 320 apart, more than the 256 that their squares reach
-    assert len(find_crops(masked((3000, 3000), (1000, 1030, 1, 1), (1000, 1350, 1, 1)))) == 2
-    assert len(find_crops(masked((3000, 3000), (1000, 1030, 1, 1), (1000, 1280, 1, 1)))) == 1
-
-
-def test_merging_goes_on_until_nothing_is_touched():
-    # The first two merge to a span of 300, whose square (600) then reaches the third.
-    boxes = [(1000, 1000, 10, 10), (1000, 1200, 10, 100), (1140, 1100, 10, 10)]
-    crops = find_crops(masked((4000, 4000), *boxes))
-    assert crops == [Crop(1150 - 300, 1075 - 300, 600)]
-
-
-def test_order_is_that_of_reading():
-    mask = masked((3000, 3000), (2500, 100, 9, 9), (100, 2500, 9, 9), (100, 100, 9, 9), (2500, 2500, 9, 9))
-    corners = [(crop.top, crop.left) for crop in find_crops(mask)]
-    assert corners == sorted(corners)
-    assert len(corners) == 4
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_crops_hold_the_mask_and_none_of_each_other(data):
-    size = data.draw(st.sampled_from([64, 100, 128]))
-    shape = data.draw(st.tuples(st.integers(64, 510), st.integers(64, 510)))  # longer ones may be refused
-    boxes = data.draw(
-        st.lists(
-            st.tuples(
-                st.integers(0, shape[0] - 1),
-                st.integers(0, shape[1] - 1),
-                st.integers(1, 90),
-                st.integers(1, 90),
-            ),
-            min_size=1,
-            max_size=12,
-        )
-    )
-    mask = masked(shape, *boxes)
-    crops = find_crops(mask, size)
-    held = np.zeros(shape, int)
-    for crop in crops:
-        inside = window(crop, shape)
-        assert mask[inside].any()
-        held[inside] += 1
-        assert crop.side >= min(size, max(shape))
-        assert crop.side <= max(*shape, size)
-        # Known pixels around the mask, up to the picture's edges: a quarter of the smallest square at context
-        # 0.5, less 1 for rounding. So a feather of 10 pixels in 512 never ends at a crop's edge.
-        rows, columns = (np.flatnonzero(mask[inside].any(axis=axis)) for axis in (1, 0))
-        margin = min(size, max(shape)) // 4 - 1
-        for found, part, length in ((rows, inside[0], shape[0]), (columns, inside[1], shape[1])):
-            assert part.start == 0 or found[0] >= margin
-            assert part.stop == length or part.stop - part.start - 1 - found[-1] >= margin
-    assert (held[mask] == 1).all()  # all of it, by one crop each
-    assert crops == find_crops(mask, size)
-
-
-def test_many_specks_in_a_hundred_megapixels_take_seconds():
-    mask = np.zeros((10_000, 10_000), bool)
-    mask[::131, ::131] = True  # 5,929 specks, farther apart than cells, all linked through their squares
-    start = time.perf_counter()
-    crops = find_crops(mask)
-    assert time.perf_counter() - start < 20  # 1 s on an idle core
-    # The specks span 0..9956: all within one square, which is the picture.
-    assert crops == [Crop(0, 0, 10_000)]
-    scattered = np.zeros((64, 1_500_000), bool)
-    scattered[32, 300::2000] = True
-    crops = find_crops(scattered)
-    assert len(crops) == 750
-    assert crops[1] == Crop(2300 - 256, -224, 512)
-
-
 def test_elongated_pictures_are_refused_where_nothing_would_be_left():
     with pytest.raises(InputError, match=r"8000 pixels, brought to 512, would leave 4 .*--fit crop"):
         whole_crop((64, 8000))
-    with pytest.raises(InputError, match=r"a 8000x64 picture.*Cut the picture"):
-        find_crops(masked((64, 8000), (30, 0, 2, 8000)))
     assert whole_crop((64, 2000)) == Crop(0, -968, 2000)
 
 

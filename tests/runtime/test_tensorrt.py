@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import mmap
 import shutil
 import sys
 from dataclasses import replace
@@ -199,6 +200,39 @@ def test_too_little_memory_leaves_the_other_engines_usable(machine, bundle):
     assert machine.cuda.leaks() == []
 
 
+@pytest.mark.parametrize("recovers", [True, False])
+def test_without_memory_for_the_smaller_block_either_no_engine_runs_in_freed_memory(machine, bundle, recovers):
+    """Another process takes what the failed growth gave back: the older engine's next run allocates again, or fails."""
+    machine.build(bundle)
+    backend = opened(machine, bundle)
+    first = step(backend)
+    step(backend)
+    free, machine.cuda.room = machine.cuda.cudaFree, 5500
+    taken = []
+
+    def free_for_another_process(address):
+        result = free(address)
+        taken.append(machine.cuda.room)
+        machine.cuda.room = 100
+        return result
+
+    machine.cuda.cudaFree = free_for_another_process
+    with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"):
+        backend.load("vae_decoder")
+    machine.cuda.cudaFree = free
+    assert backend.describe()["activation memory"] == "0.0 MiB"
+    if recovers:
+        machine.cuda.room = max(taken)
+        for _ in range(3):
+            assert np.array_equal(step(backend), first)
+    else:
+        for _ in range(2):
+            with pytest.raises(CudaError, match=r"cudaMalloc failed with cudaErrorMemoryAllocation"):
+                step(backend)
+    backend.close()
+    assert machine.cuda.leaks() == []
+
+
 def test_batches(monkeypatch, tmp_path, make_toy, machine):
     toy = make_toy(tmp_path / "open", batch="batch")
     machine.build(toy.path, engine={"max_batch": 2})
@@ -249,8 +283,9 @@ def test_an_engine_of_other_tensors(machine, bundle, engine, words):
 def test_rtx_says_whether_an_engine_is_valid(monkeypatch, tmp_path, bundle):
     machine = gpu.make_machine(monkeypatch, tmp_path / "cache", "1.7.1.116", rtx=True)
     folder = machine.build(bundle, engine={"validity": "INVALID", "diagnostics": 2})
-    with pytest.raises(EngineError, match=r"not valid on this system \(unsupported_cc\)\. Build it again"):
-        opened(machine, bundle).load("unet")
+    for ask in ("load", "verify"):  # `verify`, which comes before the first graph runs, asks the library too
+        with pytest.raises(EngineError, match=r"not valid on this system \(unsupported_cc\)\. Build it again"):
+            getattr(opened(machine, bundle), ask)("unet")
     shutil.rmtree(folder)
     machine.build(bundle, engine={"validity": "SUBOPTIMAL", "diagnostics": 2})
     backend = opened(machine, bundle)
@@ -306,13 +341,61 @@ def test_no_engines(machine, bundle):
     [
         ({"version": "10.3.0"}, r"built by tensorrt 10.3.0, here is 10.9.0.34\. Build it again"),
         ({"sm": [86]}, "built for SM 86, NVIDIA RTX 4060 is SM 89"),
-        ({"driver": "999.1"}, "built with driver 999.1, here is 550.54"),
     ],
 )
 def test_engines_for_something_else_are_refused(machine, bundle, built, words):
     machine.build(bundle, **built)
     with pytest.raises(EngineError, match=words):
         opened(machine, bundle)
+
+
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        ({"driver": "999.1"}, "built with driver 999.1, here is 550.54. tensorrt decides whether it loads"),
+        ({"gpu": "NVIDIA RTX 4090"}, "built with NVIDIA RTX 4090, here is NVIDIA RTX 4060 of the same SM 89"),
+    ],
+)
+def test_what_the_library_itself_decides_is_a_note(machine, bundle, built, words):
+    folder = machine.build(bundle, **built)
+    backend = opened(machine, bundle)
+    (note,) = backend.take_notes()
+    assert note.startswith(f"{folder}: {words}")
+    expected = step(create_backend(Bundle.open(bundle), "ort-cpu", threads=1))
+    assert np.array_equal(step(backend), expected)
+
+
+def test_engines_of_this_driver_are_preferred(machine, bundle):
+    other = machine.build(bundle, driver="999.1")
+    other.rename(other.with_name(f"a_{other.name}"))  # by its name it comes first
+    own = machine.build(bundle, driver="550.54")
+    backend = opened(machine, bundle)
+    assert backend.describe()["engines"] == own.name
+    assert backend.take_notes() == []
+
+
+def test_engines_are_mapped_and_never_read_as_a_whole(machine, bundle, monkeypatch):
+    """An engine as large as the free memory of an 8 GB Jetson is loaded from the system's file cache."""
+    machine.build(bundle)
+    given = []
+    load = machine.trt.Runtime.deserialize_cuda_engine
+
+    def watched(self, data):
+        given.append(data)
+        assert isinstance(data.obj, mmap.mmap)
+        with pytest.raises(TypeError):
+            data[0] = 0
+        return load(self, data)
+
+    monkeypatch.setattr(machine.trt.Runtime, "deserialize_cuda_engine", watched)
+    backend = opened(machine, bundle)
+    for _ in range(2):  # hashed, and known
+        backend.load("unet")
+        backend.release("unet")
+    for data in given:
+        with pytest.raises(ValueError, match="released"):
+            len(data)
+    assert len(given) == 2
 
 
 def test_several_folders_that_do_not_fit(machine, bundle):

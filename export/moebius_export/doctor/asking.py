@@ -22,11 +22,16 @@ _BESIDE_TORCH = ("diffusers", "safetensors")  # what the network and the autoenc
 
 
 def ask_onnxruntime() -> Facts:
-    """Version and execution providers; `RuntimeUnavailableError` where two packages overwrite each other."""
+    """Version, execution providers, and whether its INT8 operators saturate on this CPU.
+
+    `RuntimeUnavailableError` where two packages overwrite each other.
+    """
     from moebius_runtime.backends.ort import import_onnxruntime
+    from moebius_runtime.backends.ort_integer import saturates
 
     module = import_onnxruntime()
-    return {"version": module.__version__, "providers": list(module.get_available_providers())}
+    providers = list(module.get_available_providers())
+    return {"version": module.__version__, "providers": providers, "saturates": saturates()}
 
 
 def ask_tensorrt() -> Facts:

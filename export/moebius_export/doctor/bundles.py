@@ -20,7 +20,7 @@ from moebius_runtime.passport import (
     build_flag,
     check_bundle,
     check_device,
-    checked_engine,
+    check_engine,
     engine_folders,
     read_passport,
 )
@@ -119,7 +119,7 @@ def _engine_row(
         check_bundle(folder, passport, bundle.manifest)
         for graph in passport.engines:
             progress(f"{folder.name}/{graph}")
-            checked_engine(folder, passport, graph)
+            check_engine(folder, passport, graph)
     except EngineError as error:
         return Row(name, str(error), Verdict.wrong, _rebuild(bundle.path, passport)), False
     built = f"{passport.backend} {passport.backend_version}, {passport.precision}, {', '.join(passport.engines)}"
@@ -129,10 +129,10 @@ def _engine_row(
         where = passport.gpu or f"SM {', '.join(map(str, passport.sm))}"
         return Row(name, f"{built}, for {where}: undamaged, but nothing here can run them ({lacks})"), True
     try:
-        check_device(folder, passport, library.answer.value["version"], gpu.device)
+        notes = check_device(folder, passport, library.answer.value["version"], gpu.device)
     except EngineError as error:
         return Row(name, f"does not fit: {error}", Verdict.wrong, _build(bundle.path, passport)), True
-    return Row(name, f"{built}: fits this device"), True
+    return Row(name, "; ".join([f"{built}: fits this device", *notes])), True
 
 
 def _build(path: Path, passport: Passport | None = None) -> str:

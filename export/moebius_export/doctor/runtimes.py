@@ -9,6 +9,8 @@ from moebius_export.doctor import facts
 from moebius_export.doctor.gpu import Gpu
 from moebius_export.doctor.libraries import Found
 from moebius_export.doctor.rows import Row, Verdict
+from moebius_runtime import kernels
+from moebius_runtime.backends.ort_integer import SATURATES
 
 RUNTIMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "torch")
 
@@ -52,12 +54,24 @@ def _ort(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:
     if not reasons and f"{provider}ExecutionProvider" not in library.answer.value["providers"]:
         reasons.append(f"this ONNX Runtime has no {provider}ExecutionProvider")
     if name == "ort-cpu":
-        words = libraries["kernels"].answer
-        return Judged(name, tuple(reasons), f"kernels {words.value['words']}" if words.value else "")
+        return Judged(name, tuple(reasons), _on_the_cpu(library, libraries["kernels"]))
     # It brings its own CUDA and asks for no bindings: a GPU that nvidia-smi sees is one that it may find.
     if gpu.driver is None or gpu.name is None:
         reasons.append(f"no GPU ({gpu.reason})")
     return Judged(name, tuple(reasons))
+
+
+def _on_the_cpu(library: Found, compiled: Found) -> str:
+    """The kernels that run, and what INT8 is worth with them."""
+    notes = []
+    if compiled.answer.value:
+        words = str(compiled.answer.value["words"])
+        notes.append(f"kernels {words}")
+        if words != kernels.BYTE_PRODUCTS:
+            notes.append("INT8 is exact and gains little over fp32, which AVX512-VNNI would change")
+    if library.answer.value and library.answer.value.get("saturates"):
+        notes.append(SATURATES)
+    return "; ".join(notes)
 
 
 def _tensorrt(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> Judged:

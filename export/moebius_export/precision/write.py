@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from moebius_export.errors import ExportError
-from moebius_export.placing import placed_whole
+from moebius_export.placing import link_file, placed_whole
 from moebius_export.precision.graph import Opened, Weights, opened
 from moebius_export.precision.kept import check_kept
 from moebius_export.precision.measure import Say
@@ -132,16 +130,8 @@ def linked(
         if path.is_dir() and not path.is_symlink():
             (folder / name).mkdir(exist_ok=True)
         else:
-            _link(path, folder / name)
+            link_file(path, folder / name)
     return {name: info for name, info in bundle.manifest.files.items() if name not in old}
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def file_info(path: Path) -> FileInfo:

@@ -6,7 +6,6 @@ weights that something else uses too stay what they are.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,8 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+
+from moebius_export.module_cost import shared_copy
 
 
 class Rule(ABC):
@@ -39,21 +40,6 @@ class Outcome:
     fired: int
     refused: tuple[tuple[str, str], ...]
     macs: tuple[int, int] | None = None
-
-
-def shared_copy(module: nn.Module) -> nn.Module:
-    """The same tree of modules anew, over the same parameters and buffers; shared submodules stay shared."""
-    copies: dict[int, nn.Module] = {}
-
-    def copied(source: nn.Module) -> nn.Module:
-        if id(source) not in copies:
-            result = copies[id(source)] = copy.copy(source)
-            result._parameters = dict(source._parameters)
-            result._buffers = dict(source._buffers)
-            result._modules = {name: child and copied(child) for name, child in source._modules.items()}
-        return copies[id(source)]
-
-    return copied(module)
 
 
 def apply_rules(

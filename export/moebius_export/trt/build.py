@@ -15,6 +15,7 @@ from moebius_export.errors import ExportError
 from moebius_export.placing import placed_whole
 from moebius_export.trt.builder import BuildError, Cancelled, EngineBuilder, Parsed, TimingCacheFile
 from moebius_export.trt.checks import check_options
+from moebius_export.trt.earlier import check_options_agree, keep_earlier
 from moebius_export.trt.events import Built, Note, Report, Step
 from moebius_export.trt.forecast import Forecast, graph_needs
 from moebius_export.trt.library import Library, find_library
@@ -83,7 +84,8 @@ def build_engines(
     """Builds the engines of a bundle that holds the files of the precision.
 
     The folder `engines/DEVICE-BACKENDVERSION-PRECISION` is exchanged when all of them are built; a build that fails,
-    is interrupted or killed leaves the one that was there.
+    is interrupted or killed leaves the one that was there. Engines of other graphs that the folder holds stay in it;
+    see `earlier.keep_earlier`.
 
     Args:
         bundle: see `prepare.ensure_precision`.
@@ -95,7 +97,8 @@ def build_engines(
     Raises:
         InputError: options that make no sense here.
         BundleError: a file of the bundle is damaged.
-        ExportError: a graph is not understood, surely does not fit, or its build failed.
+        ExportError: a graph is not understood, surely does not fit, or its build failed; or the folder holds engines
+            of other graphs that were built with other options.
         OutputError: the engines cannot be written.
         RuntimeUnavailableError: no TensorRT, or no GPU for it.
         KeyboardInterrupt: the user ended it.
@@ -115,6 +118,8 @@ def build_engines(
     builder = EngineBuilder(library, options.plugins)
     here = device.name if device and not options.sms else f"sm{'+'.join(map(str, targets))}"
     out = bundle.path / ENGINES / folder_name(here, library.backend, library.version, options.precision)
+    stamp = _stamp(library, options, targets, device)
+    check_options_agree(out, stamp, options.graphs)
     forecast = _forecast(builder, options, paths, profiles, device, report)
     report(forecast)
     if forecast.cannot_fit and not options.force:
@@ -124,12 +129,13 @@ def build_engines(
         )
     _check_disk(out, forecast, options)
     with placed_whole(out) as folder:
-        engines = {}
+        engines = dict[GraphName, EngineInfo]()
         for graph in options.graphs:
             engines[graph] = _engine(bundle, builder, options, graph, targets, profiles[graph], cache, folder, report)
         if cache is not None and cache.refused:
             note(f"--timing-cache {options.tuning.timing_cache}: of another GPU or version, so it was begun anew")
-        passport = _passport(library, options, targets, device, engines)
+        kept = keep_earlier(bundle, out, folder, stamp, options.graphs, note)
+        passport = Passport(**stamp, engines={**kept, **engines})
         write_passport(passport, folder)
     if cache is not None and options.tuning.timing_cache is not None:
         with atomic_write(options.tuning.timing_cache) as stream:
@@ -299,30 +305,25 @@ def _check_disk(out: Path, forecast: Forecast, options: BuildOptions) -> None:
         )
 
 
-def _passport(
-    library: Library,
-    options: BuildOptions,
-    targets: tuple[int, ...],
-    device: Device | None,
-    engines: dict[GraphName, EngineInfo],
-) -> Passport:
+def _stamp(library: Library, options: BuildOptions, targets: tuple[int, ...], device: Device | None) -> dict[str, Any]:
+    """The fields of the passport of what is built now, without `engines`."""
     tuning = options.tuning
     here = device if not options.sms else None
 
     def word(switch: bool) -> str:
         return "on" if switch else "off"
 
-    return Passport(
-        schema_version=1,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        backend=library.backend,
-        backend_version=library.version,
-        precision=options.precision,
-        gpu=here.name if here else None,
-        sm=list(targets),
-        driver=here.driver if here else None,
-        cuda=here.cuda if here else None,
-        flags={
+    return {
+        "schema_version": 1,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "backend": library.backend,
+        "backend_version": library.version,
+        "precision": options.precision,
+        "gpu": here.name if here else None,
+        "sm": list(targets),
+        "driver": here.driver if here else None,
+        "cuda": here.cuda if here else None,
+        "flags": {
             "opt_level": "default" if tuning.opt_level is None else str(tuning.opt_level),
             "workspace": "default" if tuning.workspace is None else str(tuning.workspace),
             "hardware_compatibility": tuning.hardware_compatibility,
@@ -331,5 +332,4 @@ def _passport(
             "tf32": word(tuning.tf32),
             "plugins": word(options.plugins),
         },
-        engines=engines,
-    )
+    }

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from moebius_export.pages import png_uri, render
 from moebius_export.verify.results import Pictures, Report
 from moebius_export.verify.wording import explanations, figure, placement_lines, summary
-from moebius_runtime import webpage
 from moebius_runtime.files import atomic_write
 
+_TEMPLATE = Path(__file__).with_name("templates") / "verify.html"
 _CSS = {"pass": "good", "fail": "bad", "not run": "bad", "note": "soft"}
 _AMPLIFIED = 64
 
@@ -25,57 +25,41 @@ def write_page(report: Report, path: str | Path) -> None:
 
 def page(report: Report) -> str:
     """The whole page as text."""
-    sections = [
-        "<h1>moebius-export verify</h1>",
-        f'<p class="{"good" if report.held else "bad"}"><b>{escape(summary(report))}</b></p>',
-    ]
-    if report.stand_in:
-        words = "These are stand-in weights, random numbers: what is filled in is noise by design."
-        sections.append(f"<p class=card>{words}</p>")
-    if not report.held:
-        items = "".join(f"<p>{escape(line)}</p>" for line in explanations(report) if not line.startswith("pass"))
-        sections.append(f"<h2>Where and why</h2><div class=card>{items}</div>")
-    for pictures in report.pictures:
-        sections += [f"<h2>Pictures: {escape(pictures.subject)}</h2>", _pictures(pictures)]
-    if report.trajectories:
-        sections.append("<h2>Latent drift</h2>")
-    for trajectory in report.trajectories:
-        limits = [c.budget for c in report.checks if c.area == "trajectory" and c.subject == trajectory.subject]
-        label = f"{trajectory.subject}: relative L2 distance from PyTorch, from the start to the last step"
-        sections.append(webpage.log_plot([("drift", trajectory.drift)], limits[0] or 0.0, label))
-    sections += ["<h2>Checks</h2>", _checks(report)]
-    if report.placements:
-        items = "".join(f"<p>{escape(line)}</p>" for line in placement_lines(report))
-        sections.append(f"<h2>Products, read back from the runtime</h2><div class=card>{items}</div>")
-    sections += ["<h2>What was compared</h2>", webpage.facts(report.facts)]
-    return webpage.document("moebius-export verify", sections)
+    failures = [line for line in explanations(report) if not line.startswith("pass")]
+    limits = {check.subject: check.budget or 0.0 for check in report.checks if check.area == "trajectory"}
+    return render(
+        _TEMPLATE,
+        title="moebius-export verify",
+        report=report,
+        summary=summary(report),
+        failures=[] if report.held else failures,
+        pictures=[(one.subject, _captioned(one)) for one in report.pictures],
+        trajectories=[(one.subject, one.drift, limits[one.subject]) for one in report.trajectories],
+        checks=[
+            (
+                (check.status, _CSS[check.status]),
+                (f"{check.subject}: {check.name}", "words"),
+                (figure(check.measured), ""),
+                (figure(check.budget), ""),
+                (check.detail, "soft words"),
+            )
+            for check in report.checks
+        ],
+        placements=placement_lines(report) if report.placements else [],
+    )
 
 
-def _checks(report: Report) -> str:
-    rows = [
-        (
-            (check.status, _CSS[check.status]),
-            (f"{check.subject}: {check.name}", "words"),
-            (figure(check.measured), ""),
-            (figure(check.budget), ""),
-            (check.detail, "soft words"),
-        )
-        for check in report.checks
-    ]
-    return webpage.table(("", "", "measured", "budget", ""), rows)
-
-
-def _pictures(pictures: Pictures) -> str:
+def _captioned(pictures: Pictures) -> list[tuple[str, str]]:
+    """Captions and `data:` addresses; two of them where the candidate gave no picture."""
     shown = [
-        ("before, hole in red", _marked(pictures.before, pictures.mask)),
+        ("before, masked region in red", _marked(pictures.before, pictures.mask)),
         ("PyTorch", pictures.reference),
     ]
-    if pictures.candidate is None:
-        return webpage.pictures(shown) + "<p class=bad>The candidate gave no picture.</p>"
-    difference = np.abs(pictures.candidate.astype(int) - pictures.reference)
-    amplified = np.clip(difference * _AMPLIFIED, 0, 255).astype(np.uint8)
-    shown += [("candidate", pictures.candidate), (f"difference, {_AMPLIFIED} times", amplified)]
-    return webpage.pictures(shown)
+    if pictures.candidate is not None:
+        difference = np.abs(pictures.candidate.astype(int) - pictures.reference)
+        amplified = np.clip(difference * _AMPLIFIED, 0, 255).astype(np.uint8)
+        shown += [("candidate", pictures.candidate), (f"difference, {_AMPLIFIED} times", amplified)]
+    return [(caption, png_uri(pixels)) for caption, pixels in shown]
 
 
 def _marked(picture: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

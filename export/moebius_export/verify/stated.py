@@ -14,7 +14,7 @@ from moebius_export.verify.results import Check, verdict
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, EngineError
 from moebius_runtime.manifest import GraphName, Manifest, Precision
-from moebius_runtime.passport import ENGINES, check_bundle, checked_engine, engine_file, read_passport
+from moebius_runtime.passport import ENGINES, check_bundle, check_engine, engine_file, read_passport
 from moebius_runtime.schedule import NoiseSchedule
 
 Candidate = tuple[GraphName, Precision]
@@ -108,7 +108,7 @@ def engine_checks(bundle: Bundle) -> list[Check]:
             passport = read_passport(folder)
             check_bundle(folder, passport, bundle.manifest)
             for graph in passport.engines:
-                checked_engine(folder, passport, graph)
+                check_engine(folder, passport, graph)
             stated = {engine_file(graph) for graph in passport.engines}
             if strays := sorted(path.name for path in folder.glob("*.plan") if path.name not in stated):
                 problem = f"{strays[0]}: the passport does not name this engine; remove it"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,10 @@ _MAX_THREADS = 1024
 
 
 class Backend(ABC):
-    """Runs the graphs of a bundle. A backend overrides `_load`, `_run` and `_unload`; the checks are here."""
+    """Runs the graphs of a bundle. A backend overrides `_load`, `_run` and `_unload`; the checks are here.
+
+    Threads can share a backend: it loads, runs and releases one graph at a time. `lock` reserves it for several calls.
+    """
 
     name: str
 
@@ -27,6 +32,8 @@ class Backend(ABC):
             raise InputError(f"threads is {threads}; expected 1 to {_MAX_THREADS}, or none for the physical cores")
         self.bundle = bundle
         self.threads = threads
+        self.lock = threading.RLock()
+        self._place = bundle.path.absolute()  # the current folder may change before it is pickled
         self._loaded: dict[GraphName, Any] = {}
         self._notes: list[str] = []
 
@@ -36,11 +43,13 @@ class Backend(ABC):
 
     def note(self, *messages: str) -> None:
         """Adds what the user should be told."""
-        self._notes += messages
+        with self.lock:
+            self._notes += messages
 
     def take_notes(self) -> list[str]:
         """What the user should be told and was not yet: each note is given once."""
-        notes, self._notes = self._notes, []
+        with self.lock:
+            notes, self._notes = self._notes, []
         return notes
 
     def run(self, graph: GraphName, inputs: Mapping[str, Array]) -> Array:
@@ -61,8 +70,10 @@ class Backend(ABC):
         for tensor in info.inputs:
             if problem := _mismatch(inputs[tensor.name], tensor):
                 raise ValueError(f"{graph}: input {problem}")
-        self.load(graph)
-        output = self._run(self._loaded[graph], {t.name: np.ascontiguousarray(inputs[t.name]) for t in info.inputs})
+        arrays = {tensor.name: np.ascontiguousarray(inputs[tensor.name]) for tensor in info.inputs}
+        with self.lock:
+            self.load(graph)
+            output = self._run(self._loaded[graph], arrays)
         if problem := _mismatch(output, info.outputs[0]):
             raise BundleError(
                 f"{graph}: output {problem}; the file is not the graph that the manifest describes. Export it again."
@@ -79,14 +90,30 @@ class Backend(ABC):
 
     def load(self, graph: GraphName) -> None:
         """Loads a graph now rather than at its first run."""
-        if graph not in self._loaded:
-            self._loaded[graph] = self._load(graph)
+        with self.lock:
+            if graph not in self._loaded:
+                self._loaded[graph] = self._load(graph)
 
     def release(self, graph: GraphName | None = None) -> None:
         """Gives a graph's memory back (all graphs' where none is named); the next run loads it again."""
-        for name in [graph] if graph else list(self._loaded):
-            if name in self._loaded:
-                self._unload(self._loaded.pop(name))
+        with self.lock:
+            for name in [graph] if graph else list(self._loaded):
+                if name in self._loaded:
+                    self._unload(self._loaded.pop(name))
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments beside the bundle, from which a new process makes the same backend.
+
+        Raises:
+            TypeError: this backend cannot be pickled.
+        """
+        raise TypeError(
+            f"runtime {self.name!r} cannot be pickled; open the bundle in the new process with "
+            "InpaintPipeline.from_bundle"
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., Backend], tuple[type[Backend], Path, dict[str, Any]]]:
+        return _reopened, (type(self), self._place, self.arguments())
 
     @abstractmethod
     def _load(self, graph: GraphName) -> Any:
@@ -103,6 +130,11 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """What runs where, read back from the runtime itself: library version, providers or device, threads."""
+
+
+def _reopened(kind: type[Backend], path: Path, arguments: dict[str, Any]) -> Backend:
+    """A pickled backend in its new process: the bundle is opened and checked again."""
+    return kind(Bundle.open(path), **arguments)
 
 
 def in_words(precisions: Mapping[GraphName, str]) -> str:

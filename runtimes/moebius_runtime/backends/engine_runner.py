@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,15 @@ def graphs_wanted() -> bool:
 class ActivationMemory:
     """The activation memory of all engines of a backend, which run one after the other: one allocation, the largest.
 
-    When it has to grow, every context is given its new place, and forgets the graph that it captured with the old.
+    When it has to grow, every context is given its new place, and forgets the graph that it captured with the old. A
+    context that could not be given a place holds none: `provide` finds one before it runs, or raises.
     """
 
     def __init__(self, cuda: Cuda, library: Library) -> None:
         self._cuda = cuda
         self._library = library
         self._users: list[EngineRunner] = []
+        self._provided: set[EngineRunner] = set()  # whose contexts have the address of `_buffer`
         self._buffer: DeviceBuffer | None = None
 
     @property
@@ -50,19 +52,31 @@ class ActivationMemory:
         """Gives an engine's context its memory. The device must be idle.
 
         Raises:
-            CudaError: there is not enough. The engines that were there before have theirs again.
+            CudaError: there is not enough. Engines that were there before have theirs again, or get it by `provide`.
+            EngineError: the library refuses the memory.
         """
         self._users.append(user)
-        if self._buffer is not None and self._buffer.size >= user.memory_needed:
-            self._library.give_memory(user.context, self._buffer.address, self._buffer.size)
-            return
         try:
-            self._allocate()
-        except CudaError:
-            self._users.remove(user)
-            if self._users:
-                self._allocate()
+            self.provide(user)
+        except BaseException:
+            self.leave(user)
+            if self._users and self._buffer is None:
+                with suppress(CudaError):  # there is less than before: their next run tries again, and says so
+                    self._allocate()
             raise
+
+    def provide(self, user: EngineRunner) -> None:
+        """Makes sure that a joined engine's context has live memory; to be called before each run, the device idle.
+
+        Raises:
+            CudaError, EngineError: as `join`.
+        """
+        if user in self._provided:
+            return
+        if self._buffer is not None and self._buffer.size >= user.memory_needed:
+            self._give(user, self._buffer)
+        else:
+            self._allocate()
 
     def _allocate(self) -> None:
         for user in self._users:
@@ -70,17 +84,23 @@ class ActivationMemory:
         self.close()  # before the larger one is taken: there may be no room for both
         self._buffer = DeviceBuffer(self._cuda, max(user.memory_needed for user in self._users))
         for user in self._users:
-            self._library.give_memory(user.context, self._buffer.address, self._buffer.size)
+            self._give(user, self._buffer)
+
+    def _give(self, user: EngineRunner, buffer: DeviceBuffer) -> None:
+        self._library.give_memory(user.context, buffer.address, buffer.size)
+        self._provided.add(user)
 
     def leave(self, user: EngineRunner) -> None:
         """What `join` gave is not used any more; with the last engine the memory goes."""
+        self._provided.discard(user)
         if user in self._users:
             self._users.remove(user)
         if not self._users:
             self.close()
 
     def close(self) -> None:
-        """Frees it now."""
+        """Frees it now. No context has memory any more."""
+        self._provided.clear()
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             buffer.close()
@@ -144,6 +164,7 @@ class EngineRunner:
             EngineError: the engine was not built for such shapes, or TensorRT reports an error.
             CudaError: the device does.
         """
+        self._memory.provide(self)
         shapes = {name: array.shape for name, array in inputs.items()}
         if shapes != self._shapes:
             self._bind(shapes)

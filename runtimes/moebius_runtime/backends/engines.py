@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import EngineError
+from moebius_runtime.files import MappedFile
 from moebius_runtime.manifest import GraphName, Precision
 from moebius_runtime.passport import (
     Device,
@@ -32,13 +33,14 @@ PREFERRED: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")
 class Candidate:
     """A folder of engines that may be loaded. Without `trusted`, everything about it was checked against its passport.
 
-    `passport` is None where there is none and the user trusts the folder without it.
+    `passport` is None where there is none and the user trusts the folder without it. `notes`: see `check_device`.
     """
 
     folder: Path
     precision: Precision
     passport: Passport | None
     trusted: bool = False
+    notes: tuple[str, ...] = ()
 
     def info(self, graph: GraphName) -> EngineInfo | None:
         """What the passport says of an engine, where there is one."""
@@ -50,8 +52,8 @@ class Candidate:
             return graph in self.passport.engines
         return (self.folder / engine_file(graph)).exists()
 
-    def read(self, graph: GraphName) -> bytes:
-        """An engine's bytes, checked as far as the folder is not trusted; `EngineError` where they are not its own."""
+    def read(self, graph: GraphName) -> MappedFile:
+        """An engine, checked as far as the folder is not trusted; `EngineError` where it is not the passport's."""
         if self.trusted or self.passport is None:
             return trusted_engine(self.folder, graph)
         return checked_engine(self.folder, self.passport, graph)
@@ -97,14 +99,15 @@ def choose_engines(
         raise EngineError(f"{bundle.path} holds no engines for {backend}. Build them on this device: {build}")
     fitting: list[Candidate] = []
     refused: list[str] = []
-    notes: dict[Path, str] = {}
+    notes: dict[Path, tuple[str, ...]] = {}
     for folder in folders:
         try:
             fitting.append(_checked(folder, bundle, version, device))
+            notes[folder] = fitting[-1].notes
         except EngineError as error:
             if trust:
                 fitting.append(_trusted(folder))
-                notes[folder] = f"--trust: {folder} is run though it should be refused: {error}"
+                notes[folder] = (f"--trust: {folder} is run though it should be refused: {error}",)
             else:
                 refused.append(str(error))
     chosen: dict[GraphName, Candidate] = {}
@@ -120,14 +123,14 @@ def choose_engines(
     if missing := [graph for graph in NEEDED if graph not in chosen]:
         raise EngineError(_why(missing, fitting, refused, precision, build))
     used = {candidate.folder for candidate in chosen.values()}
-    return Chosen(chosen, tuple(note for folder, note in notes.items() if folder in used))
+    return Chosen(chosen, tuple(note for folder, own in notes.items() if folder in used for note in own))
 
 
 def _checked(folder: Path, bundle: Bundle, version: str, device: Device) -> Candidate:
     passport = read_passport(folder)
     check_bundle(folder, passport, bundle.manifest)
-    check_device(folder, passport, version, device)
-    return Candidate(folder, passport.precision, passport)
+    notes = check_device(folder, passport, version, device)
+    return Candidate(folder, passport.precision, passport, notes=tuple(notes))
 
 
 def _trusted(folder: Path) -> Candidate:
@@ -141,9 +144,12 @@ def _trusted(folder: Path) -> Candidate:
 
 
 def _rank(candidate: Candidate, device: Device, precision: Precision | None) -> tuple[bool, bool, int, int, str]:
-    """Smallest first: without need of trust, of the precision asked for, by precision, built for this very GPU."""
+    """Smallest first: without need of trust, of the precision asked for, by precision, built for this GPU, driver."""
     passport = candidate.passport
-    far = 0 if passport is None else (device.sm not in passport.sm) + (passport.gpu != device.name)
+    far = 0
+    if passport is not None:
+        far = 4 * (device.sm not in passport.sm) + 2 * (passport.gpu != device.name)
+        far += passport.driver not in (None, device.driver)
     order = PREFERRED.index(candidate.precision) if candidate.precision in PREFERRED else len(PREFERRED)
     other = precision is not None and candidate.precision != precision
     return candidate.trusted, other, order, far, candidate.folder.name

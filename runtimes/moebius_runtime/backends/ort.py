@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -14,8 +13,10 @@ from moebius_runtime import kernels
 from moebius_runtime.backends.base import Array, Backend, in_words
 from moebius_runtime.bundle import Bundle
 from moebius_runtime.errors import BundleError, RuntimeUnavailableError
+from moebius_runtime.files import native_path
 from moebius_runtime.graph_files import function_domains
 from moebius_runtime.manifest import GraphName, Precision
+from moebius_runtime.processors import physical_cores as physical_cores
 
 # Wheels that all install the module `onnxruntime`, each over the files of the others.
 _DISTRIBUTIONS = (
@@ -70,22 +71,6 @@ def import_onnxruntime(runtime: str = "ort-cpu", extra: str = "ort") -> Any:
             f'`pip install --force-reinstall "moebius-edge[{extra}]"`.'
         )
     return onnxruntime
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use: logical ones counted once per core where Linux tells, else all."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # no affinity on this system
-        return os.cpu_count() or 1
-    cores = set()
-    for cpu in allowed:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as stream:
-                cores.add(stream.read().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return len(cores) or 1
 
 
 def add_kernels(options: Any, model: str | Path) -> str | None:
@@ -150,6 +135,10 @@ class OrtBackend(Backend):
         asked = [self._precision] if self._precision else []
         return self.bundle.precision_of(graph, (*asked, *self.preferred))
 
+    def arguments(self) -> dict[str, Any]:
+        """See `Backend`."""
+        return {"threads": self.threads, "precision": self._precision}
+
     def verify(self, graph: GraphName) -> None:
         """See `Backend`."""
         self.bundle.model_file(graph, self.precision(graph))
@@ -169,9 +158,10 @@ class OrtBackend(Backend):
         options.log_severity_level = 4  # nothing below fatal: errors come back as exceptions
         self._prepare(options, graph, path)
         try:
-            session = self._ort.InferenceSession(
-                str(path), options, providers=self._provider_options(), enable_fallback=0
-            )
+            with native_path(path) as name:
+                session = self._ort.InferenceSession(
+                    name, options, providers=self._provider_options(), enable_fallback=0
+                )
         except Exception as error:  # its exceptions share no base class of their own
             raise BundleError(
                 f"{path}: ONNX Runtime {self._ort.__version__} cannot load it for {self.name}: {_first_line(error)}. "

@@ -79,6 +79,10 @@ class OrtCudaBackend(OrtBackend):
         self._check_available()
         self._probe()
 
+    def arguments(self) -> dict[str, Any]:
+        """See `Backend`. A GPU takes no number of threads."""
+        return {"precision": self._precision}
+
     def _check_available(self) -> None:
         there = self._ort.get_available_providers()
         if missing := [provider for provider in self.providers if provider not in there]:

@@ -15,6 +15,7 @@ from moebius_runtime.bundle import Bundle
 from moebius_runtime.cache import Kept, Store, cache_folder
 from moebius_runtime.devices import current_device
 from moebius_runtime.errors import EngineError, InputError, RuntimeUnavailableError
+from moebius_runtime.files import MappedFile
 from moebius_runtime.manifest import GraphName, Precision
 from moebius_runtime.passport import EngineBackend, engine_file, engine_path, trusted_engine
 
@@ -36,6 +37,7 @@ class TensorRTBackend(Backend):
         trust: bool = False,
     ) -> None:
         super().__init__(bundle, threads=threads)
+        self._arguments = {"precision": precision, "trust": trust}
         if threads is not None:
             raise InputError(f"runtime {self.name!r} runs on the GPU, which takes no number of threads; leave it out")
         graphs_wanted()  # a misspelt switch is told now
@@ -59,13 +61,18 @@ class TensorRTBackend(Backend):
         # Not `__del__`: this also runs when the interpreter ends, before the modules that it needs are gone.
         self._end = weakref.finalize(self, _close_all, self._loaded, self._stream)
 
+    def arguments(self) -> dict[str, object]:
+        """See `Backend`."""
+        return dict(self._arguments)
+
     def has(self, graph: GraphName) -> bool:
         """See `Backend`."""
         return graph in self._engines
 
     def verify(self, graph: GraphName) -> None:
-        """Refuses an engine that is missing or not its passport's; `EngineError`."""
-        self._read(graph)
+        """Refuses an engine that is missing, not its passport's, or not valid here as RTX finds; `EngineError`."""
+        with self._read(graph) as engine:
+            self._library.check_validity(engine.view, self._chosen(graph).folder / engine_file(graph))
 
     def close(self) -> None:
         """Frees everything on the device; the backend is of no use afterwards. Its last reference does it too."""
@@ -73,9 +80,10 @@ class TensorRTBackend(Backend):
 
     def _load(self, graph: GraphName) -> EngineRunner:
         chosen = self._chosen(graph)
-        data = self._read(graph)
         source = chosen.folder / engine_file(graph)
-        engine, note = self._library.deserialise(data, source, chosen.flag("version_compatible"))
+        with self._read(graph) as data:
+            engine, note = self._library.deserialise(data.view, source, chosen.flag("version_compatible"))
+            kernels = self._kept(chosen, graph, data)
         if note:
             self.note(note)
         if chosen.flag("strip_weights"):
@@ -83,7 +91,7 @@ class TensorRTBackend(Backend):
         info = self.bundle.graph(graph)
         runner = EngineRunner(self._library, self._cuda, self._stream, self._memory, engine, info)
         try:
-            runner.start(self._kept(chosen, graph, data))
+            runner.start(kernels)
         except BaseException:
             runner.close()
             raise
@@ -106,8 +114,8 @@ class TensorRTBackend(Backend):
             )
         return self._engines[graph]
 
-    def _read(self, graph: GraphName) -> bytes:
-        """An engine's bytes; hashed when it is first read and when the file has changed since."""
+    def _read(self, graph: GraphName) -> MappedFile:
+        """An engine's file; hashed when it is first read and when the file has changed since."""
         chosen = self._chosen(graph)
         path = engine_path(chosen.folder, graph)
         status = path.stat()
@@ -118,12 +126,12 @@ class TensorRTBackend(Backend):
         self._verified[graph] = stamp
         return data
 
-    def _kept(self, chosen: Candidate, graph: GraphName, data: bytes) -> Kept | None:
+    def _kept(self, chosen: Candidate, graph: GraphName, data: MappedFile) -> Kept | None:
         """Where what RTX compiles of an engine is kept. The GPU and the driver decide over its kernels too."""
         if self.library != "tensorrt-rtx":
             return None
         info = None if chosen.trusted else chosen.info(graph)
-        digest = hashlib.sha256(data).hexdigest() if info is None else info.sha256
+        digest = data.sha256() if info is None else info.sha256
         device = self._device
         name = f"{digest} {self._library.version} {device.name} {device.sm} {device.driver}"
         return Kept(self._store, hashlib.sha256(name.encode()).hexdigest())

@@ -81,24 +81,31 @@ class Library:
         self._messages.clear()
         self._recorder.clear()
 
-    def deserialise(self, data: bytes, source: Path, host_code: bool = False) -> tuple[Any, str | None]:
-        """An engine from its bytes, and what the library thinks of running it here; None where it is content.
+    def deserialise(self, data: memoryview, source: Path, host_code: bool = False) -> tuple[Any, str | None]:
+        """An engine from its file's content, and what the library thinks of running it here; None where it is content.
 
         Args:
-            data: the engine.
+            data: the engine; it is not needed afterwards.
             source: its file, for messages.
             host_code: whether it may bring code for the host, as version-compatible engines do.
 
         Raises:
             EngineError: it is not valid on this system, or cannot be loaded; with the library's own reason.
         """
-        note = self._validity(data, source)
+        note = self.check_validity(data, source)
         if hasattr(self.runtime, "engine_host_code_allowed"):
             self.runtime.engine_host_code_allowed = host_code
         engine = self.made(lambda: self.runtime.deserialize_cuda_engine(data), f"{source} cannot be loaded")
         return engine, note
 
-    def _validity(self, data: bytes, source: Path) -> str | None:
+    def check_validity(self, data: memoryview, source: Path) -> str | None:
+        """Asks RTX whether an engine is valid here; returns its note where it is but could be faster, or None.
+
+        TensorRT has no such question: its answer comes with `deserialise`.
+
+        Raises:
+            EngineError: it is not valid on this system, with the library's reason.
+        """
         ask = getattr(self.runtime, "get_engine_validity", None)  # RTX
         if ask is None:
             return None

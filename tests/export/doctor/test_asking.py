@@ -36,6 +36,14 @@ def test_bindings_of_both_layouts(monkeypatch):
     assert asking.ask_cuda()["file"] == "new"
 
 
+def test_onnxruntime():
+    from moebius_runtime.backends.ort_integer import saturates
+
+    value = ask_library("onnxruntime").value
+    assert "CPUExecutionProvider" in value["providers"]
+    assert value["saturates"] is saturates()
+
+
 def test_the_kernels():
     assert ask_library("kernels").value["words"]
 

@@ -103,7 +103,6 @@ def test_engines_that_fit(check, machines, tiny_copy):
     [
         ({}, {"sm": 86}, "built for SM 89"),
         ({"backend_version": "1.6.0"}, {}, "built by tensorrt-rtx 1.6.0, here is 1.7.1"),
-        ({"gpu": "NVIDIA GeForce RTX 4070", "driver": "570.1"}, {}, "built with driver 570.1"),
     ],
 )
 def test_engines_of_another_device_are_no_damage(check, machines, tiny_copy, changes, device, words):
@@ -114,6 +113,16 @@ def test_engines_of_another_device_are_no_damage(check, machines, tiny_copy, cha
     assert row.verdict is Verdict.wrong
     assert words in row.found
     assert row.mend == f"moebius-export trt {tiny_copy} --fp32 --backend tensorrt-rtx"
+
+
+def test_engines_built_under_another_driver_are_a_note(check, machines, tiny_copy):
+    folder = add_engines(tiny_copy, gpu="NVIDIA GeForce RTX 4070", driver="570.1")
+    rows, sound = check(tiny_copy, tensorrt_rtx=RTX, device=machines.device())
+    row = rows[f"engines {folder.name}"]
+    assert sound
+    assert row.verdict is Verdict.ok
+    assert "fits this device; " in row.found
+    assert "built with driver 570.1, here is " in row.found
 
 
 def test_engines_where_nothing_can_run_them(check, machines, tiny_copy):

@@ -145,6 +145,23 @@ def test_a_desktop_where_everything_fits(machines, tmp_path):
     assert rows["onnxruntime"].found == "1.27.0, Tensorrt, CUDA, CPU"
 
 
+@pytest.mark.parametrize(
+    ("words", "saturates", "expected"),
+    [
+        ("avx512vnni", False, "kernels avx512vnni"),
+        ("avx512", False, "kernels avx512; INT8 is exact and gains little over fp32"),
+        ("avx2", True, "exact only for weights of 7 bits"),
+    ],
+)
+def test_what_int8_is_worth_on_this_processor(machines, tmp_path, words, saturates, expected):
+    ask = machines.answers(kernels={"words": words}, onnxruntime={**machines.ORT_GPU, "saturates": saturates})
+    _, runtimes = libraries(machines.machine(tmp_path, ask=ask))
+    note = runtimes["ort-cpu"].note
+    assert expected in note
+    assert ("INT8" in note) is (words != "avx512vnni")
+    assert ("saturate at 16 bits" in note) is saturates
+
+
 def test_a_gpu_that_only_nvidia_smi_sees(machines, tmp_path):
     sources = machines.machine(tmp_path, run=machines.smi(), ask=machines.answers(onnxruntime=machines.ORT_GPU))
     gpu = look_at_gpu(sources)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_engines_and_their_passport(version, install, bundle, trt, device):
     check_device(folder, passport, version, device)
     assert (passport.gpu, passport.sm, passport.driver, passport.cuda) == ("Orin", [87], "540.4.0", "12.6")
     for graph, engine in passport.engines.items():
-        content = checked_engine(folder, passport, graph)
+        content = bytes(checked_engine(folder, passport, graph).view)
         assert json.loads(content[4:])["onnx"] == str(bundle / manifest.graphs[graph].files["fp32"].model)
         assert engine.device_memory == 4096
         assert engine.shapes["sample" if graph == "unet" else "image" if graph == "vae_encoder" else "latent"].max
@@ -116,6 +117,94 @@ def test_several_engines_stay_side_by_side(install, bundle, trt, device):
     now = everything(bundle / ENGINES)
     assert len(list((bundle / ENGINES).iterdir())) == 2
     assert {name: now[name] for name in first} == first
+
+
+def sizes(bundle):
+    return {name: engine.sha256 for name, engine in read_passport(engine_folder(bundle)).engines.items()}
+
+
+def test_building_one_graph_keeps_the_other_engines(install, bundle, trt, device):
+    module = install("10.3.0")
+    assert trt(bundle, "--fp32", device=device)[0] == 0
+    first, before = sizes(bundle), everything(engine_folder(bundle))
+    (engine_folder(bundle) / "notes").mkdir()
+    (engine_folder(bundle) / "notes" / "mine.txt").write_text("kept")
+    module.calls.clear()
+    code, _, err = trt(bundle, "--fp32", "--graphs", "unet_conditional", device=device)
+    assert code == 0, err
+    assert "removed" not in err
+    assert len(called(module, "build_serialized_network")) == 1
+    folder, now = engine_folder(bundle), sizes(bundle)
+    assert set(now) == {"unet", "vae_encoder", "vae_decoder", "unet_conditional"}
+    assert {name: now[name] for name in first} == first
+    assert {name: content for name, content in everything(folder).items() if name in before and ".plan" in name} == {
+        name: content for name, content in before.items() if ".plan" in name
+    }
+    assert (folder / "notes" / "mine.txt").read_text() == "kept"
+    passport = read_passport(folder)
+    check_bundle(folder, passport, read_manifest(bundle))
+    for graph in passport.engines:
+        checked_engine(folder, passport, graph).close()
+
+
+def test_engines_whose_hashes_do_not_hold_are_not_kept_and_named(install, bundle, trt, device):
+    install("10.3.0")
+    assert trt(bundle, "--fp32", device=device)[0] == 0
+    folder = engine_folder(bundle)
+    (folder / "vae_encoder.plan").write_bytes(b"damaged")
+    (folder / "stray.plan").write_bytes(b"engine")
+    with open(bundle / "vae_decoder" / "model.onnx", "ab") as stream:
+        stream.write(b"\x52\x00")  # an empty field that ONNX does not know
+    reseal(bundle, "vae_decoder/model.onnx")
+    code, _, err = trt(bundle, "--fp32", "--graphs", "unet_conditional", device=device)
+    assert code == 0, err
+    assert set(sizes(bundle)) == {"unet", "unet_conditional"}
+    assert sorted(path.name for path in folder.glob("*.plan")) == ["unet.plan", "unet_conditional.plan"]
+    lines = [line for line in err.splitlines() if "removed" in line]
+    assert len(lines) == 3
+    for words in (
+        "engine of vae_encoder is removed: ",
+        "engine of vae_decoder is removed: ",
+        "stray.plan is removed: its passport does not name it",
+    ):
+        assert [line for line in lines if words in line], words
+    (folder / "passport.json").write_text("{}")
+    code, _, err = trt(bundle, "--fp32", "--graphs", "vae_encoder", device=device)
+    assert code == 0
+    assert set(sizes(bundle)) == {"vae_encoder"}
+    assert len([line for line in err.splitlines() if "removed" in line and "passport.json" in line]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "update", "words"),
+    [
+        (["--opt-level", "5"], {}, "opt_level default (now 5)"),
+        (["--tf32"], {}, "tf32 off (now on)"),
+        ([], {"driver": "550.1"}, "driver 540.4.0 (now 550.1)"),
+        ([], {"cuda": "12.8"}, "cuda 12.6 (now 12.8)"),
+    ],
+)
+def test_other_options_do_not_remove_what_was_built(arguments, update, words, built, trt, device):
+    """One passport describes all engines of a folder, so those of other options would have to go: refused instead."""
+    bundle, module, before = built
+    now = replace(device, **update)
+    module.calls.clear()
+    code, _, err = trt(bundle, "--fp32", "--graphs", "unet_conditional,unet", *arguments, device=now)
+    assert code == 2
+    assert f"holds engines of vae_encoder, vae_decoder that were built with {words}" in " ".join(err.split())
+    assert called(module, "build_serialized_network") == []
+    assert everything(bundle / ENGINES) == before
+    every = "unet,unet_conditional,vae_encoder,vae_decoder"
+    assert f"--graphs {every}" in err  # and that works
+    assert trt(bundle, "--fp32", "--graphs", every, *arguments, device=now)[0] == 0
+    assert set(sizes(bundle)) == set(every.split(","))
+
+
+def test_a_failed_build_of_one_graph_keeps_every_engine(built, trt, device):
+    bundle, module, before = built
+    module.build_error = "Error Code 10"
+    assert trt(bundle, "--fp32", "--graphs", "unet_conditional", device=device)[0] == 2
+    assert everything(bundle / ENGINES) == before
 
 
 REFUSED = [

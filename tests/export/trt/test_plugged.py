@@ -50,10 +50,10 @@ def test_plugins_are_registered_before_the_graph_is_read(version, precision, ins
     assert passport.flags["plugins"] == "on"
     assert passport.rebuild.startswith("MOEBIUS_TRT_PLUGIN=1 moebius-export trt BUNDLE")
     check_device(engines(kept), passport, version, device)
-    content = json.loads(checked_engine(engines(kept), passport, "unet")[4:])
+    content = json.loads(bytes(checked_engine(engines(kept), passport, "unet").view)[4:])
     assert len(content["plugins"]) == 6
     assert all(names and set(names) == {"local_lambda_kernel"} for names in content["plugins"].values())
-    assert "plugins" not in json.loads(checked_engine(engines(kept), passport, "vae_decoder")[4:])
+    assert "plugins" not in json.loads(bytes(checked_engine(engines(kept), passport, "vae_decoder").view)[4:])
 
 
 @pytest.mark.parametrize("value", [None, "0"])

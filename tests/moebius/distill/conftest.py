@@ -1,6 +1,8 @@
 """A batch, a student and a teacher's answer, small enough for float64."""
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from moebius import Moebius, preset
 from moebius.distill.losses import LossOptions, Prediction, Tap, distillation_losses
 from moebius.distill.timesteps import Noised, add_noise, alphas_cumprod, sample_noise, sample_timesteps
 from moebius.load import load_student
+
+sys.path.insert(0, str(Path(__file__).parent))  # for distill_worker, which its processes import by name
 
 
 class ToyDistance(torch.nn.Module):

@@ -335,3 +335,20 @@ def test_theta_of_the_released_network():
 def test_impossible_options_are_refused(options, words):
     with pytest.raises(TrainingError, match=words):
         BalanceOptions(**options)
+
+
+@pytest.mark.parametrize("overflowing", [0, 1], ids=["task", "fine"])
+def test_a_norm_that_overflowed_gives_no_weight(scene, overflowing):
+    """Neither 0 nor the limit, with which the step would be taken: NaN, for which a gradient scaler skips it."""
+    calls = []
+
+    def reduce(gradient):
+        calls.append(gradient)
+        return torch.full_like(gradient, torch.inf) if len(calls) == overflowing + 1 else gradient
+
+    options = LossOptions(coarse=0, perceptual=0)
+    fine, coarse = fine_parameter(scene.student), coarse_parameter(scene.student, 1)
+    found = balance(scene.losses(options), options, BalanceOptions(), fine=fine, coarse=coarse, reduce=reduce)
+    assert len(calls) == 2
+    assert bool(found.weights["fine"].isnan())
+    assert bool(found.total.isnan())

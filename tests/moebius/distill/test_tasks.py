@@ -7,10 +7,10 @@ from moebius import preset
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
 from moebius.distill.assembly import build_task
+from moebius.distill.context import TrainContext
 from moebius.distill.losses import LossOptions, Prediction, distillation_losses
 from moebius.distill.settings import parse_settings
 from moebius.distill.tasks import (
-    Surroundings,
     crop_to_hole,
     edge_loss,
     encoding,
@@ -68,9 +68,9 @@ def test_the_network_is_asked_for_what_the_settings_say(predicts):
     task.network.eval()
     clean, masked, mask, _ = numbered()
     ids = task.network.conditional_ids[None].expand(3, -1)
-    around = Surroundings(torch.device("cpu"), torch.Generator().manual_seed(1))
+    context = TrainContext(torch.device("cpu"), torch.Generator().manual_seed(1))
     with torch.no_grad():
-        got = task.outcome(task.module, LatentBatch(clean, masked, mask, ids), around)
+        got = task.outcome(task.module, LatentBatch(clean, masked, mask, ids), context)
         draws = torch.Generator().manual_seed(1)
         timesteps = torch.randint(1000, (3,), generator=draws)
         noise = torch.randn(clean.shape, generator=draws)
@@ -95,7 +95,7 @@ def test_weights_that_predict_something_else_are_refused(tmp_path):
 
 def test_processes_share_what_is_drawn():
     drawn = torch.arange(6)
-    own = [Surroundings(torch.device("cpu"), torch.Generator(), rank, 2).own(drawn).tolist() for rank in range(2)]
+    own = [TrainContext(torch.device("cpu"), torch.Generator(), rank, 2).own(drawn).tolist() for rank in range(2)]
     assert own == [[0, 2, 4], [1, 3, 5]]
 
 
