@@ -33,5 +33,11 @@ class CudaError(MoebiusError):
     """A call of the CUDA runtime failed: too little memory, a broken driver, or an error of work on the device."""
 
 
+class CancelledError(MoebiusError):
+    """The caller's own `cancelled` check ended the work; nothing was written."""
+
+    exit_code = 130
+
+
 class OutputError(MoebiusError):
     """The network's result is not a picture (NaN, infinite or constant), or the result could not be written."""
