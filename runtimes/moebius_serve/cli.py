@@ -6,17 +6,29 @@ import ipaddress
 import os
 import socket
 import threading
+import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+from urllib.parse import quote, urlsplit
 
 import typer
 
 from moebius_runtime import console
+from moebius_runtime.cli import ModeName, PrecisionName
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
+from moebius_runtime.pipeline import InpaintOptions
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        console.out.print(f"moebius-serve {version('moebius-edge')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -25,8 +37,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on. Others than loopback need --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port, which is printed.")] = 8080,
     runtime: Annotated[str, typer.Option(help="As in `moebius-inpaint`; auto: the best that can run here.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="Of the U-Net, as in `moebius-inpaint`.")] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Of the U-Net, as in `moebius-inpaint`.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU. Default: the physical cores.")] = None,
+    mode: Annotated[ModeName, typer.Option(help="Taken where a request names none.")] = ModeName.best,
+    segmenter: Annotated[
+        Path | None,
+        typer.Option(help="A folder with a SAM-type encoder and decoder (ONNX): the page selects objects by a click."),
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(envvar="MOEBIUS_TOKEN", help="Every call must carry it. Better given as MOEBIUS_TOKEN."),
@@ -42,68 +59,89 @@ def serve(
     ] = None,
     save_dir: Annotated[Path | None, typer.Option(help="Also keep every result there. Default: nothing.")] = None,
     queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait or run.")] = 16,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Of one picture.")] = 100.0,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, max=100, help="Of one picture.")] = 100.0,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Serves a page with a brush, and an HTTP API that IOPaint's, OpenAI's and moebius-gimp's clients speak."""
-    from moebius_runtime.pipeline import InpaintPipeline
-    from moebius_serve.guard import Access
-    from moebius_serve.limits import Limits
-
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 - first, so that a missing extra is reported before a bundle is loaded
 
         from moebius_serve.app import create_app
+        from moebius_serve.server import Server
     except ModuleNotFoundError as error:
         raise RuntimeUnavailableError(
             f"moebius-serve needs the package {error.name}. Install it: pip install 'moebius-edge[serve]'"
         ) from error
+    from moebius_runtime.pipeline import InpaintPipeline
+    from moebius_serve.guard import Access
     from moebius_serve.jobs import Jobs
+    from moebius_serve.limits import Limits
+    from moebius_serve.segmenter import Segmenter
 
-    access = Access(_hosts(host, allow_host or []), frozenset(allow_origin or ()), token)
-    if not _is_loopback(host) and token is None:
-        if not no_token:
-            raise InputError(
-                f"--host {host} can be reached from other machines; give --token, or --no-token to serve everyone"
-            )
-        console.warn(f"everyone who reaches {host} can use this server: it has no token")
     limits = Limits(queue=queue, pixels=int(max_megapixels * 1e6))
+    access = Access(_hosts(host, allow_host or []), _origins(allow_origin or []), _token(token))
+    _check_address(host, access.token, no_token)
+    folder = None if save_dir is None else _save_folder(save_dir)
     listening = _listen(host, port)
-    pipeline = InpaintPipeline.from_bundle(bundle, runtime, threads=threads, memory="fast", precision=precision)  # type: ignore[arg-type]
+    pipeline = InpaintPipeline.from_bundle(
+        bundle, runtime, threads=threads, memory="fast", precision=None if precision is None else precision.value
+    )
+    pipeline.check(InpaintOptions(mode=mode.value))
     for note in pipeline.backend.take_notes():
         console.warn(note)
     if pipeline.manifest.stand_in:
-        console.warn("this bundle has random test weights: what is filled in is noise")
-    jobs = Jobs(pipeline, limits)
-    bound = listening.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{'localhost' if _is_loopback(host) else shown}:{bound}/"
+        console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")
+    found = None if segmenter is None else Segmenter(segmenter, threads)
+    jobs = Jobs(pipeline, limits, folder)
+    application = create_app(pipeline, jobs, access, limits, mode=mode.value, segmenter=found)
+    shown = "localhost" if _is_loopback(host) else f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
 
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            jobs.stop()  # ends streams of events, which uvicorn waits for
-            super().handle_exit(sig, frame)
+    def ready() -> None:
+        console.out.print(f"serving {bundle} at {address}")
+        if open_page:
+            fragment = "" if access.token is None else f"#token={quote(access.token, safe='')}"
+            threading.Thread(target=webbrowser.open, args=(address + fragment,), daemon=True).start()
 
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            console.out.print(f"serving {bundle} at {address}")
-            if open_page:
-                threading.Thread(target=_open, args=(address,), daemon=True).start()
-
-    config = uvicorn.Config(
-        create_app(pipeline, jobs, access, limits),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=15,
-        h11_max_incomplete_event_size=64 << 10,
-        ws="none",
-    )
-    Server(config).run(sockets=[listening])
+    Server(application, jobs, limits, ready).run(sockets=[listening])
     jobs.stop()
     jobs.join(30)
+
+
+def _check_address(host: str, token: str | None, no_token: bool) -> None:
+    """Refuses an address that others can reach without a token, unless that is asked for."""
+    if _is_loopback(host) or token is not None:
+        return
+    if not no_token:
+        raise InputError(
+            f"--host {host} can be reached from other machines; give --token, or --no-token to serve everyone"
+        )
+    console.warn(f"everyone who reaches {host} can use this server: it has no token")
+
+
+def _token(token: str | None) -> str | None:
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
+        raise InputError("--token is empty or holds characters that a header cannot carry; use letters and digits")
+    return token
+
+
+def _origins(origins: list[str]) -> frozenset[str]:
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != origin or not parts.netloc:
+            raise InputError(f"--allow-origin {origin}: expected https://NAME or http://NAME:PORT, without a path")
+    return frozenset(origin.lower() for origin in origins)
+
+
+def _save_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --save-dir") from error
+    return folder
 
 
 def _is_loopback(host: str) -> bool:
@@ -150,12 +188,6 @@ def _listen(host: str, port: int) -> socket.socket:
             "any free one"
         ) from error
     return listening
-
-
-def _open(address: str) -> None:
-    import webbrowser
-
-    webbrowser.open(address)
 
 
 def main() -> None:

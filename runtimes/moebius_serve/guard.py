@@ -68,6 +68,7 @@ class Guard:
 
     def __init__(self, app: App, access: Access, limits: Limits) -> None:
         self._app, self._access, self._limits = app, access, limits
+        self._receiving = _Budget(limits.receiving_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers what is refused itself, and passes on the rest."""
@@ -76,7 +77,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         origin = headers.get("origin")
-        body = _Body(receive, self._limits)
+        body = _Body(receive, self._limits, self._receiving)
         answer = _Answer(send, origin if origin in self._access.origins else None)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
@@ -98,6 +99,8 @@ class Guard:
         except BodyError:
             if answer.started:
                 raise
+        finally:
+            body.release()
         if body.problem is not None and not answer.started:
             await answer.refuse(*body.problem)
 
@@ -122,11 +125,18 @@ class Guard:
         return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
+class _Budget:
+    """Bytes of bodies that all requests hold together. Only the event loop's thread changes it."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+
 class _Body:
     """`receive` of a request, which ends a body that is too large or too slow."""
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
+    def __init__(self, receive: Receive, limits: Limits, budget: _Budget) -> None:
+        self._receive, self._limits, self._budget = receive, limits, budget
         self._deadline = time.monotonic() + limits.body_seconds
         self._seen, self._complete = 0, False
         self.problem: Refusal | None = None
@@ -140,12 +150,22 @@ class _Body:
             self.problem = 408, f"the request was not complete after {self._limits.body_seconds:.0f} s"
             raise BodyError from error
         if message["type"] == "http.request":
-            self._seen += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self._seen += size
+            self._budget.left -= size
             self._complete = not message.get("more_body", False)
             if self._seen > self._limits.body_bytes:
                 self.problem = too_large(self._limits)
                 raise BodyError
+            if self._budget.left < 0:
+                self.problem = 429, "the server is receiving too many large requests; try again later"
+                raise BodyError
         return message
+
+    def release(self) -> None:
+        """Gives back what the body took of the budget, once the request is answered."""
+        self._budget.left += self._seen
+        self._seen = 0
 
 
 class _Answer:
@@ -174,6 +194,8 @@ class _Answer:
         body = json.dumps({"detail": sentence}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers.append((b"connection", b"close"))
+        if status == 429:
+            headers.append((b"retry-after", b"10"))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self({"type": "http.response.start", "status": status, "headers": headers})

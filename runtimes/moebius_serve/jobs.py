@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from moebius_runtime.errors import BundleError, CancelledError, EngineError, InputError, MoebiusError, OutputError
+from moebius_runtime.errors import (
+    BundleError,
+    CancelledError,
+    EngineError,
+    InputError,
+    MoebiusError,
+    RuntimeUnavailableError,
+)
+from moebius_runtime.files import atomic_write
 from moebius_runtime.pictures import Picture
 from moebius_runtime.pipeline import InpaintOptions, InpaintResult
+from moebius_runtime.saving import picture_bytes
 from moebius_serve.limits import Limits
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -49,12 +60,23 @@ class QueueFullError(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """One picture on its way. Fields change under the queue's lock; `mask` and `picture` go when it ends."""
+    """One picture on its way. Fields change under the queue's lock; `mask` and `picture` go when it ends.
 
-    picture: Picture
-    mask: npt.NDArray[np.bool_]
+    Attributes:
+        picture: as it came, with everything that its file holds.
+        mask: bool [H, W], True = fill.
+        options: of the filling.
+        name: the picture's file name.
+        suffix: what the result is encoded as, `.png` and the like.
+        quality: of a JPEG or AVIF result.
+        notes: what the user should know of reading, filling and writing.
+    """
+
+    picture: Picture | None
+    mask: npt.NDArray[np.bool_] | None
     options: InpaintOptions
     name: str
+    suffix: str = ".png"
     quality: int = 95
     notes: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
@@ -65,6 +87,7 @@ class Job:
     started: float | None = None
     finished: float | None = None
     result: Picture | None = None
+    file: bytes = b""  # the result as `suffix`
     status: int = 200  # what a synchronous call answers
     error: str | None = None
     pixels: int = 0
@@ -72,6 +95,7 @@ class Job:
     cancel: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        assert self.picture is not None
         height, width = self.picture.shape
         self.pixels = height * width
 
@@ -85,8 +109,9 @@ class Job:
 class Jobs:
     """The queue and its worker. Every method may be called from any thread."""
 
-    def __init__(self, pipeline: Inpainter, limits: Limits) -> None:
+    def __init__(self, pipeline: Inpainter, limits: Limits, save_dir: Path | None = None) -> None:
         self.limits = limits
+        self._save_dir = save_dir
         self._pipeline = pipeline
         self._lock = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -104,19 +129,25 @@ class Jobs:
         """
         with self._lock:
             self._drop_old()
-            if self._stopping:
-                raise QueueFullError("the server is stopping; try again later", 30)
-            pending = [*self._waiting, *([self._running] if self._running else [])]
-            pixels = sum(one.pixels for one in pending)
-            if len(pending) >= self.limits.queue:
-                raise QueueFullError(f"{len(pending)} jobs wait, the most that are taken; try again later", 10)
-            if pending and pixels + job.pixels > self.limits.pending_pixels:
-                raise QueueFullError(
-                    f"{pixels / 1e6:.0f} megapixels wait already; try again when some jobs are done", 10
-                )
+            self._check_room(job.pixels)
             self._jobs[job.id] = job
             self._waiting.append(job)
             self._lock.notify_all()
+
+    def check_room(self) -> None:
+        """Raises `QueueFullError` where no job would be taken now; asked before a picture is decoded for one."""
+        with self._lock:
+            self._check_room(0)
+
+    def _check_room(self, more: int) -> None:
+        if self._stopping:
+            raise QueueFullError("the server is stopping; try again later", 30)
+        pending = [*self._waiting, *([self._running] if self._running else [])]
+        pixels = sum(one.pixels for one in pending)
+        if len(pending) >= self.limits.queue:
+            raise QueueFullError(f"{len(pending)} jobs wait, the most that are taken; try again later", 10)
+        if pending and pixels + more > self.limits.pending_pixels:
+            raise QueueFullError(f"{pixels / 1e6:.0f} megapixels wait already; try again when some jobs are done", 10)
 
     def get(self, job_id: str) -> Job | None:
         """The job of an id, or None where there is none (any more)."""
@@ -190,7 +221,7 @@ class Jobs:
                     return
                 job = self._running = self._waiting.popleft()
                 job.state, job.started = "running", time.monotonic()
-                self._tell(job)
+                self._notify(job)
             try:
                 self._run(job)
             finally:
@@ -203,17 +234,23 @@ class Jobs:
         def on_step(done: int, of: int) -> None:
             with self._lock:
                 job.done_steps, job.all_steps = done, of
-                self._tell(job)
+                self._notify(job)
 
         def cancelled() -> bool:
             return job.cancel.is_set() or time.monotonic() > deadline
 
         state: State = "failed"
-        status, error, result = 500, None, None
+        status, error = 500, None
+        result: Picture | None = None
+        data = b""
         try:
+            assert job.picture is not None
+            assert job.mask is not None
             found = self._pipeline.inpaint(job.picture, job.mask, job.options, on_step, cancelled=cancelled)
+            data, lost = picture_bytes(found.picture, f"the result{job.suffix}", job.quality)
+            self._save(job, data)
             state, status, result = "done", 200, found.picture
-            job.notes = (*job.notes, *found.notes)
+            job.notes = (*job.notes, *found.notes, *lost)
         except CancelledError:
             if job.cancel.is_set():
                 state, status, error = "cancelled", 499, "the job was cancelled"
@@ -222,10 +259,8 @@ class Jobs:
                 error = f"the job took longer than {self.limits.job_seconds:.0f} s, the limit of this server"
         except InputError as problem:
             status, error = 400, str(problem)
-        except (BundleError, EngineError) as problem:
+        except (BundleError, EngineError, RuntimeUnavailableError) as problem:
             status, error = 503, str(problem)
-        except OutputError as problem:
-            status, error = 500, str(problem)
         except MoebiusError as problem:
             status, error = 500, str(problem)
         except MemoryError:
@@ -234,18 +269,26 @@ class Jobs:
             status, error = 500, f"the job failed inside the server ({type(problem).__name__})"
             _log_bug(problem)
         with self._lock:
-            job.result = result
+            job.result, job.file = result, data if result is not None else b""
             self._finish(job, state, status, error)
+
+    def _save(self, job: Job, data: bytes) -> None:
+        """Writes a result to the folder of `--save-dir`, under a name that no other result has."""
+        if self._save_dir is None:
+            return
+        stem = re.sub(r"[^\w.-]+", "_", job.name.rpartition(".")[0] or job.name).strip(".")[:80]
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id[:8]}-{stem}-filled{job.suffix}"
+        with atomic_write(self._save_dir / name) as stream:
+            stream.write(data)
 
     def _finish(self, job: Job, state: State, status: int, error: str | None) -> None:
         job.state, job.status, job.error, job.finished = state, status, error, time.monotonic()
-        job.mask = np.zeros((0, 0), bool)
-        job.picture = job.picture if job.result is None else job.result
+        job.mask = job.picture = None
         self._jobs.move_to_end(job.id)
-        self._tell(job)
+        self._notify(job)
         self._drop_old()
 
-    def _tell(self, job: Job) -> None:
+    def _notify(self, job: Job) -> None:
         for listener in tuple(job.listeners):
             listener()
 
@@ -258,7 +301,11 @@ class Jobs:
             assert job.finished is not None
             too_many = len(over) - index > self.limits.kept_results
             newest = index == len(over) - 1
-            if now - job.finished > self.limits.kept_seconds or too_many or (pixels > self.limits.kept_pixels and not newest):
+            if (
+                now - job.finished > self.limits.kept_seconds
+                or too_many
+                or (pixels > self.limits.kept_pixels and not newest)
+            ):
                 del self._jobs[job.id]
                 pixels -= job.pixels
 

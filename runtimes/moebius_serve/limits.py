@@ -13,20 +13,24 @@ class Limits:
 
     Attributes:
         body_bytes: of one request; 413.
+        receiving_bytes: of the bodies of all requests that are underway, so that memory is bounded; 429.
         pixels: of one picture; 413.
         queue: jobs that wait or run; 429.
         pending_pixels: of all jobs that wait or run, so that the queue's memory is bounded; 429.
+        head_seconds: for which a connection may stay without a whole request line and headers; it is closed.
         body_seconds: until a request's body is complete; 408.
         job_seconds: from the start of a job to its result; 408.
-        kept_seconds: for which a result can be fetched; 410 after that.
-        kept_results: results kept at most, the oldest go first; 410.
-        kept_pixels: of all kept results; the oldest go first; 410.
+        kept_seconds: for which a result can be fetched; 404 after that.
+        kept_results: results kept at most, the oldest go first; 404.
+        kept_pixels: of all kept results; the oldest go first; 404.
     """
 
     body_bytes: int = 256 << 20
+    receiving_bytes: int = 1 << 30
     pixels: int = 100_000_000
     queue: int = 16
     pending_pixels: int = 200_000_000
+    head_seconds: float = 30.0
     body_seconds: float = 120.0
     job_seconds: float = 3600.0
     kept_seconds: float = 900.0

@@ -7,13 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from moebius_serve.answers import encoded, filled
+from moebius_serve.answers import filled
 from moebius_serve.jobs import Jobs
-from moebius_serve.limits import Limits
-from moebius_serve.uploads import from_base64, make_job
+from moebius_serve.uploads import Intake, from_base64
 
 
-def router(jobs: Jobs, limits: Limits, model: str, device: str) -> APIRouter:
+def router(jobs: Jobs, intake: Intake, model: str, device: str) -> APIRouter:
     """The routes `/inpaint`, `/health` and `/models`."""
     api = APIRouter(tags=["moebius-gimp"])
 
@@ -40,12 +39,11 @@ def router(jobs: Jobs, limits: Limits, model: str, device: str) -> APIRouter:
         def make() -> Any:
             image = from_base64(body.get("image_png_b64"), "image_png_b64")
             mask = from_base64(body.get("mask_png_b64"), "mask_png_b64")
-            return make_job(image, mask, options, limits, name="image.png")
+            return intake.make_job(image, mask, options, name="image.png", suffix=".png")
 
         job = await filled(jobs, request, make)
-        png, _ = await encoded(job, ".png")
         return {
-            "image_png_b64": base64.b64encode(png).decode(),
+            "image_png_b64": base64.b64encode(job.file).decode(),
             "device": device,
             "seed": job.options.seed,
             "notes": list(job.notes),

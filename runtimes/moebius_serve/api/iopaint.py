@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,17 +11,19 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image, ImageChops, ImageFilter
 
-from moebius_runtime.errors import InputError
+from moebius_runtime.errors import MoebiusError
+from moebius_runtime.pictures import Picture
 from moebius_runtime.samplers import SAMPLERS
-from moebius_serve.answers import encoded, file_answer, filled, refuse
+from moebius_serve.answers import file_answer, filled, refuse
 from moebius_serve.jobs import Jobs
-from moebius_serve.limits import Limits
-from moebius_serve.uploads import from_base64, make_job, read_picture
+from moebius_serve.segmenter import Segmenter, checked_clicks
+from moebius_serve.uploads import Intake, from_base64, short
 
 _MAX_KERNEL = 512
+_PLUGIN = {"name": "InteractiveSeg", "support_gen_image": False, "support_gen_mask": True}
 
 
-def router(jobs: Jobs, limits: Limits, model: str) -> APIRouter:
+def router(jobs: Jobs, intake: Intake, model: str, segmenter: Segmenter | None) -> APIRouter:
     """Routes below `/api/v1`."""
     api = APIRouter(prefix="/api/v1", tags=["IOPaint"])
 
@@ -30,23 +34,23 @@ def router(jobs: Jobs, limits: Limits, model: str) -> APIRouter:
 
         def make() -> Any:
             image, mask = from_base64(body.get("image"), "image"), from_base64(body.get("mask"), "mask")
-            return make_job(image, mask, options, limits, name="image.png")
+            return intake.make_job(image, mask, options, name="image.png", suffix=".png")
 
         job = await filled(jobs, request, make)
-        return file_answer(job, *await encoded(job, ".png"))
+        return file_answer(job, job.file, job.suffix)
 
     @api.get("/server-config")
     def server_config() -> dict[str, Any]:
         """What IOPaint's front end asks first: nothing but inpainting is offered."""
         return {
-            "plugins": [],
+            "plugins": [_PLUGIN] if segmenter else [],
             "modelInfos": [_model(model)],
             "removeBGModel": "",
             "removeBGModels": [],
             "realesrganModel": "",
             "realesrganModels": [],
-            "interactiveSegModel": "",
-            "interactiveSegModels": [],
+            "interactiveSegModel": segmenter.name if segmenter else "",
+            "interactiveSegModels": [segmenter.name] if segmenter else [],
             "enableFileManager": False,
             "enableAutoSaving": False,
             "enableControlnet": False,
@@ -71,20 +75,44 @@ def router(jobs: Jobs, limits: Limits, model: str) -> APIRouter:
         """A mask grown, shrunk or inverted, as PNG."""
         kernel, operate = body.get("kernel_size", 12), body.get("operate")
         if not isinstance(kernel, int) or isinstance(kernel, bool) or not 0 < kernel <= _MAX_KERNEL:
-            raise HTTPException(400, f"kernel_size is {kernel!r:.40}; expected a whole number from 1 to {_MAX_KERNEL}")
+            raise HTTPException(400, f"kernel_size is {short(kernel)}; expected a whole number from 1 to {_MAX_KERNEL}")
         if operate not in ("expand", "shrink", "reverse"):
-            raise HTTPException(400, f"operate is {operate!r:.40}; expected expand, shrink or reverse")
+            raise HTTPException(400, f"operate is {short(operate)}; expected expand, shrink or reverse")
 
         def adjusted() -> bytes:
-            grey = Image.fromarray(read_picture(from_base64(body.get("mask"), "mask"), "mask", limits).to_rgb())
-            return _png(_adjusted(grey.convert("L"), operate, kernel))
+            grey = Image.fromarray(intake.read_picture(from_base64(body.get("mask"), "mask"), "the mask").to_rgb())
+            return png_bytes(_adjusted(grey.convert("L"), operate, kernel))
 
-        try:
-            return Response(await run_in_threadpool(adjusted), media_type="image/png")
-        except InputError as error:
-            raise refuse(error) from error
+        return await answered(adjusted)
+
+    @api.post("/run_plugin_gen_mask")
+    async def run_plugin_gen_mask(body: dict[str, Any]) -> Response:
+        """The mask of the object at clicked points, white on black, as PNG."""
+        name, clicks = body.get("name"), body.get("clicks")
+        if segmenter is None or name != _PLUGIN["name"]:
+            raise HTTPException(404, f"there is no plugin {short(name)} here; start the server with --segmenter FOLDER")
+
+        def drawn() -> bytes:
+            picture = intake.read_picture(from_base64(body.get("image"), "image"), "the picture")
+            return segment(segmenter, picture, clicks)
+
+        return await answered(drawn)
 
     return api
+
+
+async def answered(make: Callable[[], bytes]) -> Response:
+    """A PNG that is made in a thread, or the answer to the error that making it raised."""
+    try:
+        return Response(await run_in_threadpool(make), media_type="image/png")
+    except MoebiusError as error:
+        raise refuse(error) from error
+
+
+def segment(segmenter: Segmenter, picture: Picture, clicks: Any) -> bytes:
+    """The mask of what was clicked, as the bytes of a PNG."""
+    area = segmenter.segment(picture.to_rgb(), checked_clicks(clicks, picture.shape))
+    return png_bytes(Image.fromarray(area.astype(np.uint8) * np.uint8(255)))
 
 
 def _options(body: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +124,7 @@ def _options(body: dict[str, Any]) -> dict[str, Any]:
         "guidance_scale": body.get("sd_guidance_scale"),
         "strength": body.get("sd_strength"),
         "seed": body.get("sd_seed"),
-        "sampler": sampler if sampler in SAMPLERS else None,
+        "sampler": sampler if isinstance(sampler, str) and sampler in SAMPLERS else None,
     }
 
 
@@ -134,9 +162,8 @@ def _adjusted(grey: Image.Image, operate: str, kernel: int) -> Image.Image:
     return binary
 
 
-def _png(image: Image.Image) -> bytes:
-    import io
-
+def png_bytes(image: Image.Image, compress_level: int = 6) -> bytes:
+    """The file of an image."""
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()

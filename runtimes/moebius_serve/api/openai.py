@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import time
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, HTTPException, Request, UploadFile
 
-from moebius_serve.answers import encoded, filled
+from moebius_serve.answers import filled
 from moebius_serve.jobs import Jobs
-from moebius_serve.limits import Limits
-from moebius_serve.uploads import make_job
+from moebius_serve.uploads import Intake, short
 
 _MOST = 4
 
 
-def router(jobs: Jobs, limits: Limits) -> APIRouter:
+def router(jobs: Jobs, intake: Intake) -> APIRouter:
     """The route `/v1/images/edits`."""
     api = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -31,19 +31,18 @@ def router(jobs: Jobs, limits: Limits) -> APIRouter:
     ) -> dict[str, Any]:
         """Fills the transparent part of the mask, `n` times."""
         if response_format != "b64_json":
-            raise HTTPException(400, f"response_format is {response_format!r:.40}; this server keeps no files: b64_json")
+            raise HTTPException(
+                400, f"response_format is {short(response_format)}; expected b64_json, as this server keeps no files"
+            )
         if not 1 <= n <= _MOST:
             raise HTTPException(400, f"n is {n}; expected 1 to {_MOST}")
         picture, name = await image.read(), image.filename or "image.png"
         drawn = picture if mask is None else await mask.read()  # without a mask the picture's own transparency counts
         data = []
         for seed in range(n):
-            options = {"seed": seed}
-            job = await filled(
-                jobs, request, lambda: make_job(picture, drawn, options, limits, name=name, alpha=True)
-            )
-            png, _ = await encoded(job, ".png")
-            data.append({"b64_json": base64.b64encode(png).decode()})
+            make = partial(intake.make_job, picture, drawn, {"seed": seed}, name=name, suffix=".png", alpha=True)
+            job = await filled(jobs, request, make)
+            data.append({"b64_json": base64.b64encode(job.file).decode()})
         return {"created": int(time.time()), "data": data}
 
     return api
