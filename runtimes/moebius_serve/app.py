@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartParser
 from moebius_runtime.modes import MODES, ModeName
 from moebius_runtime.pipeline import InpaintPipeline
 from moebius_serve.api import gimp, iopaint, openai, own
-from moebius_serve.guard import Access, App, Guard
+from moebius_serve.guard import Access, App, Guard, error_body
 from moebius_serve.jobs import Jobs
 from moebius_serve.limits import Limits
 from moebius_serve.segmenter import Segmenter
@@ -84,18 +84,18 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's own checks in one sentence."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{'.'.join(map(str, one['loc'][1:])) or 'the request'}: {one['msg']}" for one in error.errors()[:5]]
-    return JSONResponse({"detail": _plain("; ".join(problems)[:500])}, 400)
+    return JSONResponse(error_body(_plain("; ".join(problems)[:500])), 400)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"detail": _plain(error.detail)}, error.status_code, headers=error.headers)
+    return JSONResponse(error_body(_plain(error.detail)), error.status_code, headers=error.headers)
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     """A bug: the answer names no more than its kind; the log has the rest."""
     logging.getLogger("moebius_serve").error("a request failed", exc_info=error)
-    return JSONResponse({"detail": f"the server failed ({type(error).__name__}); its log says more"}, 500)
+    return JSONResponse(error_body(f"the server failed ({type(error).__name__}); its log says more"), 500)
 
 
 def _plain(text: str) -> str:

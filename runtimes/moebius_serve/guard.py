@@ -22,7 +22,7 @@ Refusal = tuple[int, str]  # status, sentence
 
 _READING = ("GET", "HEAD", "OPTIONS")
 # The page itself, which asks for the token, and what a load balancer asks.
-_OPEN = ("/", "/health", "/favicon.ico")
+_OPEN = ("/", "/docs", "/health", "/favicon.ico")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self' blob:; "
     "worker-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -191,7 +191,7 @@ class _Answer:
 
     async def refuse(self, status: int, sentence: str) -> None:
         """A whole answer that says why."""
-        body = json.dumps({"detail": sentence}).encode()
+        body = json.dumps(error_body(sentence)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers.append((b"connection", b"close"))
         if status == 429:
@@ -200,6 +200,11 @@ class _Answer:
             headers.append((b"www-authenticate", b"Bearer"))
         await self({"type": "http.response.start", "status": status, "headers": headers})
         await self({"type": "http.response.body", "body": body})
+
+
+def error_body(sentence: str) -> dict[str, Any]:
+    """The JSON of every error: `detail` for our page and IOPaint's, `error` for OpenAI's client."""
+    return {"detail": sentence, "error": {"message": sentence, "type": "invalid_request_error"}}
 
 
 def too_large(limits: Limits) -> Refusal:
