@@ -7,6 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +38,7 @@ _HEADERS = {
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
     "cache-control": "no-store",
 }
+_DRAINED_BYTES, _DRAIN_SECONDS = 1 << 30, 10.0
 _PREFLIGHT = [
     (b"access-control-allow-methods", b"GET, POST, DELETE"),
     (b"access-control-allow-headers", b"authorization, content-type"),
@@ -81,6 +83,8 @@ class Guard:
         answer = _Answer(send, origin if origin in self._access.origins else None)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
+            if "expect" not in headers:
+                await _drain(body.receive)
             await answer.refuse(*refusal)
         elif scope["method"] == "OPTIONS" and answer.origin is not None:
             await answer({"type": "http.response.start", "status": 204, "headers": _PREFLIGHT})
@@ -102,6 +106,8 @@ class Guard:
         finally:
             body.release()
         if body.problem is not None and not answer.started:
+            if body.problem[0] != 408:
+                await _drain(body.receive)
             await answer.refuse(*body.problem)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> Refusal | None:
@@ -125,6 +131,20 @@ class Guard:
         return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
+async def _drain(receive: Receive) -> None:
+    """Reads the rest of a refused body and drops it: a client that still sends would never see the answer.
+
+    A body that takes longer or is larger than any honest one is left, and its client sees a reset connection.
+    """
+    left, deadline = _DRAINED_BYTES, time.monotonic() + _DRAIN_SECONDS
+    with suppress(asyncio.TimeoutError, TimeoutError):
+        while left > 0:
+            message = await asyncio.wait_for(receive(), max(0.001, deadline - time.monotonic()))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return
+            left -= len(message["body"])
+
+
 class _Budget:
     """Bytes of bodies that all requests hold together. Only the event loop's thread changes it."""
 
@@ -136,16 +156,16 @@ class _Body:
     """`receive` of a request, which ends a body that is too large or too slow."""
 
     def __init__(self, receive: Receive, limits: Limits, budget: _Budget) -> None:
-        self._receive, self._limits, self._budget = receive, limits, budget
+        self.receive, self._limits, self._budget = receive, limits, budget
         self._deadline = time.monotonic() + limits.body_seconds
         self._seen, self._complete = 0, False
         self.problem: Refusal | None = None
 
     async def __call__(self) -> Message:
         if self._complete:  # what comes now is the client's going away
-            return await self._receive()
+            return await self.receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.001, self._deadline - time.monotonic()))
+            message = await asyncio.wait_for(self.receive(), max(0.001, self._deadline - time.monotonic()))
         except (asyncio.TimeoutError, TimeoutError) as error:
             self.problem = 408, f"the request was not complete after {self._limits.body_seconds:.0f} s"
             raise BodyError from error
