@@ -36,7 +36,9 @@ def serve(
     bundle: Annotated[Path, typer.Argument(help="What `moebius-export onnx` wrote.")] = DEFAULT_BUNDLE,
     host: Annotated[str, typer.Option(help="Address to listen on. Others than loopback need --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port, which is printed.")] = 8080,
-    runtime: Annotated[str, typer.Option(help="As in `moebius-inpaint`; auto: the best that can run here.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="As in `moebius-inpaint`; auto: the best that can run here.")
+    ] = "ort-cpu",
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the U-Net, as in `moebius-inpaint`.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU. Default: the physical cores.")] = None,
     mode: Annotated[ModeName, typer.Option(help="Taken where a request names none.")] = ModeName.best,
@@ -86,6 +88,7 @@ def serve(
     _check_address(host, access.token, no_token)
     folder = None if save_dir is None else _save_folder(save_dir)
     listening = _listen(host, port)
+    found = None if segmenter is None else Segmenter(segmenter, threads)
     pipeline = InpaintPipeline.from_bundle(
         bundle, runtime, threads=threads, memory="fast", precision=None if precision is None else precision.value
     )
@@ -94,7 +97,6 @@ def serve(
         console.warn(note)
     if pipeline.manifest.stand_in:
         console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")
-    found = None if segmenter is None else Segmenter(segmenter, threads)
     jobs = Jobs(pipeline, limits, folder)
     application = create_app(pipeline, jobs, access, limits, mode=mode.value, segmenter=found)
     shown = "localhost" if _is_loopback(host) else f"[{host}]" if ":" in host else host

@@ -116,6 +116,10 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def read(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
 def colours(seed: int = 0, height: int = 128, width: int = 128) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
 
@@ -138,8 +142,8 @@ def mask() -> bytes:
 
 @pytest.fixture(scope="session")
 def draw() -> Any:
-    """draw.png(array), draw.colours(seed, height, width), draw.mask(height, width)."""
-    return SimpleNamespace(png=png, colours=colours, mask=drawn)
+    """draw.png(array), draw.colours(seed, height, width), draw.mask(height, width), draw.read(bytes)."""
+    return SimpleNamespace(png=png, colours=colours, mask=drawn, read=read)
 
 
 @pytest.fixture
