@@ -269,3 +269,20 @@ def test_results_are_saved_where_asked(serve, tmp_path, picture, mask):
     (path,) = tmp_path.iterdir()
     assert path.name.endswith("-filled.png")
     assert path.read_bytes() == live.client.get(f"/api/v1/jobs/{job}/result").content
+
+
+def test_answers_are_sent_without_delay(serve, monkeypatch):
+    """The socket of every connection has TCP_NODELAY, whatever the listening socket was made by."""
+    import moebius_serve.server as module
+
+    seen = []
+    real = module._Protocol.connection_made
+
+    def made(self, transport):
+        real(self, transport)
+        seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(module._Protocol, "connection_made", made)
+    assert serve().client.get("/health").status_code == 200
+    assert len(seen) == 1
+    assert seen[0] != 0
