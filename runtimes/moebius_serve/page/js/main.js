@@ -187,12 +187,13 @@ async function run() {
   $("progress").removeAttribute("value");
   try {
     const filled = await engine.inpaint(before.source, await mask.toBlob(), options(), progress, running.signal);
-    const picture = await createImageBitmap(filled.picture);
+    const ending = filled.picture.type === "image/tiff" ? "tif" : "png";
+    const picture = await decode(filled.picture, `result.${ending}`);
     const suffix = /\.(\w+)$/.exec(filled.name)?.[1] ?? "png";
     const format = before.source.format || suffix;
     const stem = before.source.name.replace(/\.\w+$/, "");
     const after = {
-      source: { blob: filled.picture, name: `${stem}.png`, format },
+      source: { blob: filled.picture, name: `${stem}.${ending}`, format },
       picture,
       mask: new Mask(picture.width, picture.height),
       result: { file: filled.file, name: filled.name.replace(/(-filled)+\./, "-filled.") },

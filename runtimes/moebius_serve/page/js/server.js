@@ -10,14 +10,20 @@
  */
 /**
  * @typedef {object} Filled
- * @property {Blob} picture as PNG, to look at and to go on from
+ * @property {Blob} picture as PNG or TIFF, without loss, to go on from
  * @property {Blob} file in the source's own format, with its metadata
  * @property {string} name of the file
  * @property {number} seed
  * @property {string[]} notes
  */
 
-export class EngineError extends Error {}
+export class EngineError extends Error {
+  /** @param {string} words @param {number} [status] of the HTTP answer */
+  constructor(words, status = 0) {
+    super(words);
+    this.status = status;
+  }
+}
 
 export class ServerEngine {
   /** @param {() => Promise<string>} askToken asked once where the server wants a token */
@@ -77,11 +83,21 @@ export class ServerEngine {
       const file = await own.blob();
       const disposition = own.headers.get("content-disposition") ?? "";
       const name = decodeURIComponent(/filename\*=UTF-8''(.+)$/.exec(disposition)?.[1] ?? "filled.png");
-      const isPng = file.type === "image/png";
-      const picture = isPng ? file : await (await this.#call(`${path}/result?format=png`, { signal })).blob();
+      const lossless = ["image/png", "image/tiff"].includes(file.type);
+      const picture = lossless ? file : await this.#lossless(path, signal);
       return { picture, file, name, seed: last.seed, notes: last.notes };
     } finally {
       signal.removeEventListener("abort", drop);
+    }
+  }
+
+  /** The result without loss: PNG, or TIFF where PNG cannot hold it (CMYK). @param {string} path @param {AbortSignal} signal */
+  async #lossless(path, signal) {
+    try {
+      return await (await this.#call(`${path}/result?format=png`, { signal })).blob();
+    } catch (error) {
+      if (!(error instanceof EngineError && error.status === 400)) throw error;
+      return (await this.#call(`${path}/result?format=tif`, { signal })).blob();
     }
   }
 
@@ -133,7 +149,7 @@ export class ServerEngine {
         continue;
       }
       const words = await answer.json().catch(() => ({}));
-      throw new EngineError(words.detail ?? `the server answered ${answer.status}`);
+      throw new EngineError(words.detail ?? `the server answered ${answer.status}`, answer.status);
     }
   }
 }
