@@ -1,6 +1,6 @@
 // The page: what the buttons and keys do.
 
-import { grown, inverted, shrunk } from "./bits.js";
+import { grown, inverted, pack, shrunk, unpack } from "./bits.js";
 import { History } from "./history.js";
 import { Mask, must } from "./mask.js";
 import { EngineError, ServerEngine } from "./server.js";
@@ -8,6 +8,22 @@ import { Stage } from "./stage.js";
 import { keep, kept } from "./store.js";
 
 /** @typedef {{blob: Blob, name: string, format: string}} Source `format`: what the result is wanted as; "": as it came */
+
+/**
+ * @typedef {object} Run what "another one" repeats
+ * @property {Source} source
+ * @property {ImageBitmap} picture
+ * @property {Uint8Array} bits of the mask, see `pack`
+ */
+/**
+ * @typedef {object} Moment what undo and redo go to
+ * @property {Source} source
+ * @property {ImageBitmap} picture
+ * @property {Mask} mask
+ * @property {{file: Blob, name: string} | null} result
+ * @property {ImageBitmap | null} was the picture before, to compare with
+ * @property {Run | null} run
+ */
 
 /** @param {string} id @returns {any} */
 const $ = (id) => must(document.getElementById(id));
@@ -19,7 +35,7 @@ const changes = new History(refresh);
 let source = null;
 /** @type {{file: Blob, name: string} | null} */
 let result = null;
-/** @type {{source: Source, mask: Mask, picture: ImageBitmap} | null} */
+/** @type {Run | null} how the picture that is shown came about */
 let lastRun = null;
 /** @type {AbortController | null} */
 let running = null;
@@ -178,7 +194,10 @@ async function run() {
     say("error", "Nothing is marked yet: paint over what should go.");
     return;
   }
-  const before = { source, picture: /** @type {ImageBitmap} */ (stage.picture), mask, result, was: stage.before };
+  const picture = /** @type {ImageBitmap} */ (stage.picture);
+  /** @type {Moment} */
+  const before = { source, picture, mask, result, was: stage.before, run: lastRun };
+  const made = { source, picture, bits: pack(mask.values()) };
   running = new AbortController();
   stage.frozen = true;
   compare(0);
@@ -188,18 +207,19 @@ async function run() {
   try {
     const filled = await engine.inpaint(before.source, await mask.toBlob(), options(), progress, running.signal);
     const ending = filled.picture.type === "image/tiff" ? "tif" : "png";
-    const picture = await decode(filled.picture, `result.${ending}`);
+    const shown = await decode(filled.picture, `result.${ending}`);
     const suffix = /\.(\w+)$/.exec(filled.name)?.[1] ?? "png";
     const format = before.source.format || suffix;
     const stem = before.source.name.replace(/\.\w+$/, "");
+    /** @type {Moment} */
     const after = {
       source: { blob: filled.picture, name: `${stem}.${ending}`, format },
-      picture,
-      mask: new Mask(picture.width, picture.height),
+      picture: shown,
+      mask: new Mask(shown.width, shown.height),
       result: { file: filled.file, name: filled.name.replace(/(-filled)+\./, "-filled.") },
       was: before.picture,
+      run: made,
     };
-    lastRun = { source: before.source, mask, picture: before.picture };
     running = null;
     goTo(after);
     changes.push({ undo: () => goTo(before), redo: () => goTo(after) });
@@ -217,10 +237,11 @@ async function run() {
   }
 }
 
-/** @param {{source: Source, picture: ImageBitmap, mask: Mask, result: {file: Blob, name: string} | null, was: ImageBitmap | null}} moment */
+/** @param {Moment} moment */
 function goTo(moment) {
   source = moment.source;
   result = moment.result;
+  lastRun = moment.run;
   stage.before = moment.was;
   compare(0);
   stage.show(moment.picture, moment.mask, false);
@@ -231,8 +252,10 @@ function goTo(moment) {
 /** The region of the last run again, with another seed. */
 async function another() {
   if (!lastRun || running) return;
-  const { source: from, mask, picture } = lastRun;
-  goTo({ source: from, picture, mask, result: null, was: null });
+  const { source: from, bits, picture } = lastRun;
+  const mask = new Mask(picture.width, picture.height);
+  mask.set(unpack(bits, picture.width * picture.height));
+  goTo({ source: from, picture, mask, result: null, was: null, run: null });
   $("seed").value = String(Math.floor(Math.random() * 2 ** 31));
   await run();
 }
