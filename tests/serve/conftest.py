@@ -32,7 +32,6 @@ _SPEC = importlib.util.spec_from_file_location("toy_fixtures", Path(__file__).pa
 _TOYS = sys.modules["toy_fixtures"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_TOYS)
 make_toy, toy_bundle, toy_copy = _TOYS.make_toy, _TOYS.toy_bundle, _TOYS.toy_copy
-RUNTIMES = _TOYS.RUNTIMES
 
 
 class Held:
