@@ -62,7 +62,7 @@ def serve(
     save_dir: Annotated[Path | None, typer.Option(help="Also keep every result there. Default: nothing.")] = None,
     queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait or run.")] = 16,
     max_megapixels: Annotated[float, typer.Option(min=0.01, max=100, help="Of one picture.")] = 100.0,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -104,7 +104,7 @@ def serve(
 
     def ready() -> None:
         console.out.print(f"serving {bundle} at {address}")
-        if open_page:
+        if open:
             fragment = "" if access.token is None else f"#token={quote(access.token, safe='')}"
             threading.Thread(target=webbrowser.open, args=(address + fragment,), daemon=True).start()
 
@@ -167,8 +167,12 @@ def _hosts(host: str, more: list[str]) -> frozenset[str]:
 
 def _addresses() -> set[str]:
     """This machine's own addresses: an address in the Host header cannot be rebound by a name server."""
-    found = set()
-    for family, _, _, _, address in socket.getaddrinfo(socket.gethostname(), None):
+    found: set[str] = set()
+    try:
+        known = socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:  # the machine's name has no address
+        return found
+    for family, _, _, _, address in known:
         if family in (socket.AF_INET, socket.AF_INET6):
             found.add(str(address[0]).lower())
     return found

@@ -1,4 +1,7 @@
-"""Many clients at once, and many hostile requests. MOEBIUS_LOAD_SECONDS and MOEBIUS_FUZZ_CASES make both longer."""
+"""Many clients at once, and many hostile requests. MOEBIUS_LOAD_SECONDS and MOEBIUS_FUZZ_CASES make both longer.
+
+MOEBIUS_LOAD_BUNDLE names another bundle than the toy.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def resident() -> int:
 
 def test_32_clients(serve, draw, record_property):
     """None lost or mixed up: each answer keeps its own picture's unmasked pixels. Beyond the queue it is 429."""
-    live = serve(limits={"queue": 16})
+    live = serve(os.environ.get("MOEBIUS_LOAD_BUNDLE"), limits={"queue": 16})
     mask = draw.png(draw.mask())
     stop = time.monotonic() + SECONDS
     waits: list[float] = []

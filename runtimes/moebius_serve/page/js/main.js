@@ -311,10 +311,11 @@ function save(blob, name) {
 /** Keeps the picture and its mask for a reload, a moment after the last change. */
 function remember() {
   const number = ++keeping;
+  document.body.dataset.kept = "no";
   setTimeout(async () => {
     if (number !== keeping || !source || !stage.mask) return;
-    await keep({ ...source, mask: await stage.mask.toBlob() });
-    document.body.dataset.kept = String(number);
+    await keep({ ...source, mask: await stage.mask.toBlob(), result });
+    if (number === keeping) document.body.dataset.kept = "yes";
   }, 300);
 }
 
@@ -325,7 +326,8 @@ async function restore() {
   take({ blob: work.blob, name: work.name, format: work.format }, picture, new Mask(picture.width, picture.height));
   await loadMask(work.mask, false);
   changes.clear();
-  say("ready", `${work.name} and its mask, as you left them.`);
+  result = work.result;
+  say(result ? "done" : "ready", `${work.name} and its mask, as you left them.`);
 }
 
 /** @returns {Promise<string>} */

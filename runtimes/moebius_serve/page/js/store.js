@@ -1,9 +1,9 @@
-// What survives a reload: the picture, its mask and its name, in this browser's own storage.
+// What survives a reload: the picture, its mask and its name, and the result that can be downloaded, in this browser's own storage.
 
 const DATABASE = "moebius-edge";
 const KEY = "work";
 
-/** @typedef {{blob: Blob, name: string, format: string, mask: Blob}} Work */
+/** @typedef {{blob: Blob, name: string, format: string, mask: Blob, result: {file: Blob, name: string} | null}} Work */
 
 /** @returns {Promise<IDBDatabase>} */
 function database() {
