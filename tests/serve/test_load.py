@@ -33,7 +33,7 @@ def test_32_clients(serve, draw, record_property):
     """None lost or mixed up: each answer keeps its own picture's unmasked pixels. Beyond the queue it is 429."""
     live = serve(os.environ.get("MOEBIUS_LOAD_BUNDLE"), limits={"queue": 16})
     mask = draw.png(draw.mask())
-    stop = time.monotonic() + SECONDS
+    ends = [float("inf")]
     waits: list[float] = []
     refused: list[int] = []
     wrong: list[str] = []
@@ -43,7 +43,7 @@ def test_32_clients(serve, draw, record_property):
         fields = {"image": draw.png(rgb), "mask": mask}
         body = {name: base64.b64encode(data).decode() for name, data in fields.items()}
         with httpx.Client(base_url=live.url, timeout=60) as http:
-            while time.monotonic() < stop:
+            while time.monotonic() < ends[0]:
                 started = time.monotonic()
                 answer = http.post("/inpaint", json={"image_png_b64": body["image"], "mask_png_b64": body["mask"]})
                 if answer.status_code == 429:
@@ -60,8 +60,10 @@ def test_32_clients(serve, draw, record_property):
 
     client_zero = threading.Thread(target=client, args=(99,))
     client_zero.start()
-    time.sleep(min(0.5, SECONDS / 4))
+    while not waits:  # the graphs are loaded then
+        time.sleep(0.01)
     before = resident()
+    ends[0] = time.monotonic() + SECONDS
     threads = [threading.Thread(target=client, args=(number,)) for number in range(32)]
     for thread in threads:
         thread.start()

@@ -462,3 +462,21 @@ def test_a_stroke_on_12_megapixels_is_fluid(visit, draw, record_property):
     changed = (pixels(page.saved("download")) != pixels(buffer.getvalue())).any(axis=2)
     assert 0.9 * mask.sum() < changed.sum()
     assert not changed[~mask].any()
+
+
+def test_the_token_can_be_typed(browser, serve):
+    from moebius_serve.guard import Access
+
+    locked = serve(access=Access(token="s3cret"))
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(locked.url)
+    page.get_by_role("textbox", name="Token").fill("wrong")
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("textbox", name="Token").fill("s3cret")
+    page.get_by_role("button", name="Use it").click()
+    page.wait_for_selector("#mode option", state="attached")
+    page.reload()  # kept for this tab
+    page.wait_for_selector("#mode option", state="attached")
+    context.close()
