@@ -106,7 +106,7 @@ class Guard:
         finally:
             body.release()
         if body.problem is not None and not answer.started:
-            if body.problem[0] != 408:
+            if body.problem[0] != 408 and not body.complete:
                 await _drain(body.receive)
             await answer.refuse(*body.problem)
 
@@ -158,11 +158,11 @@ class _Body:
     def __init__(self, receive: Receive, limits: Limits, budget: _Budget) -> None:
         self.receive, self._limits, self._budget = receive, limits, budget
         self._deadline = time.monotonic() + limits.body_seconds
-        self._seen, self._complete = 0, False
+        self._seen, self.complete = 0, False
         self.problem: Refusal | None = None
 
     async def __call__(self) -> Message:
-        if self._complete:  # what comes now is the client's going away
+        if self.complete:  # what comes now is the client's going away
             return await self.receive()
         try:
             message = await asyncio.wait_for(self.receive(), max(0.001, self._deadline - time.monotonic()))
@@ -173,7 +173,7 @@ class _Body:
             size = len(message.get("body", b""))
             self._seen += size
             self._budget.left -= size
-            self._complete = not message.get("more_body", False)
+            self.complete = not message.get("more_body", False)
             if self._seen > self._limits.body_bytes:
                 self.problem = too_large(self._limits)
                 raise BodyError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -98,6 +99,28 @@ def test_progress_is_reported_per_step(live, picture, mask):
     assert found[-1]["step"] == 5
     status = live.client.get(f"/api/v1/jobs/{answer.json()['id']}").json()
     assert status == found[-1]
+
+
+def test_the_stream_ends_with_the_end_of_the_job(live, picture, mask, monkeypatch):
+    """Also where the job ends between two looks at it: the last status is never `running`."""
+    from moebius_serve.api import own
+
+    live.held.hold()
+    job = live.jobs.get(create(live, picture, mask, {"steps": 2}).json()["id"])
+    assert live.held.inside.wait(10)
+    real = own.status
+
+    def status(jobs, one):
+        content = real(jobs, one)
+        live.held.free.set()
+        while one.state == "running":
+            time.sleep(0.005)
+        return content
+
+    monkeypatch.setattr(own, "status", status)
+    found = events(live, job.id)
+    assert found[0]["state"] == "running"
+    assert found[-1]["state"] == "done"
 
 
 def test_a_random_seed_is_reported_and_repeats(live, picture, mask):

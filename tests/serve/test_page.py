@@ -428,7 +428,7 @@ def test_a_stroke_on_12_megapixels_is_fluid(visit, draw, record_property):
     """Frame times are reported, not asserted. The stroke is undone, and a run leaves unmasked pixels unchanged."""
     page = visit(1200, 800)
     buffer = io.BytesIO()
-    Image.fromarray(draw.colours(3, 30, 40)).resize((4000, 3000), Image.Resampling.BICUBIC).save(
+    Image.fromarray(draw.colours(3, 30, 40)).resize((4000, 3000), Image.Resampling.NEAREST).save(
         buffer, "PNG", compress_level=1
     )
     page.open("large.png", buffer.getvalue())

@@ -156,7 +156,7 @@ async def _events(jobs: Jobs, job: Job, request: Request) -> AsyncIterator[str]:
             changed.clear()
             content = status(jobs, job)
             yield f"event: {content['state']}\ndata: {json.dumps(content)}\n\n"
-            if job.state in FINAL:
+            if content["state"] in FINAL:  # and not the job's, which may have ended since
                 return
             try:
                 await asyncio.wait_for(changed.wait(), _BEAT)
