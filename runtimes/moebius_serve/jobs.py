@@ -270,6 +270,7 @@ class Jobs:
             _log_bug(problem)
         with self._lock:
             job.result, job.file = result, data if result is not None else b""
+            self._running = None  # before anyone learns of the end, and asks for the place
             self._finish(job, state, status, error)
 
     def _save(self, job: Job, data: bytes) -> None:

@@ -302,3 +302,15 @@ def test_uploads_stay_in_memory(live, draw, monkeypatch):
     assert len(image) > 2 << 20
     answer = live.post("/api/v1/preview", files={"image": ("a.png", image)})
     assert answer.status_code == 200
+
+
+def test_a_job_that_is_done_takes_no_place_in_the_queue(live, picture, mask):
+    """At the moment at which its client can know, so that the next request is not refused."""
+    live.held.hold()
+    job = live.jobs.get(create(live, picture, mask, {"steps": 2}).json()["id"])
+    assert live.held.inside.wait(10)
+    seen = []
+    live.jobs.watch(job, lambda: seen.append((job.state, live.jobs.facts()["running"])))
+    live.held.free.set()
+    events(live, job.id)
+    assert seen[-1] == ("done", 0)

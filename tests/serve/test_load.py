@@ -43,7 +43,8 @@ def test_32_clients(serve, draw, record_property):
         fields = {"image": draw.png(rgb), "mask": mask}
         body = {name: base64.b64encode(data).decode() for name, data in fields.items()}
         with httpx.Client(base_url=live.url, timeout=60) as http:
-            while time.monotonic() < ends[0]:
+            answered = False
+            while not answered or time.monotonic() < ends[0]:
                 started = time.monotonic()
                 answer = http.post("/inpaint", json={"image_png_b64": body["image"], "mask_png_b64": body["mask"]})
                 if answer.status_code == 429:
@@ -51,6 +52,7 @@ def test_32_clients(serve, draw, record_property):
                     time.sleep(0.05)
                     continue
                 waits.append(time.monotonic() - started)
+                answered = True
                 if answer.status_code != 200:
                     wrong.append(answer.text)
                     continue
@@ -73,7 +75,7 @@ def test_32_clients(serve, draw, record_property):
         thread.join()
     after = resident()
     assert not wrong, wrong[:3]
-    assert len(waits) >= 16
+    assert len(waits) >= 33  # every client at least once
     assert live.jobs.facts() == {"waiting": 0, "running": 0, "kept": 0}
     p50, p95, p99 = (round(1000 * float(np.percentile(waits, share))) for share in (50, 95, 99))
     figures = {"answers": len(waits), "429": len(refused), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
