@@ -10,7 +10,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo test test-all test-full test-runtime test-avx2 fuzz lint clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-avx2 fuzz lint clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml $(KERNELS)
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (PyTorch is the large part; some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[ort,export,train,trt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[ort,export,train,trt-rtx,serve,dev]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## Exports the small network that comes with the project and fills the hole of a photograph, on the CPU.
@@ -35,6 +35,18 @@ demo: $(VENV)/.ready  ## Exports the small network that comes with the project a
 	@echo "== look at $(DEMO)/after-comparison.png (before | mask | after)."
 	@echo "   This network has a sixtieth of Moebius' parameters and was trained on two CPU cores for some hours: it fills small"
 	@echo "   holes in simple scenery (docs/small.md). With the released weights: moebius-export onnx --out moebius-bundle"
+	@echo "== to paint on a page, with this bundle: make serve"
+
+serve: $(VENV)/.ready  ## Serves the bundle of `make demo` and opens its page in the browser.
+	@test -f $(DEMO)/bundle/manifest.json || { echo "there is no bundle in $(DEMO)/bundle yet: run make demo first"; exit 2; }
+	$(BIN)/moebius-serve $(DEMO)/bundle --open
+
+page-lint:  ## Type checks, lint and unit tests of the page (npm; nothing of it is shipped).
+	@command -v npm >/dev/null || { echo "make page-lint needs npm: apt install npm"; exit 2; }
+	cd tests/page && npm install --silent --no-audit --no-fund && npm run --silent types && npm run --silent lint && npm test
+
+docs: $(VENV)/.ready  ## Writes docs/commands.md from the commands' own help.
+	$(BIN)/python scripts/commands_page.py
 
 test: $(VENV)/.ready  ## Lints, type-checks, and tests every property at least once (some minutes).
 	$(MAKE) lint
@@ -53,8 +65,8 @@ test-full: $(VENV)/.ready  ## The full-size network: export, golden sampler, gol
 test-runtime:  ## The runtime's tests in an environment of their own, without PyTorch.
 	@echo "== runtime without PyTorch"
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort]' onnx pytest pytest-xdist hypothesis filelock hatchling
-	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels
+	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort,serve]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
+	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve
 
 # What depends on the processor's instructions. `TESTS=tests` takes all (hours).
 TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py tests/calibration/test_int8_arrays.py \
@@ -64,8 +76,8 @@ test-avx2: $(VENV)/.ready  ## Tests of kernels and INT8 on an emulated processor
 	@echo "== tests on AVX2"
 	OMP_NUM_THREADS=1 scripts/test-avx2.sh $(BIN)/python -m "not full" $(TESTS)
 
-fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures and masks.
-	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py
+fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures, masks and requests.
+	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py tests/serve/test_load.py -k "fuzz or hostile"
 
 lint: $(VENV)/.ready  ## ruff and mypy.
 	@echo "== lint"
@@ -74,4 +86,4 @@ lint: $(VENV)/.ready  ## ruff and mypy.
 	$(BIN)/mypy
 
 clean:  ## Removes what the other targets made.
-	rm -rf $(VENV) $(VENV)-runtime $(DEMO)
+	rm -rf $(VENV) $(VENV)-runtime $(DEMO) tests/page/node_modules

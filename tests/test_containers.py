@@ -39,8 +39,8 @@ def dockerfile(request):
     return request.param
 
 
-def test_there_is_one_for_jetson_and_one_for_desktops():
-    assert [path.name for path in FILES] == ["desktop.Dockerfile", "jetson-jp6.Dockerfile"]
+def test_there_is_one_for_each_purpose():
+    assert [path.name for path in FILES] == ["desktop.Dockerfile", "jetson-jp6.Dockerfile", "serve.Dockerfile"]
 
 
 def test_base_images_are_pinned(dockerfile):

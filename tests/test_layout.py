@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 HOMES = {
     "moebius": ROOT,
     "moebius_runtime": ROOT / "runtimes",
+    "moebius_serve": ROOT / "runtimes",
     "moebius_export": ROOT / "export",
     "moebius_calibration": ROOT / "calibration",
     "moebius_bench": ROOT / "benchmarks",
@@ -23,6 +24,7 @@ HOMES = {
 # Which packages a package may import, beside itself.
 BELOW = {
     "moebius_runtime": set(),
+    "moebius_serve": {"moebius_runtime"},
     "moebius": {"moebius_runtime"},
     "moebius_export": {"moebius", "moebius_runtime"},
     "moebius_calibration": {"moebius_export", "moebius", "moebius_runtime"},

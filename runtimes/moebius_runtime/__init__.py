@@ -13,13 +13,21 @@ from moebius_runtime.moved import keep_old_paths
 
 if TYPE_CHECKING:
     from moebius_runtime.bundle.bundle import Bundle
-    from moebius_runtime.errors import BundleError, InputError, MoebiusError, OutputError, RuntimeUnavailableError
+    from moebius_runtime.errors import (
+        BundleError,
+        CancelledError,
+        InputError,
+        MoebiusError,
+        OutputError,
+        RuntimeUnavailableError,
+    )
     from moebius_runtime.images.pictures import Picture, load_picture, save_picture
     from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, InpaintResult
 
 __all__ = [
     "Bundle",
     "BundleError",
+    "CancelledError",
     "InpaintOptions",
     "InpaintPipeline",
     "InpaintResult",
@@ -36,6 +44,7 @@ _HOMES = {
     "moebius_runtime.bundle.bundle": ("Bundle",),
     "moebius_runtime.errors": (
         "BundleError",
+        "CancelledError",
         "InputError",
         "MoebiusError",
         "OutputError",

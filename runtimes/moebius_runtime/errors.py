@@ -41,5 +41,11 @@ class CudaError(MoebiusError):
     """A call of the CUDA runtime failed: too little memory, a broken driver, or an error on the device."""
 
 
+class CancelledError(MoebiusError):
+    """The caller's own `cancelled` check ended the work; nothing was written."""
+
+    exit_code = 130
+
+
 class OutputError(MoebiusError):
     """The network's result is no picture (NaN, infinite or constant), or a result could not be written."""

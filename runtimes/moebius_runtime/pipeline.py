@@ -27,7 +27,7 @@ from moebius_runtime.images.pillow_info import lost_in_pillow
 from moebius_runtime.regions import network_input
 from moebius_runtime.regions.paste import paste
 from moebius_runtime.regions.plan import Plan
-from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS
+from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS, Cancelled, check_cancelled
 from moebius_runtime.sampling.schedule import Latents
 from moebius_runtime.settings.modes import Settings
 from moebius_runtime.settings.options import InpaintOptions as InpaintOptions
@@ -45,6 +45,7 @@ Memory = Literal["low", "fast"]
 """`low` keeps one graph in memory at a time; `fast` keeps all of them, for the next picture too."""
 
 _seconds: ContextVar[dict[str, list[float]]] = ContextVar("seconds")  # of the `inpaint` call that is running
+_cancelled: ContextVar[Cancelled | None] = ContextVar("cancelled", default=None)  # of the same call
 
 _CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
 _REFUSED = "nothing was saved. Try the bundle on another picture, or export it again."
@@ -85,6 +86,16 @@ def _seconds_of_its_own() -> Iterator[None]:
         yield
     finally:
         _seconds.reset(token)
+
+
+@contextmanager
+def _asking(cancelled: Cancelled | None) -> Iterator[None]:
+    """Makes every graph run of a call of `inpaint` check whether the call is cancelled."""
+    token = _cancelled.set(cancelled)
+    try:
+        yield
+    finally:
+        _cancelled.reset(token)
 
 
 class InpaintPipeline:
@@ -214,6 +225,8 @@ class InpaintPipeline:
         options: InpaintOptions,
         on_step: OnStep | None = None,
         on_plan: OnPlan | None = None,
+        *,
+        cancelled: Cancelled | None = None,
     ) -> InpaintResult:
         """Fills the mask of a picture: squares that do not overlap go through one graph after the other.
 
@@ -223,13 +236,27 @@ class InpaintPipeline:
             options: see `InpaintOptions`.
             on_step: called after every step.
             on_plan: called with the plan before the work begins.
+            cancelled: asked before every step and every run of a graph, in this thread. Once it returns True the call
+                raises `CancelledError`, at the latest after the step that runs. The pipeline can be used again.
 
         Raises:
+            CancelledError: `cancelled` returned True.
             InputError: the mask is not as described or needs more than `max_squares` squares, or the options do not
                 fit the bundle.
             BundleError: a graph's file is missing or damaged, or cannot be run.
             OutputError: a result of the network is NaN or infinite, or the picture constant.
         """
+        with _asking(cancelled):
+            return self._inpaint(picture, mask, options, on_step, on_plan)
+
+    def _inpaint(
+        self,
+        picture: Picture,
+        mask: BoolArray,
+        options: InpaintOptions,
+        on_step: OnStep | None,
+        on_plan: OnPlan | None,
+    ) -> InpaintResult:
         timesteps = self._timesteps(options)
         settings = self._settings(options)
         mask, notes = network_input.fillable(picture, mask, settings)
@@ -280,7 +307,8 @@ class InpaintPipeline:
                     on_step(before + step + 1)
 
                 denoiser = self._denoiser(square.condition, options)
-                square.latents = SAMPLERS[options.sampler](denoiser, square.latents, self.schedule, timesteps, done)
+                sample = SAMPLERS[options.sampler]
+                square.latents = sample(denoiser, square.latents, self.schedule, timesteps, done, _cancelled.get())
         with self._using("vae_decoder"):
             for square in squares:
                 square.generated = self._decode(square.latents)
@@ -350,6 +378,7 @@ class InpaintPipeline:
         return "unet_conditional" if alone else "unet"
 
     def _run(self, stage: str, graph: GraphName, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        check_cancelled(_cancelled.get())
         if not self.backend.is_loaded(graph):
             with self._timed("load"):
                 self.backend.load(graph)

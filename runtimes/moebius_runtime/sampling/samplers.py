@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from moebius_runtime.errors import InputError, OutputError
+from moebius_runtime.errors import CancelledError, InputError, OutputError
 from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, Spacing
 
 Denoise = Callable[[Latents, int], Latents]
@@ -30,6 +30,9 @@ Noise or velocity, by the schedule's `prediction_type`; the samplers convert it 
 
 Callback = Callable[[int, int, Latents], None]
 """(step from 0, its timestep, latents after it); the latents are the sampler's own: do not change them."""
+
+Cancelled = Callable[[], bool]
+"""True once the work should stop. It is asked often and must return at once."""
 
 
 class Sampler(Protocol):
@@ -42,6 +45,7 @@ class Sampler(Protocol):
         schedule: NoiseSchedule,
         timesteps: npt.NDArray[np.int64],
         callback: Callback | None = None,
+        cancelled: Cancelled | None = None,
     ) -> Latents:
         """Clean latents, float32 [B, 4, h, w], from noisy ones at timesteps[0]."""
 
@@ -52,6 +56,7 @@ def ddim(
     schedule: NoiseSchedule,
     timesteps: npt.NDArray[np.int64],
     callback: Callback | None = None,
+    cancelled: Cancelled | None = None,
 ) -> Latents:
     """DDIM without added noise: Song et al. 2021a, equation 12 with sigma (eta) 0; first order, no clipping.
 
@@ -61,11 +66,13 @@ def ddim(
         schedule: the process that the network was trained on.
         timesteps: int64 [n], strictly falling, as `NoiseSchedule.inference_timesteps` gives them.
         callback: called after every step, see `Callback`.
+        cancelled: asked before every step, see `Cancelled`.
 
     Returns:
         Clean latents, float32 [B, 4, h, w], on the latents' scale.
 
     Raises:
+        CancelledError: `cancelled` returned True.
         InputError: the latents or the timesteps are not as described.
         OutputError: the predicted noise has another shape, or it or the latents are not finite.
     """
@@ -75,7 +82,7 @@ def ddim(
         target = levels[step + 1]
         return target.signal * _clean(x, noise, levels[step]) + target.noise * noise
 
-    return _walk(denoise, latents, schedule, timesteps, callback, advance)
+    return _walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
 
 
 def dpmpp_2m(
@@ -84,6 +91,7 @@ def dpmpp_2m(
     schedule: NoiseSchedule,
     timesteps: npt.NDArray[np.int64],
     callback: Callback | None = None,
+    cancelled: Cancelled | None = None,
 ) -> Latents:
     """DPM-Solver++(2M): Lu et al. 2022b ("DPM-Solver++"), algorithm 2; second order from the second step on.
 
@@ -103,7 +111,7 @@ def dpmpp_2m(
         del past[:-2]
         return _extrapolate(x, past, levels, step)
 
-    return _walk(denoise, latents, schedule, timesteps, callback, advance)
+    return _walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
 
 
 def unipc(
@@ -112,6 +120,7 @@ def unipc(
     schedule: NoiseSchedule,
     timesteps: npt.NDArray[np.int64],
     callback: Callback | None = None,
+    cancelled: Cancelled | None = None,
 ) -> Latents:
     """UniPC-2 with B2(h): Zhao et al. 2023, algorithms 1 (UniC) and 2 (UniP), in their clean-data form.
 
@@ -132,7 +141,7 @@ def unipc(
         origin[:] = [_correct(origin[0], past, levels, step) if step else x]
         return _extrapolate(origin[0], past, levels, step)
 
-    return _walk(denoise, latents, schedule, timesteps, callback, advance)
+    return _walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
 
 
 SAMPLERS: dict[str, Sampler] = {"ddim": ddim, "dpmpp-2m": dpmpp_2m, "unipc": unipc}
@@ -173,6 +182,7 @@ def _walk(
     schedule: NoiseSchedule,
     timesteps: npt.NDArray[np.int64],
     callback: Callback | None,
+    cancelled: Cancelled | None,
     advance: Callable[[int, Latents, Latents], Latents],
 ) -> Latents:
     """Evaluate, advance(step, latents, noise), check and report, once per timestep."""
@@ -186,6 +196,7 @@ def _walk(
             "the starting latents hold NaN or infinity; expected finite numbers. Check the noise and the encoder."
         )
     for step, timestep in enumerate(np.asarray(timesteps).tolist()):
+        check_cancelled(cancelled)
         predicted = np.asarray(denoise(x, timestep), np.float32)
         if predicted.shape != x.shape:
             raise OutputError(
@@ -200,6 +211,12 @@ def _walk(
         if callback is not None:
             callback(step, timestep, x)
     return x
+
+
+def check_cancelled(cancelled: Cancelled | None) -> None:
+    """Raises `CancelledError` where the caller wants the work to stop."""
+    if cancelled is not None and cancelled():
+        raise CancelledError("the work was cancelled; nothing was written")
 
 
 def _require_finite(name: str, array: Latents, step: int, timestep: int) -> None:

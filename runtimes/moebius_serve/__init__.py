@@ -1,0 +1,1 @@
+"""`moebius-serve`: a page with a brush, and an HTTP API, over one warm `InpaintPipeline`. Extra `serve`; no torch."""

@@ -1,0 +1,482 @@
+"""The page in Chromium: every tool, keyboard only, phones, dark mode, accessibility, and what leaves the server."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+sync_api = pytest.importorskip("playwright.sync_api", reason="tests of the page need: pip install playwright")
+if not CHROMIUM:
+    pytest.skip("tests of the page need Chromium: apt install chromium, or CHROMIUM=PATH", allow_module_level=True)
+
+pytestmark = pytest.mark.xdist_group("page")
+
+
+class Clicked:
+    """A segmentation model that finds a square around the click."""
+
+    name = "squares"
+
+    def segment(self, rgb, clicks):
+        area = np.zeros(rgb.shape[:2], bool)
+        x, y = int(clicks[0, 0]), int(clicks[0, 1])
+        area[y - 10 : y + 10, x - 10 : x + 10] = True
+        return area
+
+
+@pytest.fixture(scope="module")
+def live(serve):
+    return serve(segmenter=Clicked())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Page:
+    """The page, with what a person does on it in one line each."""
+
+    def __init__(self, page, url) -> None:
+        self.page, self.url = page, url
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        page.on("request", lambda one: self.requests.append(one.url))
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda one: self.problems.append(one.text) if one.type in ("error", "warning") else None)
+        page.goto(url)
+        page.wait_for_selector("#mode option", state="attached")
+        self.size = (0, 0)
+
+    def __getitem__(self, name):
+        return self.page.get_by_test_id(name)
+
+    def state(self, *states: str) -> None:
+        # Selectors, as the page's policy forbids what evaluates strings.
+        self.page.wait_for_selector(", ".join(f"body[data-state={one}]" for one in states))
+
+    def words(self) -> str:
+        return self["status"].inner_text()
+
+    def open(self, name: str, data: bytes) -> None:
+        self.size = Image.open(io.BytesIO(data)).size
+        self["open-file"].set_input_files({"name": name, "mimeType": "image/*", "buffer": data})
+        self.page.wait_for_selector(f"#status:has-text('{name}: ')")
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """A pixel of the picture on the screen, where the picture is shown as a whole."""
+        box, (width, height) = self["stage"].bounding_box(), self.size
+        scale = min(box["width"] / width, box["height"] / height, 8) * 0.98
+        return (
+            box["x"] + (box["width"] - width * scale) / 2 + x * scale,
+            box["y"] + (box["height"] - height * scale) / 2 + y * scale,
+        )
+
+    def drag(self, *points: tuple[float, float], button: str = "left") -> None:
+        mouse = self.page.mouse
+        places = [self.at(*point) for point in points]
+        mouse.move(*places[0])
+        mouse.down(button=button)
+        for place in places[1:]:
+            mouse.move(*place, steps=4)
+        mouse.up(button=button)
+
+    def mask(self) -> np.ndarray:
+        """What "Save" of the mask gives, bool [H, W]."""
+        return np.asarray(Image.open(io.BytesIO(self.saved("mask-save"))).convert("L")) > 127
+
+    def saved(self, name: str) -> bytes:
+        with self.page.expect_download() as download:
+            self[name].click()
+        return Path(download.value.path()).read_bytes()
+
+    def run(self) -> None:
+        self["run"].click()
+        self.state("done", "error")
+        assert "Done" in self.words(), self.words()
+
+
+@pytest.fixture
+def visit(browser, live):
+    """visit(width=1440, height=900, scheme="light", **of the browser's context): the page, checked at the end."""
+    opened = []
+
+    def open_page(width=1000, height=700, scheme="light", server=live, path="/", **more) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **more)
+        context.set_default_timeout(20_000)
+        page = Page(context.new_page(), server.url + path)
+        opened.append((context, page, server))
+        return page
+
+    yield open_page
+    for context, page, server in opened:
+        foreign = [url for url in page.requests if not url.startswith((server.url, "blob:", "data:"))]
+        context.close()
+        assert foreign == []
+        assert page.problems == []
+
+
+@pytest.fixture(scope="module")
+def jpeg(draw) -> bytes:
+    """200 x 150, with EXIF, as a camera would give it."""
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    smooth = Image.fromarray(draw.colours(3, 15, 20)).resize((200, 150), Image.Resampling.BICUBIC)
+    smooth.save(buffer, "JPEG", quality=92, exif=exif)
+    return buffer.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_the_download_is_the_file_of_the_command_line(visit, jpeg, filled_by_command):
+    """Paint, run, download: byte for byte what `moebius-inpaint` writes with the mask that the page saves."""
+    page = visit()
+    page.open("holiday.jpg", jpeg)
+    page.drag((60, 60), (90, 80))
+    mask = page.saved("mask-save")
+    page.run()
+    with page.page.expect_download() as download:
+        page["download"].click()
+    assert download.value.suggested_filename == "holiday-filled.jpg"
+    assert Path(download.value.path()).read_bytes() == filled_by_command(jpeg, mask, ".jpg")
+
+
+def test_every_tool_marks_what_it_is_drawn_over(visit, jpeg):
+    page = visit()
+    page.open("a.jpg", jpeg)
+    page["brush-size"].fill("20")
+    page.drag((50, 50), (100, 50))
+    brush = page.mask()
+    rows, columns = np.nonzero(brush)
+    assert (abs(rows.min() - 40), abs(rows.max() - 59), abs(columns.min() - 40), abs(columns.max() - 109)) <= (
+        1,
+        1,
+        1,
+        1,
+    )
+    assert brush[50, 50:100].all()
+    page["eraser"].click()
+    page.drag((70, 20), (70, 90))
+    erased = page.mask()
+    assert not erased[45:55, 62:78].any()
+    assert np.array_equal(erased[:, :55], brush[:, :55])
+    page["line"].click()
+    page.drag((20, 120), (180, 120))
+    assert page.mask()[120, 20:180].all()
+    page["undo"].click()
+    page["lasso"].click()
+    page.drag((120, 80), (180, 80), (180, 140), (120, 140))
+    lasso = page.mask()
+    assert lasso[85:135, 125:175].all()
+    assert not lasso[145:, :].any()
+    page["mask-clear"].click()
+    page.page.get_by_test_id("rectangle").click()
+    page.drag((10, 10), (60, 40))
+    rectangle = page.mask()
+    assert abs(int(rectangle.sum()) - 50 * 30) < 170
+    page["select-object"].click()
+    page.page.mouse.click(*page.at(150, 100))
+    page.page.wait_for_selector("#status:has-text('Selected')")
+    assert page.mask()[91:109, 141:159].all()
+    assert page.mask()[15:35, 15:55].all()  # added to what was marked
+    page["brush"].click()
+    page["mask-clear"].click()
+    page.page.mouse.click(*page.at(30, 30))
+    page.page.keyboard.down("Shift")
+    page.page.mouse.click(*page.at(170, 100))
+    page.page.keyboard.up("Shift")
+    straight = page.mask()
+    assert all(straight[round(30 + 70 * t), round(30 + 140 * t)] for t in np.linspace(0, 1, 20))
+    page.drag((100, 140), (100, 300))  # beyond the border
+    assert page.mask()[149, 100]
+
+
+def test_the_mask_is_loaded_inverted_grown_and_undone(visit, draw, jpeg):
+    page = visit()
+    page.open("a.jpg", jpeg)
+    given = draw.mask(150, 200)
+
+    def load(data: bytes) -> None:
+        page["mask-file"].set_input_files({"name": "m.png", "mimeType": "image/png", "buffer": data})
+
+    load(draw.png(draw.mask(10, 10)))
+    page.state("error")
+    assert "10 × 10" in page.words()
+    load(draw.png(given))
+    page.page.wait_for_selector("[data-testid=undo]:not(:disabled)")
+    assert np.array_equal(page.mask(), given > 127)
+    page["mask-invert"].click()
+    assert np.array_equal(page.mask(), given <= 127)
+    page["mask-invert"].click()
+    page.page.locator("#mask-grow").click()
+    grown = page.mask()
+    assert grown[36:84, 44:84].all()
+    assert grown.sum() == 48 * 40
+    page.page.locator("#mask-shrink").click()
+    assert np.array_equal(page.mask(), given > 127)
+    for _ in range(5):
+        page["undo"].click()
+    assert not page.mask().any()
+    assert page["undo"].is_disabled()
+    for _ in range(5):
+        page.page.keyboard.press("Control+Shift+Z")
+    assert np.array_equal(page.mask(), given > 127)
+
+
+def middle(mask: np.ndarray) -> tuple[float, float]:
+    """Row and column of the middle of what is marked; pixel i reaches from i to i + 1."""
+    rows, columns = np.nonzero(mask)
+    return float(rows.mean()) + 0.5, float(columns.mean()) + 0.5
+
+
+def test_zoom_pan_and_what_is_painted_there(visit, jpeg):
+    """Zoomed at the pointer, what lies under it stays; a stroke there marks the same pixels."""
+    page = visit()
+    page.open("a.jpg", jpeg)
+    page["brush-size"].fill("4")
+    x, y = page.at(60, 70)
+    page.page.mouse.move(x, y)
+    for _ in range(5):
+        page.page.mouse.wheel(0, -60)
+    page.page.mouse.click(x, y)
+    assert middle(page.mask()) == pytest.approx((70, 60), abs=0.6)
+    page["pan"].click()
+    page.page.mouse.move(x, y)
+    page.page.mouse.down()
+    page.page.mouse.move(x + 50, y + 30, steps=3)
+    page.page.mouse.up()
+    page["brush"].click()
+    page["mask-clear"].click()
+    page.page.mouse.click(x + 50, y + 30)
+    assert middle(page.mask()) == pytest.approx((70, 60), abs=0.6)
+    page["zoom-fit"].click()
+    page["mask-clear"].click()
+    page.page.mouse.click(*page.at(120, 30))
+    assert middle(page.mask()) == pytest.approx((30, 120), abs=0.6)
+
+
+def test_results_are_undone_compared_and_gone_on_from(visit, jpeg):
+    page = visit()
+    page.open("a.jpg", jpeg)
+    page.drag((60, 60), (80, 70))
+    page.run()
+    first = page.saved("download")
+    page["compare"].click()
+    assert page.page.locator("#compare-slider").is_visible()
+    page["compare"].click()
+    page.page.keyboard.down("c")
+    page.page.keyboard.up("c")
+    page.drag((150, 100), (160, 110))  # "and this too"
+    page.run()
+    second = page.saved("download")
+    assert first != second
+    page["undo"].click()
+    assert page.saved("download") == first
+    page["undo"].click()  # the stroke
+    page["undo"].click()  # the first result: the source and its mask are back
+    assert page["download"].is_disabled()
+    assert page.mask()[60, 60]
+    page["redo"].click()
+    assert page.saved("download") == first
+    page["another"].click()
+    page.state("running", "done")
+    page.page.wait_for_selector("#status:has-text('Done, seed')")
+    assert page["seed"].input_value() != "0"
+    assert f"seed {page['seed'].input_value()}" in page.words()
+    assert page.saved("download") != first
+
+
+def test_a_run_is_cancelled(visit, live, jpeg):
+    page = visit()
+    page.open("a.jpg", jpeg)
+    page["run"].click()
+    page.state("error")
+    assert "Nothing is marked" in page.words()
+    page.drag((60, 60), (90, 80))
+    live.held.hold()
+    page["run"].click()
+    assert live.held.inside.wait(20)
+    assert page["run"].is_hidden()
+    before = live.held.steps
+    page["cancel"].click()
+    page.page.wait_for_selector("#status:has-text('Cancelled')")
+    live.held.free.set()
+    assert page.mask()[70, 75]
+    page.run()  # the next one
+    assert live.held.steps - before <= 1 + 6
+
+
+def test_picture_and_mask_survive_a_reload(visit, jpeg, filled_by_command):
+    page = visit()
+    page.open("holiday.jpg", jpeg)
+    page.drag((60, 60), (90, 80))
+    mask = page.saved("mask-save")
+    page.page.wait_for_selector("body[data-kept=yes]")
+    page.page.reload()
+    page.page.wait_for_selector("#status:has-text('as you left them')")
+    assert np.array_equal(pixels(page.saved("mask-save")), pixels(mask))
+    page.run()
+    result = page.saved("download")
+    assert result == filled_by_command(jpeg, mask, ".jpg")
+    page.page.wait_for_selector("body[data-kept=yes]")
+    page.page.reload()
+    page.page.wait_for_selector("#status:has-text('as you left them')")
+    assert page.saved("download") == result
+
+
+def test_with_the_keyboard_only(visit):
+    """From the first tab stop to a downloaded file."""
+    page = visit()
+    keys = page.page.keyboard
+
+    def tab_to(name: str) -> None:
+        for _ in range(40):
+            keys.press("Tab")
+            if page.page.evaluate("document.activeElement?.dataset.testid") == name:
+                return
+        raise AssertionError(f"{name} cannot be reached by Tab")
+
+    tab_to("sample")
+    keys.press("Enter")
+    page.state("ready")
+    page.page.locator("body").press("b")
+    tab_to("stage")
+    for key in ("ArrowLeft", "ArrowUp", "p", "ArrowRight", "p", "]", "p"):
+        keys.press(key)
+    keys.press("Enter")
+    page.state("done", "error")
+    assert "Done" in page.words()
+    keys.press("Control+z")
+    page.state("ready")
+    keys.press("Control+Shift+z")
+    page.state("done")
+    page.page.evaluate("document.activeElement.blur()")
+    with page.page.expect_download():
+        tab_to("download")
+        keys.press("Enter")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_phones_and_desktops_in_light_and_dark(visit, width, scheme, tmp_path):
+    """Nothing is wider than the screen, the stage is in view, and axe-core finds no serious fault."""
+    page = visit(width, 740, scheme)
+    folder = Path(os.environ.get("MOEBIUS_SCREENSHOTS", tmp_path))
+    page["sample"].click()
+    page.state("ready")
+    page.size = (451, 300)
+    page.drag((150, 120), (200, 160))
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page["stage"].bounding_box()["y"] < 400
+    for name in ("run", "undo", "brush", "mask-save", "open-file"):
+        box = page[name].bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    faults(page)
+    page.run()
+    page["compare"].click()
+    page.page.locator("summary", has_text="Settings").click()
+    faults(page)
+    folder.mkdir(exist_ok=True)
+    page.page.screenshot(path=folder / f"page-{width}-{scheme}.png")
+
+
+def faults(page: Page) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    page.page.evaluate(script)
+    found = page.page.evaluate("axe.run()")
+    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    assert not serious, [(one["id"], [node["html"] for node in one["nodes"]][:3]) for one in serious]
+
+
+def test_a_token_is_asked_for_and_the_link_carries_it(visit, serve, jpeg):
+    from moebius_serve.guard import Access
+
+    locked = serve(access=Access(token="s3cret & more"))
+    page = visit(server=locked, path="/#token=s3cret%20%26%20more")
+    page.open("a.jpg", jpeg)
+    page.drag((60, 60), (90, 80))
+    page.run()
+    assert "token" not in page.page.url
+
+
+def test_the_page_of_the_api(visit, live, browser):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(live.url + "/docs")
+    page.wait_for_selector("summary:has-text('/api/v1/jobs')")
+    assert page.locator("summary").count() >= 15
+    context.close()
+
+
+def test_a_stroke_on_12_megapixels_is_fluid(visit, draw, record_property):
+    """Frame times are reported, not asserted. The stroke is undone, and a run leaves unmasked pixels unchanged."""
+    page = visit(1200, 800)
+    buffer = io.BytesIO()
+    Image.fromarray(draw.colours(3, 30, 40)).resize((4000, 3000), Image.Resampling.NEAREST).save(
+        buffer, "PNG", compress_level=1
+    )
+    page.open("large.png", buffer.getvalue())
+    page["brush-size"].fill("100")
+    page.page.evaluate("""() => {
+      window.frames_ = []; let last = performance.now(); window.go_ = true;
+      const next = (now) => {
+        window.frames_.push(now - last);
+        last = now;
+        if (window.go_) requestAnimationFrame(next);
+      };
+      requestAnimationFrame(next);
+    }""")
+    page.drag(*[(800 + 60 * i, 1500 + 500 * np.sin(i / 3)) for i in range(40)])
+    times = page.page.evaluate("() => { window.go_ = false; return window.frames_.slice(1); }")
+    figures = {"frames": len(times), "median_ms": float(np.median(times)), "worst_ms": max(times)}
+    record_property("stroke", figures)
+    print(figures)
+    mask = page.mask()
+    assert mask.shape == (3000, 4000)
+    assert mask[1500, 800]
+    page["undo"].click()
+    assert not page.mask().any()
+    page.page.mouse.click(*page.at(2000, 1000))
+    mask = page.mask()
+    page.page.locator("summary", has_text="Settings").click()
+    page.page.locator("#blend").select_option("hard")
+    page.page.locator("#dilate").fill("0")
+    page.page.set_default_timeout(60_000)
+    page.run()
+    changed = (pixels(page.saved("download")) != pixels(buffer.getvalue())).any(axis=2)
+    assert 0.9 * mask.sum() < changed.sum()
+    assert not changed[~mask].any()
+
+
+def test_the_token_can_be_typed(browser, serve):
+    from moebius_serve.guard import Access
+
+    locked = serve(access=Access(token="s3cret"))
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(locked.url)
+    page.get_by_role("textbox", name="Token").fill("wrong")
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("textbox", name="Token").fill("s3cret")
+    page.get_by_role("button", name="Use it").click()
+    page.wait_for_selector("#mode option", state="attached")
+    page.reload()  # kept for this tab
+    page.wait_for_selector("#mode option", state="attached")
+    context.close()
