@@ -51,7 +51,7 @@ def test_an_interruption_is_reported(start, files_here):
     before = files_here()
     done = start(ONE, STOPPED)
     assert done.returncode == 130
-    assert done.stderr.splitlines()[-1] == b"interrupted; nothing half-written was left behind"
+    assert done.stderr.splitlines()[-1] == b"interrupted; no half-written file was left behind"
     assert done.stdout == b""
     assert files_here() == before
 
