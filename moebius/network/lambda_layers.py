@@ -130,7 +130,7 @@ class InteractiveLambda(nn.Module):
 def _for_products(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Casts to autocast's dtype if autocast is on, which does not know our operators."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 

@@ -215,12 +215,12 @@ def test_no_stage_begins_without_time(monkeypatch):
 def test_an_error_of_a_stage_is_its_reason(tmp_path, monkeypatch):
     plan = running.Plan("x", "gpu", ("limits",), "cpu", "no-such-preset", budget=1000)
     source = (
-        "from dataclasses import replace\n"
-        "from moebius_bench.hardware import worker, stages\n"
+        "from types import SimpleNamespace\n"
+        "from moebius_bench.hardware import worker\n"
         "def broken(record):\n"
         "    record.at_most('a thing', 'error', float('nan'), 1.0)\n"
         "    raise RuntimeError('no kernel image is\\navailable')\n"
-        "stage = replace(stages.STAGES['limits'], run=lambda: broken)\n"
+        "stage = SimpleNamespace(load=lambda: broken)\n"
         "worker.STAGES = {'limits': stage}\n"
         "worker.main()\n"
     )

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from moebius_bench.measure.results import STAGES, OpShare, Report, VariantResult
 from moebius_bench.report import messages
-from moebius_export.pages import render
 
 _TEMPLATE = Path(__file__).with_name("templates") / "bench.html"
 
 
 def page(report: Report) -> str:
     """The whole page as text."""
+    from moebius_export.pages import render  # a measurement on a device imports nothing of the export
+
     done = [row for row in report.variants if row.step is not None]
     stages = [(row.name, {stage: row.stage_seconds[stage].median for stage in STAGES}) for row in done]
     head, variants = _variants(report.variants)
