@@ -166,7 +166,7 @@ def test_a_failed_export_leaves_the_old_bundle(failing_export, tiny_copy):
 def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("mine")
-    with pytest.raises(ExportError, match="no bundle"):
+    with pytest.raises(ExportError, match="is not a bundle"):
         export_onnx(tmp_path / "photos", ExportOptions(**TINY))
     assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
 

@@ -15,7 +15,7 @@ def asked(monkeypatch, fused_bundle):
     """The options that the command hands to the export, which then answers with a fused bundle's manifest."""
     options = []
 
-    def export(_out, given, _progress):
+    def export(_out, given, _progress, _note):
         options.append(given)
         return read_manifest(fused_bundle)
 
@@ -49,7 +49,7 @@ def test_the_network_is_fused_unless_asked_otherwise(asked, arguments, rules, ta
         (["--no-fuse", "--rules", "share_prefix"], "--rules share_prefix has no effect with --no-fuse"),
         (["--no-fuse", "--target", "generic"], "--target generic has no effect with --no-fuse"),
         (["--precision", "fp8"], "--precision fp8: expected some of fp32, fp16, bf16"),
-        (["--precision", "fp16,bf16"], "keep fp32 too"),
+        (["--precision", "fp16,bf16"], "two lower precisions need fp32 too"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(asked, arguments, words):
