@@ -187,8 +187,8 @@ def test_nodes_name_their_plugin():
     assert not model.functions  # a parser that does not find the plugin has nothing else to run
 
 
-def test_the_form_with_tables_is_refused():
-    with pytest.raises(ExportError, match=r"node 'n': LocalLambda with 6 inputs; the plugin takes the 4 of the form"):
+def test_the_layout_with_tables_is_refused():
+    with pytest.raises(ExportError, match=r"node 'n': LocalLambda with 6 inputs; the plugin takes the 4 of the layout"):
         name_plugins(model_of("tiles"))
 
 
