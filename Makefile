@@ -34,7 +34,7 @@ demo: $(VENV)/.ready  ## Exports the small network that comes with the project a
 	  --out $(DEMO)/after.png --save-comparison --overwrite
 	@echo "== look at $(DEMO)/after-comparison.png (before | mask | after)."
 	@echo "   This network has a sixtieth of Moebius' parameters and was trained on two CPU cores for some hours: it fills small"
-	@echo "   holes in simple scenery (docs/small.md). With the released weights: moebius-export onnx --out moebius-bundle"
+	@echo "   regions in simple scenery (docs/small.md). With the released weights: moebius-export onnx --out moebius-bundle"
 	@echo "== to paint on a page, with this bundle: make serve"
 
 serve: $(VENV)/.ready  ## Serves the bundle of `make demo` and opens its page in the browser.
