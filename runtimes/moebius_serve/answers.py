@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
@@ -42,12 +42,9 @@ async def submitted(jobs: Jobs, make: Callable[[], Job]) -> Job:
     return job
 
 
-async def finished(jobs: Jobs, job: Job, gone: Callable[[], Awaitable[bool]]) -> Job:
-    """Waits for a job to end. A client that goes away cancels it.
-
-    Raises:
-        HTTPException: the job failed, with its status and sentence.
-    """
+@contextmanager
+def watching(jobs: Jobs, job: Job) -> Iterator[asyncio.Event]:
+    """An event of the running loop that is set on every change of a job, whichever thread makes it."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
     def listener() -> None:
@@ -55,19 +52,30 @@ async def finished(jobs: Jobs, job: Job, gone: Callable[[], Awaitable[bool]]) ->
 
     jobs.watch(job, listener)
     try:
-        while job.state not in FINAL:
-            changed.clear()
-            if job.state in FINAL:
-                break
-            with suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(changed.wait(), _POLL)
-            if await gone():
-                jobs.cancel(job)
+        yield changed
+    finally:
+        jobs.unwatch(job, listener)
+
+
+async def finished(jobs: Jobs, job: Job, gone: Callable[[], Awaitable[bool]]) -> Job:
+    """Waits for a job to end. A client that goes away cancels it.
+
+    Raises:
+        HTTPException: the job failed, with its status and sentence.
+    """
+    try:
+        with watching(jobs, job) as changed:
+            while job.state not in FINAL:
+                changed.clear()
+                if job.state in FINAL:
+                    break
+                with suppress(asyncio.TimeoutError, TimeoutError):
+                    await asyncio.wait_for(changed.wait(), _POLL)
+                if await gone():
+                    jobs.cancel(job)
     except asyncio.CancelledError:
         jobs.cancel(job)
         raise
-    finally:
-        jobs.unwatch(job, listener)
     if job.state != "done":
         jobs.forget(job)
         raise HTTPException(job.status, job.error or "the job failed")

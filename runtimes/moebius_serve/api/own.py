@@ -13,7 +13,7 @@ from PIL import Image
 
 from moebius_runtime.errors import MoebiusError
 from moebius_runtime.images.saving import OUTPUT_FORMATS
-from moebius_serve.answers import encoded, file_answer, refuse, submitted
+from moebius_serve.answers import encoded, file_answer, refuse, submitted, watching
 from moebius_serve.api.iopaint import answered, png_bytes, segment
 from moebius_serve.jobs import FINAL, Job, Jobs
 from moebius_serve.segmenter import Segmenter
@@ -145,27 +145,21 @@ def status(jobs: Jobs, job: Job) -> dict[str, Any]:
 
 
 async def _events(jobs: Jobs, job: Job, request: Request) -> AsyncIterator[str]:
-    loop, changed = asyncio.get_running_loop(), asyncio.Event()
-
-    def listener() -> None:
-        loop.call_soon_threadsafe(changed.set)
-
-    jobs.watch(job, listener)
     try:
-        while True:
-            changed.clear()
-            content = status(jobs, job)
-            yield f"event: {content['state']}\ndata: {json.dumps(content)}\n\n"
-            if content["state"] in FINAL:  # and not the job's, which may have ended since
-                return
-            try:
-                await asyncio.wait_for(changed.wait(), _BEAT)
-            except (asyncio.TimeoutError, TimeoutError):
-                yield ": still here\n\n"
+        with watching(jobs, job) as changed:
+            while True:
+                changed.clear()
+                content = status(jobs, job)
+                yield f"event: {content['state']}\ndata: {json.dumps(content)}\n\n"
+                if content["state"] in FINAL:  # and not the job's, which may have ended since
+                    return
+                try:
+                    await asyncio.wait_for(changed.wait(), _BEAT)
+                except (asyncio.TimeoutError, TimeoutError):
+                    yield ": still here\n\n"
     finally:
-        jobs.unwatch(job, listener)
         if job.state not in FINAL:
-            loop.call_later(_GRACE, _cancel_unwatched, jobs, job)
+            asyncio.get_running_loop().call_later(_GRACE, _cancel_unwatched, jobs, job)
 
 
 def _cancel_unwatched(jobs: Jobs, job: Job) -> None:

@@ -45,7 +45,7 @@ def test_the_bundle_builds_for_three_generations(bundle, trt):
 
 
 def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
-    """`--fp16` is all that it takes, and nothing is searched; the passport names the typed files and their plans."""
+    """`--fp16` is all that it takes, and nothing is searched; the passport names the FP16 files and their plans."""
 
     def refuse(*args, **keywords):
         raise AssertionError("a search was begun")
