@@ -1,6 +1,6 @@
 // Undo and redo without limit, of strokes and of results alike.
 
-/** @typedef {{undo: () => void, redo: () => void}} Change */
+/** @typedef {{undo: () => unknown, redo: () => unknown}} Change either may return a promise */
 
 export class History {
   /** @param {() => void} changed called after every change */
@@ -9,6 +9,7 @@ export class History {
     this.done = [];
     /** @type {Change[]} */
     this.undone = [];
+    this.busy = false;
     this.changed = changed;
   }
 
@@ -19,25 +20,32 @@ export class History {
     this.changed();
   }
 
-  undo() {
-    const change = this.done.pop();
-    if (!change) return;
-    change.undo();
-    this.undone.push(change);
-    this.changed();
+  async undo() {
+    await this.#move("undo", this.done, this.undone);
   }
 
-  redo() {
-    const change = this.undone.pop();
-    if (!change) return;
-    change.redo();
-    this.done.push(change);
-    this.changed();
+  async redo() {
+    await this.#move("redo", this.undone, this.done);
   }
 
   clear() {
     this.done = [];
     this.undone = [];
+    this.changed();
+  }
+
+  /** One change at a time: a call during another does nothing. @param {"undo" | "redo"} way @param {Change[]} from @param {Change[]} to */
+  async #move(way, from, to) {
+    const change = from[from.length - 1];
+    if (!change || this.busy) return;
+    this.busy = true;
+    try {
+      await change[way]();
+      from.pop();
+      to.push(change);
+    } finally {
+      this.busy = false;
+    }
     this.changed();
   }
 }

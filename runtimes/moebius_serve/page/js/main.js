@@ -1,9 +1,13 @@
 // The page: what the buttons and keys do.
 
 import { grown, inverted, pack, shrunk, unpack } from "./bits.js";
+import { onDrop, onFile, onPaste, save } from "./files.js";
 import { History } from "./history.js";
+import { listen } from "./keys.js";
 import { Mask, must } from "./mask.js";
+import { Pictures } from "./pictures.js";
 import { EngineError, ServerEngine } from "./server.js";
+import { options, show } from "./settings.js";
 import { Stage } from "./stage.js";
 import { keep, kept } from "./store.js";
 
@@ -12,16 +16,14 @@ import { keep, kept } from "./store.js";
 /**
  * @typedef {object} Run what "another one" repeats
  * @property {Source} source
- * @property {ImageBitmap} picture
  * @property {Uint8Array} bits of the mask, see `pack`
  */
 /**
  * @typedef {object} Moment what undo and redo go to
  * @property {Source} source
- * @property {ImageBitmap} picture
  * @property {Mask} mask
  * @property {{file: Blob, name: string} | null} result
- * @property {ImageBitmap | null} was the picture before, to compare with
+ * @property {Source | null} was the picture before, to compare with
  * @property {Run | null} run
  */
 
@@ -31,6 +33,9 @@ const $ = (id) => must(document.getElementById(id));
 const engine = new ServerEngine(askToken);
 const stage = new Stage($("stage"), { changed: strokeEnded, clicked: (point) => void select(point) });
 const changes = new History(refresh);
+const pictures = new Pictures((blob, name) => engine.preview(blob, name));
+/** @type {Source | null} what the picture is compared with */
+let was = null;
 /** @type {Source | null} */
 let source = null;
 /** @type {{file: Blob, name: string} | null} */
@@ -39,8 +44,6 @@ let result = null;
 let lastRun = null;
 /** @type {AbortController | null} */
 let running = null;
-/** @type {any} */
-let facts = null;
 let keeping = 0;
 
 // State and words
@@ -74,10 +77,11 @@ function fail(error) {
 
 /** @param {Blob} blob @param {string} name */
 async function open(blob, name) {
-  if (running) return;
+  if (running || changes.busy) return;
   try {
-    const picture = await decode(blob, name);
-    take({ blob, name, format: "" }, picture, new Mask(picture.width, picture.height));
+    const opened = { blob, name, format: "" };
+    const picture = await pictures.get(opened);
+    take(opened, picture, new Mask(picture.width, picture.height));
     say("ready", `${name}: ${picture.width} × ${picture.height}. Paint over what should go, then press Run.`);
     remember();
   } catch (error) {
@@ -85,23 +89,15 @@ async function open(blob, name) {
   }
 }
 
-/** @param {Blob} blob @param {string} name @returns {Promise<ImageBitmap>} upright, at full size */
-async function decode(blob, name) {
-  try {
-    return await createImageBitmap(blob);
-  } catch {
-    return await createImageBitmap(await engine.preview(blob, name)); // TIFF, HEIC: the server's readers know more
-  }
-}
-
 /** @param {Source} next @param {ImageBitmap} picture @param {Mask} mask */
 function take(next, picture, mask) {
   source = next;
-  result = lastRun = null;
+  result = lastRun = was = null;
   stage.before = null;
   compare(0);
   changes.clear();
   stage.show(picture, mask, true);
+  pictures.release([picture]);
   $("notes").replaceChildren();
 }
 
@@ -173,31 +169,16 @@ async function select(point) {
 
 // Running
 
-function options() {
-  /** @param {string} id */
-  const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
-  const grow = $("dilate").value.trim();
-  return {
-    mode: $("mode").value || undefined,
-    steps: number("steps"),
-    guidance_scale: number("guidance"),
-    seed: number("seed") ?? 0,
-    blend: $("blend").value || undefined,
-    mask_dilate: grow === "" ? undefined : grow === "auto" ? "auto" : Number(grow),
-  };
-}
-
 async function run() {
   const mask = stage.mask;
-  if (!source || !mask || running) return;
+  if (!source || !mask || running || changes.busy) return;
   if (!mask.marked) {
     say("error", "Nothing is marked yet: paint over what should go.");
     return;
   }
-  const picture = /** @type {ImageBitmap} */ (stage.picture);
   /** @type {Moment} */
-  const before = { source, picture, mask, result, was: stage.before, run: lastRun };
-  const made = { source, picture, bits: pack(mask.values()) };
+  const before = { source, mask, result, was, run: lastRun };
+  const made = { source, bits: pack(mask.values()) };
   running = new AbortController();
   stage.frozen = true;
   compare(0);
@@ -207,21 +188,21 @@ async function run() {
   try {
     const filled = await engine.inpaint(before.source, await mask.toBlob(), options(), progress, running.signal);
     const ending = filled.picture.type === "image/tiff" ? "tif" : "png";
-    const shown = await decode(filled.picture, `result.${ending}`);
     const suffix = /\.(\w+)$/.exec(filled.name)?.[1] ?? "png";
     const format = before.source.format || suffix;
     const stem = before.source.name.replace(/\.\w+$/, "");
+    const next = { blob: filled.picture, name: `${stem}.${ending}`, format };
+    const shown = await pictures.get(next);
     /** @type {Moment} */
     const after = {
-      source: { blob: filled.picture, name: `${stem}.${ending}`, format },
-      picture: shown,
+      source: next,
       mask: new Mask(shown.width, shown.height),
       result: { file: filled.file, name: filled.name.replace(/(-filled)+\./, "-filled.") },
-      was: before.picture,
+      was: before.source,
       run: made,
     };
+    await goTo(after);
     running = null;
-    goTo(after);
     changes.push({ undo: () => goTo(before), redo: () => goTo(after) });
     showNotes(filled.notes);
     say("done", `Done, seed ${filled.seed}. Paint again to go on, or download the picture.`);
@@ -237,25 +218,41 @@ async function run() {
   }
 }
 
-/** @param {Moment} moment */
-function goTo(moment) {
-  source = moment.source;
-  result = moment.result;
-  lastRun = moment.run;
-  stage.before = moment.was;
+/** Shows another moment. Nothing has changed where a picture cannot be decoded. @param {Moment} moment */
+async function goTo(moment) {
+  const picture = await pictures.get(moment.source);
+  const before = moment.was && (await pictures.get(moment.was));
+  if (stage.mask !== moment.mask) stage.mask?.fold();
+  ({ source, result, was, run: lastRun } = moment);
+  stage.before = before;
   compare(0);
-  stage.show(moment.picture, moment.mask, false);
+  stage.show(picture, moment.mask, false);
+  pictures.release([picture, before]);
   document.body.dataset.state = moment.result ? "done" : "ready";
   remember();
+}
+
+/** @param {"undo" | "redo"} way */
+async function step(way) {
+  if (running) return;
+  stage.frozen = true; // no stroke on a picture that is about to go
+  try {
+    await changes[way]();
+  } catch (error) {
+    fail(error);
+  } finally {
+    stage.frozen = running !== null;
+  }
 }
 
 /** The region of the last run again, with another seed. */
 async function another() {
   if (!lastRun || running) return;
-  const { source: from, bits, picture } = lastRun;
-  const mask = new Mask(picture.width, picture.height);
-  mask.set(unpack(bits, picture.width * picture.height));
-  goTo({ source: from, picture, mask, result: null, was: null, run: null });
+  const { source: from, bits } = lastRun;
+  const { width, height } = await pictures.get(from);
+  const mask = new Mask(width, height);
+  mask.set(unpack(bits, width * height));
+  await goTo({ source: from, mask, result: null, was: null, run: null });
   $("seed").value = String(Math.floor(Math.random() * 2 ** 31));
   await run();
 }
@@ -299,15 +296,6 @@ function compare(split) {
   stage.draw("both");
 }
 
-/** @param {Blob} blob @param {string} name */
-function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
 /** Keeps the picture and its mask for a reload, a moment after the last change. */
 function remember() {
   const number = ++keeping;
@@ -322,8 +310,9 @@ function remember() {
 async function restore() {
   const work = await kept();
   if (!work || source) return;
-  const picture = await decode(work.blob, work.name);
-  take({ blob: work.blob, name: work.name, format: work.format }, picture, new Mask(picture.width, picture.height));
+  const left = { blob: work.blob, name: work.name, format: work.format };
+  const picture = await pictures.get(left);
+  take(left, picture, new Mask(picture.width, picture.height));
   await loadMask(work.mask, false);
   changes.clear();
   result = work.result;
@@ -359,29 +348,22 @@ function brush(size) {
   stage.draw("overlay");
 }
 
-/** @param {string} id @param {(file: File) => Promise<void>} use */
-function onFile(id, use) {
-  $(id).addEventListener("change", async () => {
-    const [file] = $(id).files;
-    $(id).value = "";
-    if (file) await use(file).catch(fail);
-  });
-}
-
 async function sample() {
   const answer = await fetch("/page/sample.jpg");
   await open(await answer.blob(), "sample.jpg");
 }
 
-onFile("open-file", (file) => open(file, file.name));
-onFile("camera", (file) => open(file, file.name));
-onFile("mask-file", (file) => loadMask(file, false));
+onFile($("open-file"), open, fail);
+onFile($("camera"), open, fail);
+onFile($("mask-file"), (file) => loadMask(file, false), fail);
+onDrop($("stage"), open);
+onPaste(open);
 /** @type {Record<string, () => unknown>} */
 const clicks = {
   sample: () => sample().catch(fail),
   download: () => result && save(result.file, result.name),
-  undo: () => changes.undo(),
-  redo: () => changes.redo(),
+  undo: () => step("undo"),
+  redo: () => step("redo"),
   "zoom-in": () => stage.zoom(1.25),
   "zoom-out": () => stage.zoom(0.8),
   "zoom-fit": () => stage.fit(),
@@ -427,80 +409,17 @@ const keys = {
   c: () => compare(1),
   " ": () => (stage.space = true),
 };
-const STEPS = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
-
-document.addEventListener("keydown", (event) => {
-  const target = /** @type {HTMLElement} */ (event.target);
-  const typing = target.matches("input:not([type=range]):not([type=checkbox]), select, textarea");
-  if (document.querySelector("dialog[open]") || typing) return;
-  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
-    event.preventDefault();
-    if (running) return;
-    if (event.shiftKey) changes.redo();
-    else changes.undo();
-    return;
-  }
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const onButton = target.matches("button, summary, a, label, input");
-  if (onButton && (event.key === "Enter" || event.key === " ")) return; // the button's own
-  const step = STEPS[/** @type {keyof typeof STEPS} */ (event.key)];
-  if (step && target === $("stage")) {
-    event.preventDefault();
-    const far = event.shiftKey ? 5 : 1;
-    stage.nudge(step[0] * far, step[1] * far);
-    return;
-  }
-  const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!action || (event.repeat && event.key === "c")) return;
-  event.preventDefault();
-  void action();
-});
-document.addEventListener("keyup", (event) => {
-  if (event.key === " ") stage.space = false;
-  if (event.key.toLowerCase() === "c" && stage.split === 1) compare(0);
-});
-
-// Drop and paste
-
-$("stage").addEventListener("dragover", (/** @type {DragEvent} */ event) => {
-  event.preventDefault();
-  $("stage").classList.add("drop");
-});
-$("stage").addEventListener("dragleave", () => $("stage").classList.remove("drop"));
-$("stage").addEventListener("drop", (/** @type {DragEvent} */ event) => {
-  event.preventDefault();
-  $("stage").classList.remove("drop");
-  const file = event.dataTransfer?.files[0];
-  if (file) void open(file, file.name);
-});
-document.addEventListener("paste", (event) => {
-  const file = event.clipboardData?.files[0];
-  if (file) void open(file, file.name || "pasted.png");
+listen(stage, {
+  keys,
+  undo: () => step("undo"),
+  redo: () => step("redo"),
+  released: () => stage.split === 1 && compare(0),
 });
 
 // The start
 
 async function start() {
-  facts = await engine.describe();
-  for (const mode of facts.modes) {
-    const option = document.createElement("option");
-    option.value = option.textContent = mode;
-    $("mode").append(option);
-  }
-  $("mode").value = facts.mode;
-  $("steps").placeholder = String(facts.defaults.num_inference_steps);
-  $("guidance").placeholder = String(facts.defaults.guidance_scale);
-  document.querySelector("[data-tool=select]")?.toggleAttribute("hidden", !facts.segmenter);
-  const rows = { model: facts.model, ...facts.runtime, "weights": facts.test_weights ? "random test weights" : "trained" };
-  $("facts").replaceChildren(
-    ...Object.entries(rows).flatMap(([name, value]) => {
-      const term = document.createElement("dt");
-      const text = document.createElement("dd");
-      term.textContent = name;
-      text.textContent = String(value);
-      return [term, text];
-    }),
-  );
+  show(await engine.describe());
   await restore();
 }
 

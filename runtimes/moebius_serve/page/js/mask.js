@@ -17,6 +17,21 @@ export class Mask {
     this.tiles = new Map();
     /** @type {Saved | null} */
     this.saved = null;
+    /** @type {Saved | null} the tiles of a mask that is not shown, see `fold` */
+    this.folded = null;
+  }
+
+  /** Turns the tiles into bits, a thirty-second of their memory, until the mask is shown again. */
+  fold() {
+    this.folded ??= new Map([...this.tiles.keys()].map((key) => [key, this.#bits(key)]));
+    this.tiles.clear();
+  }
+
+  /** Makes the tiles of a folded mask again. */
+  unfold() {
+    const folded = this.folded;
+    this.folded = null;
+    for (const [key, bits] of folded ?? []) this.#write(key, bits);
   }
 
   /** Begins a change that can be undone; `end` gives what was there before. */

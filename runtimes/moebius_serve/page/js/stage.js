@@ -60,6 +60,7 @@ export class Stage {
   show(picture, mask, fit) {
     this.picture = picture;
     this.mask = mask;
+    mask.unfold();
     if (fit) this.fit();
     else this.draw("both");
   }
