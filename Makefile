@@ -10,7 +10,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-avx2 fuzz lint clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-avx2 test-avx2-emulated fuzz lint clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -68,13 +68,17 @@ test-runtime:  ## The runtime's tests in an environment of their own, without Py
 	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort,serve]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
 	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve
 
-# What depends on the processor's instructions. `TESTS=tests` takes all (hours).
+test-avx2: $(VENV)/.ready  ## All tests, as on a processor with AVX2 and no AVX-512 (scripts/test-avx2.sh).
+	@echo "== tests on AVX2"
+	OMP_NUM_THREADS=1 scripts/test-avx2.sh $(BIN)/python -n $(WORKERS) --dist loadgroup -m "not full and not slow"
+
+# What depends on the processor's instructions.
 TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py tests/calibration/test_int8_arrays.py \
   tests/calibration/test_ort_cpu.py tests/calibration/test_formats.py
 
-test-avx2: $(VENV)/.ready  ## Tests of kernels and INT8 on an emulated processor with AVX2 only (qemu-user; 15 minutes).
-	@echo "== tests on AVX2"
-	OMP_NUM_THREADS=1 scripts/test-avx2.sh $(BIN)/python -m "not full" $(TESTS)
+test-avx2-emulated: $(VENV)/.ready  ## Tests of kernels and INT8 on an emulated processor with AVX2 only (qemu-user; 15 minutes).
+	@echo "== tests on an emulated AVX2"
+	OMP_NUM_THREADS=1 scripts/test-avx2.sh --emulated $(BIN)/python -m "not full" $(TESTS)
 
 fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures, masks and requests.
 	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py tests/serve/test_load.py -k "fuzz or hostile"
