@@ -23,14 +23,6 @@ DEFAULT_BUNDLE = Path("moebius-bundle")
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import version
-
-        console.out.print(f"moebius-serve {version('moebius-edge')}")
-        raise typer.Exit
-
-
 @app.command()
 def serve(
     bundle: Annotated[Path, typer.Argument(help="What `moebius-export onnx` wrote.")] = DEFAULT_BUNDLE,
@@ -63,9 +55,7 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait or run.")] = 16,
     max_megapixels: Annotated[float, typer.Option(min=0.01, max=100, help="Of one picture.")] = 100.0,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: console.Version = False,
 ) -> None:
     """Serves a page with a brush, and an HTTP API that IOPaint's, OpenAI's and moebius-gimp's clients speak."""
     try:

@@ -266,7 +266,7 @@ def test_a_wrong_form_fails_in_the_network_and_is_not_timed(recorder, monkeypatc
 
 
 def test_training_steps_agree_and_are_timed(recorder, monkeypatch):
-    from moebius_bench.hardware import stage_training
+    from moebius_bench.hardware.stages import training as stage_training
 
     record = recorder("training")
     stage_training.run(record)
@@ -284,7 +284,7 @@ def test_training_without_a_teacher(recorder, monkeypatch):
     """diffusers, which holds the teacher, is not installed."""
     from importlib import util
 
-    from moebius_bench.hardware import stage_training
+    from moebius_bench.hardware.stages import training as stage_training
 
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "diffusers" else find(name))

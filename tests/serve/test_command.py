@@ -91,7 +91,7 @@ def test_version(monkeypatch, capsys):
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     assert not leaving.value.code
-    assert re.fullmatch(r"moebius-serve \d+\.\d+.*\n", capsys.readouterr().out)
+    assert re.fullmatch(r"moebius-edge \d+\.\d+.*\n", capsys.readouterr().out)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moebius_bench.hardware.markdown import table
 from moebius_bench.hardware.report import HardwareReport, Speedup, Timing, read_report
-from moebius_bench.hardware.stage_torch import BASELINE
+from moebius_bench.hardware.stages.torch import BASELINE
 from moebius_bench.report import messages
 from moebius_runtime.errors import InputError
 from moebius_runtime.files import atomic_write

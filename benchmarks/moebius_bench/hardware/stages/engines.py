@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebius_bench.hardware.recorder import NotInstalledError, NotRunError, Recorder, need
-from moebius_bench.hardware.stage_torch import BASELINE, PICTURE_LIMITS
+from moebius_bench.hardware.stages.torch import BASELINE, PICTURE_LIMITS
 from moebius_bench.hardware.timing import TooSlowError, interleaved
 
 if TYPE_CHECKING:

@@ -38,18 +38,18 @@ class Stage:
 
 STAGES = MappingProxyType(
     {
-        "doctor": Stage("moebius-export doctor", 30, "stage_doctor:run"),
+        "doctor": Stage("moebius-export doctor", 30, "stages.doctor:run"),
         "limits": Stage("The chip's own rates", 30, "probe:run"),
-        "torch-bf16": Stage("PyTorch, bf16: CUDA graphs over eager", 60, "stage_torch:run", 15, "bf16"),
-        "torch-fp16": Stage("PyTorch, fp16: CUDA graphs over eager", 60, "stage_torch:run", 15, "fp16"),
-        "torch-fp32": Stage("PyTorch, fp32: CUDA graphs over eager", 60, "stage_torch:run", 15, "fp32"),
-        "triton": Stage("The Triton kernel against the reference", 75, "stage_layers:run_triton", 15),
-        "layers": Stage("The λ layers against the reference", 60, "stage_layers:run_layers", 15),
-        "training": Stage("A step of the distillation", 60, "stage_training:run", 15),
-        "export": Stage("A bundle for the runtimes below", 60, "stage_engines:run_export", 20),
-        "ort-cuda": Stage("ONNX Runtime with CUDA", 40, "stage_engines:run", 15, "ort-cuda"),
-        "tensorrt": Stage("TensorRT", 90, "stage_engines:run", 20, "tensorrt"),
-        "tensorrt-rtx": Stage("TensorRT-RTX", 90, "stage_engines:run", 20, "tensorrt-rtx"),
+        "torch-bf16": Stage("PyTorch, bf16: CUDA graphs over eager", 60, "stages.torch:run", 15, "bf16"),
+        "torch-fp16": Stage("PyTorch, fp16: CUDA graphs over eager", 60, "stages.torch:run", 15, "fp16"),
+        "torch-fp32": Stage("PyTorch, fp32: CUDA graphs over eager", 60, "stages.torch:run", 15, "fp32"),
+        "triton": Stage("The Triton kernel against the reference", 75, "stages.layers:run_triton", 15),
+        "layers": Stage("The λ layers against the reference", 60, "stages.layers:run_layers", 15),
+        "training": Stage("A step of the distillation", 60, "stages.training:run", 15),
+        "export": Stage("A bundle for the runtimes below", 60, "stages.engines:run_export", 20),
+        "ort-cuda": Stage("ONNX Runtime with CUDA", 40, "stages.engines:run", 15, "ort-cuda"),
+        "tensorrt": Stage("TensorRT", 90, "stages.engines:run", 20, "tensorrt"),
+        "tensorrt-rtx": Stage("TensorRT-RTX", 90, "stages.engines:run", 20, "tensorrt-rtx"),
     }
 )
 """Name -> stage. A stage that ends early leaves its time to later ones; one without enough time left is not run."""
