@@ -13,7 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from moebius.network import lambda_layers  # noqa: E402
-from moebius_bench.hardware import running, stage_engines, stage_layers, stage_torch, stages, table  # noqa: E402
+from moebius_bench.hardware import running, stages, table  # noqa: E402
+from moebius_bench.hardware.stages import engines as stage_engines  # noqa: E402
+from moebius_bench.hardware.stages import layers as stage_layers  # noqa: E402
+from moebius_bench.hardware.stages import torch as stage_torch  # noqa: E402
 from moebius_bench.hardware.markdown import page  # noqa: E402
 from moebius_bench.hardware.network import build_networks, reduced  # noqa: E402
 from moebius_bench.hardware.recorder import NotInstalledError, NotRunError, Recorder, Request, need  # noqa: E402
