@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 
 from moebius.network import lambda_layers  # noqa: E402
 from moebius_bench.hardware import running, stages, table  # noqa: E402
-from moebius_bench.hardware.stages import engines as stage_engines  # noqa: E402
-from moebius_bench.hardware.stages import layers as stage_layers  # noqa: E402
-from moebius_bench.hardware.stages import torch as stage_torch  # noqa: E402
 from moebius_bench.hardware.markdown import page  # noqa: E402
 from moebius_bench.hardware.network import build_networks, reduced  # noqa: E402
 from moebius_bench.hardware.recorder import NotInstalledError, NotRunError, Recorder, Request, need  # noqa: E402
 from moebius_bench.hardware.report import ChipRate, HardwareReport, read_report  # noqa: E402
+from moebius_bench.hardware.stages import engines as stage_engines  # noqa: E402
+from moebius_bench.hardware.stages import layers as stage_layers  # noqa: E402
+from moebius_bench.hardware.stages import torch as stage_torch  # noqa: E402
 from moebius_bench.hardware.timing import TooSlowError, interleaved  # noqa: E402
 from moebius_bench.measure.results import Summary  # noqa: E402
 from moebius_runtime.errors import InputError, RuntimeUnavailableError  # noqa: E402
