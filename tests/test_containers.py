@@ -40,7 +40,12 @@ def dockerfile(request):
 
 
 def test_there_is_one_for_each_purpose():
-    assert [path.name for path in FILES] == ["desktop.Dockerfile", "jetson-jp6.Dockerfile", "serve.Dockerfile"]
+    assert [path.name for path in FILES] == [
+        "cpu.Dockerfile",
+        "desktop.Dockerfile",
+        "jetson-jp6.Dockerfile",
+        "serve.Dockerfile",
+    ]
 
 
 def test_base_images_are_pinned(dockerfile):

@@ -95,3 +95,18 @@ def test_another_process_trims_at_the_same_time(store, monkeypatch, lost):
     assert store.write("new", b"x" * 80) is None
     monkeypatch.undo()
     assert (store.folder / "new").exists() == (lost == "old")
+
+
+def test_another_process_deletes_a_blob_first(store, monkeypatch):
+    """Between the look at a blob and its deletion."""
+    store.write("old", b"x" * 40)
+    real = Path.unlink
+
+    def unlink(path, *args, **kwargs):
+        if path.name == "old":
+            real(path)
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert store.write("new", b"x" * 80) is None
+    assert [path.name for path in store.folder.iterdir()] == ["new"]
