@@ -122,9 +122,8 @@ def pydantics(content: Any) -> dict[str, Any] | list[tuple[tuple[Any, ...], str]
 def test_problems_and_values_are_those_of_pydantic(path):
     for value in VALUES:
         content = changed(path, value)
-        if path == ("version",) and (value is True or value == 10**30):
-            # pydantic takes True for 1, and has another message for integers over 64 bits
-            assert ours(content) == [(path, "Input should be 1")]
+        if path == ("version",):  # pydantic takes True and 1.0 for 1
+            assert (type(ours(content)) is dict) == (type(value) is int and value == 1), value
             continue
         assert repr(ours(content)) == repr(pydantics(content)), value
 
