@@ -22,8 +22,8 @@ from moebius_calibration.plan import Int8Plan, Observer, Target
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.shipped import topology_of
-from moebius_runtime.bundle.json_files import read_json
-from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel
+from moebius_runtime.bundle.json_files import Sha256, ShortText, StrictModel, read_json
+from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.files import atomic_write
 
 _FOLDER = Path(__file__).parent

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from moebius_export.errors import ExportError
-from moebius_runtime.bundle.json_files import json_lines, read_json
-from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel
+from moebius_runtime.bundle.json_files import Sha256, ShortText, StrictModel, json_lines, read_json
+from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.files import atomic_write
 
 Target = Literal["tensorrt", "tensorrt-fp8", "ort-cpu"]

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from moebius.data.sources import digest
 from moebius.errors import DataError
-from moebius_runtime.bundle.manifest import Sha256, StrictModel, first_problem
+from moebius_runtime.bundle.checked import first_problem
+from moebius_runtime.bundle.json_files import Sha256, StrictModel
 from moebius_runtime.errors import OutputError
 from moebius_runtime.files import atomic_write, open_plain, sha256_file
 

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from typing import IO, Annotated, Any, BinaryIO, cast
 
 import typer
@@ -118,6 +117,8 @@ INTERRUPTED = 130
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         try:
             out.print(f"moebius-edge {metadata.version('moebius-edge')}")
         except metadata.PackageNotFoundError:

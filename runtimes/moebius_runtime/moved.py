@@ -10,13 +10,17 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, cast
 
 
-class MovedModules(MetaPathFinder, Loader):
-    """Imports modules of one package by their old paths. Python asks it only for names that no other finder knows."""
+class MovedModules:
+    """Imports modules of one package by their old paths. Python asks it only for names that no other finder knows.
+
+    It is a finder and a loader of `importlib` by its methods alone: the base classes in `importlib.abc` take 10 ms to
+    import, and every process that uses the runtime would pay for them.
+    """
 
     def __init__(self, package: str, moved: Mapping[str, str]) -> None:
         """`moved`: old path, relative to `package` -> new path, absolute."""
@@ -27,7 +31,7 @@ class MovedModules(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A spec for an old path; None for everything else."""
-        return ModuleSpec(fullname, self) if fullname in self._moved else None
+        return ModuleSpec(fullname, cast(Any, self)) if fullname in self._moved else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Imports and returns the module of the new path."""

@@ -16,7 +16,6 @@ import typer
 from moebius_runtime import console
 from moebius_runtime.cli import ModeName, PrecisionName
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
-from moebius_runtime.pipeline import InpaintOptions
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 
@@ -67,7 +66,7 @@ def serve(
         raise RuntimeUnavailableError(
             f"moebius-serve needs the package {error.name}. Install it: pip install 'moebius-edge[serve]'"
         ) from error
-    from moebius_runtime.pipeline import InpaintPipeline
+    from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
     from moebius_serve.guard import Access
     from moebius_serve.jobs import Jobs
     from moebius_serve.limits import Limits

@@ -44,7 +44,7 @@ FORBIDDEN = {
     "moebius_calibration",
 }
 # Beside the standard library. Anything else only where it is named here.
-ALLOWED = {"numpy", "PIL", "pydantic", "moebius_runtime"}
+ALLOWED = {"numpy", "PIL", "moebius_runtime"}
 ONLY_IN = {
     "onnxruntime": {"backends/ort.py"},
     "cuda": {"backends/cuda.py"},
@@ -52,6 +52,7 @@ ONLY_IN = {
     "tensorrt_rtx": {"backends/trt_library.py"},
     "typer": {"cli.py", "console.py"},
     "rich": {"console.py", "commands/run.py", "commands/stages.py"},
+    "pydantic": {"bundle/json_files.py"},  # which the runtime itself does not import
     "pillow_heif": {"images/pictures.py"},  # optional: HEIC
 }
 
@@ -176,6 +177,63 @@ def test_the_public_names_load_neither_a_runtime_nor_a_command_line():
     loaded = set(json.loads(python(LOADED, *moebius_runtime.__all__)))
     assert loaded & ({*ONLY_IN, "click"} | FORBIDDEN - {"pickle"}) == set()
     assert {"moebius_runtime", "numpy", "PIL"} <= loaded
+
+
+SLOW_TO_IMPORT = {"importlib.metadata", "importlib.abc", "email", "http", "asyncio", "unittest", "pydantic"}
+"""What no import of the runtime loads. Everything that is loaded takes time at every start."""
+
+STARTS = {
+    "import moebius_runtime": ({"moebius_runtime"}, {"moebius_runtime", "_moved", "moved"}),
+    "from moebius_runtime import Bundle; Bundle.open(sys.argv[1])": (
+        {"moebius_runtime", "numpy"},
+        {"moebius_runtime", "_moved", "moved", "errors", "bundle", "files", "sampling"},
+    ),
+    "from moebius_runtime import InpaintPipeline": (
+        {"moebius_runtime", "numpy", "PIL"},
+        {
+            *("moebius_runtime", "_moved", "moved", "errors", "bundle", "files", "sampling"),
+            *("backends", "images", "pipeline", "regions", "settings"),
+        },
+    ),
+    "import moebius_runtime.cli": (
+        {
+            "moebius_runtime",
+            "typer",
+            "rich",
+            "click",
+            "shellingham",
+            "typing_extensions",
+            "annotated_doc",
+            "_black_version",
+        },
+        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console"},
+    ),
+    "import moebius_serve.cli": (
+        {
+            "moebius_runtime",
+            "moebius_serve",
+            "typer",
+            "rich",
+            "click",
+            "shellingham",
+            "typing_extensions",
+            "annotated_doc",
+        },
+        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console"},
+    ),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_loads_no_more_than_its_list(start, toy_bundle):
+    """Packages, and parts of this one. `moebius_serve.cli --help` loads no FastAPI, and no command's help NumPy."""
+    packages, parts = STARTS[start]
+    code = f"import json, sys\nbefore = set(sys.modules)\n{start}\nprint(json.dumps(sorted(set(sys.modules) - before)))"
+    loaded = set(json.loads(python(code, toy_bundle.path)))
+    assert {name.split(".")[0] for name in loaded} - sys.stdlib_module_names <= packages
+    assert {"".join(name.split(".")[1:2]) or name for name in loaded if name.startswith("moebius_runtime")} <= parts
+    if "cli" not in start:
+        assert not loaded & SLOW_TO_IMPORT
 
 
 def test_an_unknown_name_of_the_package_is_refused():

@@ -6,8 +6,7 @@ import os
 import pytest
 from pydantic import Field
 
-from moebius_runtime.bundle.json_files import json_lines, read_json, write_json
-from moebius_runtime.bundle.manifest import StrictModel
+from moebius_runtime.bundle.json_files import StrictModel, json_lines, read_json, write_json
 from moebius_runtime.errors import BundleError
 from moebius_runtime.files import read_plain
 

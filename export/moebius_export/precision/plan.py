@@ -15,8 +15,8 @@ from moebius_export.errors import ExportError
 from moebius_export.graph.kinds import FloatType
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.kept_functions import Keepable
-from moebius_runtime.bundle.json_files import json_lines, read_json
-from moebius_runtime.bundle.manifest import GraphName, Sha256, ShortText, StrictModel
+from moebius_runtime.bundle.json_files import Sha256, ShortText, StrictModel, json_lines, read_json
+from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.files import atomic_write
 
 MAX_PLAN_BYTES = 4 << 20

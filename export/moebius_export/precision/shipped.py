@@ -23,8 +23,7 @@ from moebius_export.graph.kinds import LowType
 from moebius_export.graph.opened import Opened
 from moebius_export.precision.choose import module_path, node_kind
 from moebius_export.precision.plan import Measured, Plan
-from moebius_runtime.bundle.json_files import read_json, write_json
-from moebius_runtime.bundle.manifest import Sha256, ShortText, StrictModel
+from moebius_runtime.bundle.json_files import Sha256, ShortText, StrictModel, read_json, write_json
 
 RELEASED = Path(__file__).with_name("released.json")
 """The file for the released network."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from importlib import metadata
 from typing import Any
 
 from moebius_runtime.backends.base import Backend
@@ -93,6 +92,8 @@ def _automatic(bundle: Bundle, threads: int | None, precision: Precision | None,
 
 def _elsewhere(bundle: Bundle, runtime: str, threads: int | None, precision: Precision | None) -> Backend:
     """A runtime of another package, such as this project's `torch`."""
+    from importlib import metadata  # takes 30 ms, half of it for the parser of e-mails
+
     found = [point for point in metadata.entry_points(group=GROUP) if point.name == runtime]
     if not found:
         if runtime == "torch":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,8 @@ def import_onnxruntime(runtime: str = "ort-cpu", extra: str = "ort") -> Any:
     Raises:
         RuntimeUnavailableError: it is not installed, or two packages that overwrite each other are.
     """
+    from importlib import metadata
+
     installed = []
     for name in _DISTRIBUTIONS:
         try:

@@ -1,20 +1,33 @@
-"""Small JSON files that may come from anywhere: precision plans, quantization plans, lowerings."""
+"""Small JSON files that may come from anywhere: precision plans, quantization plans, lowerings.
+
+They are models of pydantic, which takes a while to import. The runtime itself reads none of them and does not import
+this module; what it reads is in `moebius_runtime.bundle.checked`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from moebius_runtime.bundle.manifest import first_problem
+from moebius_runtime.bundle.checked import first_problem
 from moebius_runtime.console import one_line
 from moebius_runtime.errors import MoebiusError
 from moebius_runtime.files import atomic_write, read_plain
 
 T = TypeVar("T")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShortText = Annotated[str, Field(max_length=1000)]
+
+
+class StrictModel(BaseModel):
+    """Base of checked files: refuses unknown fields, other types and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def read_json(

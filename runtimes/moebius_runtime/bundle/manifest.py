@@ -1,7 +1,7 @@
 """`manifest.json`: the content of a bundle, its origin, and the hashes of its files.
 
-A manifest is hostile until it is checked: its size, its version, every type and range (by pydantic, which refuses
-unknown fields), its own hash, and that each path stays inside the bundle.
+A manifest is hostile until it is checked: its size, its version, every type and range (see
+`moebius_runtime.bundle.checked`), its own hash, and that each path stays inside the bundle.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
+from moebius_runtime.bundle.checked import Field, StrictModel, first_problem, in_one_line, shortened
 from moebius_runtime.errors import BundleError, InputError
 from moebius_runtime.files import atomic_write, read_plain, sha256_file
 from moebius_runtime.sampling.schedule import NoiseSchedule, PredictionType
@@ -40,12 +40,7 @@ def _inside(path: str) -> str:
     return path
 
 
-class StrictModel(BaseModel):
-    """Base of checked files: refuses unknown fields, other types and numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
+@dataclass(frozen=True, kw_only=True)
 class TensorInfo(StrictModel):
     """Name, type and shape of a graph's input or output; a string names a dynamic dimension."""
 
@@ -54,21 +49,20 @@ class TensorInfo(StrictModel):
     shape: Annotated[list[Dimension], Field(max_length=8)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class GraphFile(StrictModel):
     """An ONNX file and the file of its weights, in one folder; graphs of one folder may share the latter.
 
     `plan` is the file of the precision plan that a mixed-precision graph was made from.
     """
 
-    model: Annotated[str, Field(pattern=r"\.onnx$")]  # a runtime may take another suffix for another format
+    model: Annotated[str, Field(pattern=r"^.*\.onnx$")]  # a runtime may take another suffix for another format
     weights: str | None
     plan: str | None = None
 
-    @model_validator(mode="after")
-    def _one_folder(self) -> GraphFile:
+    def _check(self) -> None:
         if self.weights is not None and PurePosixPath(self.weights).parent != PurePosixPath(self.model).parent:
             raise ValueError(f"{self.model!r} and its weights {self.weights!r} are not in one folder")
-        return self
 
     @property
     def paths(self) -> list[str]:
@@ -76,6 +70,7 @@ class GraphFile(StrictModel):
         return [path for path in (self.model, self.weights, self.plan) if path is not None]
 
 
+@dataclass(frozen=True, kw_only=True)
 class GraphInfo(StrictModel):
     """One graph: its files by precision, its inputs and outputs."""
 
@@ -84,6 +79,7 @@ class GraphInfo(StrictModel):
     outputs: Annotated[list[TensorInfo], Field(min_length=1, max_length=8)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class FileInfo(StrictModel):
     """Size in bytes and hash of one file."""
 
@@ -91,6 +87,7 @@ class FileInfo(StrictModel):
     sha256: Sha256
 
 
+@dataclass(frozen=True, kw_only=True)
 class WeightsInfo(StrictModel):
     """The origin of weights. `stand_in` weights are random test weights: their pictures mean nothing."""
 
@@ -99,6 +96,7 @@ class WeightsInfo(StrictModel):
     stand_in: bool
 
 
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo(StrictModel):
     """The network of the bundle."""
 
@@ -108,6 +106,7 @@ class ModelInfo(StrictModel):
     vae: WeightsInfo
 
 
+@dataclass(frozen=True, kw_only=True)
 class Geometry(StrictModel):
     """Sides in pixels of the square picture and its latent, and the latent's channels and scale."""
 
@@ -116,13 +115,12 @@ class Geometry(StrictModel):
     latent_channels: Annotated[int, Field(ge=1, le=64)]
     scaling_factor: Annotated[float, Field(gt=0, le=100)]
 
-    @model_validator(mode="after")
-    def _whole_blocks(self) -> Geometry:
+    def _check(self) -> None:
         if self.image_size % self.latent_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of latent_size {self.latent_size}")
-        return self
 
 
+@dataclass(frozen=True, kw_only=True)
 class ScheduleInfo(StrictModel):
     """The noise schedule that the network was trained with."""
 
@@ -136,15 +134,14 @@ class ScheduleInfo(StrictModel):
         """Builds the schedule with its tables; raises `InputError` if the numbers leave no usable noise level."""
         return NoiseSchedule(**self.model_dump())
 
-    @model_validator(mode="after")
-    def _usable(self) -> ScheduleInfo:
+    def _check(self) -> None:
         try:
             self.build()
         except InputError as error:
             raise ValueError(str(error)) from error
-        return self
 
 
+@dataclass(frozen=True, kw_only=True)
 class Defaults(StrictModel):
     """The bundle's defaults of `moebius-inpaint`."""
 
@@ -154,6 +151,7 @@ class Defaults(StrictModel):
     noise_offset: Annotated[float, Field(ge=0, le=1)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Rewrite(StrictModel):
     """A graph rewrite, how often it fired, and the MACs of a call before and after it.
 
@@ -167,6 +165,7 @@ class Rewrite(StrictModel):
     macs_after: Macs | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
 class Parity(StrictModel):
     """A file's distance from PyTorch when it was exported: relative L2 error and worst absolute error."""
 
@@ -202,6 +201,7 @@ def _tensors(tensors: list[TensorInfo]) -> str:
     return ", ".join(f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Manifest(StrictModel):
     """The whole manifest; see docs/bundle.md for the meaning of each field."""
 
@@ -217,15 +217,9 @@ class Manifest(StrictModel):
     parity: dict[str, Parity]
     tools: dict[ShortText, ShortText]
 
-    @field_validator("files")
-    @classmethod
-    def _files_inside(cls, files: dict[str, FileInfo]) -> dict[str, FileInfo]:
-        for path in files:
+    def _check(self) -> None:
+        for path in self.files:
             _inside(path)
-        return files
-
-    @model_validator(mode="after")
-    def _graphs_complete(self) -> Manifest:
         missing = [name for name in ("unet", "vae_encoder", "vae_decoder") if name not in self.graphs]
         if missing:
             raise ValueError(f"no graph {', '.join(missing)}")
@@ -234,7 +228,6 @@ class Manifest(StrictModel):
                 if path not in self.files:
                     raise ValueError(f"graph {name} names {path!r}, which is not among the files")
             _check_signature(name, graph, self.geometry)
-        return self
 
     @property
     def stand_in(self) -> bool:
@@ -274,19 +267,19 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not JSON ({_one_line(error)}). {_AGAIN}") from error
+        raise BundleError(f"{path}: not JSON ({in_one_line(error)}). {_AGAIN}") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path}: expected a JSON object, found {type(content).__name__}. {_AGAIN}")
     version = content.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path}: schema version {_short(version)}; this moebius-edge reads version {SCHEMA_VERSION}. Export the "
-            "bundle again with this version, or install the one that made it."
+            f"{path}: schema version {shortened(version)}; this moebius-edge reads version {SCHEMA_VERSION}. Export "
+            "the bundle again with this version, or install the one that made it."
         )
     declared = content.pop("manifest_sha256", None)
     try:
-        manifest = Manifest.model_validate_json(json.dumps(content))
-    except (ValueError, RecursionError) as error:  # pydantic's is a ValueError
+        manifest = Manifest.model_validate(content)
+    except ValueError as error:
         raise BundleError(f"{path}: {first_problem(error)}. {_AGAIN}") from error
     if declared != content_digest(content):
         raise BundleError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_AGAIN}")
@@ -315,7 +308,7 @@ def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
             )
         digest = sha256_file(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        reason = getattr(error, "strerror", None) or _one_line(error)
+        reason = getattr(error, "strerror", None) or in_one_line(error)
         raise BundleError(f"{path}: {reason}; the manifest lists this file. {_AGAIN}") from error
     if digest != expected.sha256:
         raise BundleError(f"{path}: its SHA-256 is not the manifest's: it is damaged or was exchanged. {_AGAIN}")
@@ -323,23 +316,3 @@ def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
 
 
 _AGAIN = "Export or copy the bundle again."
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _one_line(problem: object) -> str:
-    return " ".join(str(problem).split())[:300]
-
-
-def first_problem(error: Exception) -> str:
-    """The first problem of a validation error on one line, and the number of further ones."""
-    if isinstance(error, ValidationError):
-        problems = error.errors(include_url=False)
-        first = problems[0]
-        where = ".".join(_short(part).strip("'") for part in first["loc"])
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return f"{where or 'content'}: {_one_line(first['msg'])}, got {_short(first.get('input'))}{more}"
-    return _one_line(error)

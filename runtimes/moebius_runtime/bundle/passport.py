@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
+from moebius_runtime.bundle.checked import Field, StrictModel, first_problem
 from moebius_runtime.bundle.manifest import (
     Dimension,
     GraphName,
@@ -22,9 +21,7 @@ from moebius_runtime.bundle.manifest import (
     Precision,
     Sha256,
     ShortText,
-    StrictModel,
     content_digest,
-    first_problem,
 )
 from moebius_runtime.errors import EngineError
 from moebius_runtime.files import MappedFile, atomic_write, open_plain, read_plain
@@ -49,6 +46,7 @@ class Device:
     free_memory: int
 
 
+@dataclass(frozen=True, kw_only=True)
 class Range(StrictModel):
     """Smallest, best and largest shape of an engine's input."""
 
@@ -57,6 +55,7 @@ class Range(StrictModel):
     max: list[Dimension]
 
 
+@dataclass(frozen=True, kw_only=True)
 class EngineInfo(StrictModel):
     """One engine: its file, and the hashes of what it was built from.
 
@@ -73,6 +72,7 @@ class EngineInfo(StrictModel):
     build_seconds: Annotated[float, Field(ge=0)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Passport(StrictModel):
     """A folder of engines. `gpu`, `driver` and `cuda` are None if it was built for `sm` without a GPU."""
 
@@ -126,12 +126,12 @@ def read_passport(folder: str | Path) -> Passport:
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, found {type(content).__name__}")
         declared = content.pop("passport_sha256", None)
-        passport = Passport.model_validate_json(json.dumps(content))
+        passport = Passport.model_validate(content)
     except OSError as error:
         raise EngineError(
             f"{path}: {error.strerror}; engines are code and are loaded only with their passport. {_BUILD}"
         ) from error
-    except (ValueError, RecursionError) as error:  # pydantic's is a ValueError
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"{path}: {first_problem(error)}. {_BUILD}") from error
     if declared != content_digest(content):
         raise EngineError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_BUILD}")
