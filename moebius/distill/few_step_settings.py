@@ -54,6 +54,8 @@ def check_objective(settings: Settings) -> None:
         raise ValueError(
             f"`objective: {objective}` has one loss of its own; leave out `losses`, `balance` and `perceptual`"
         )
+    if settings.data.latent_crop is not None:
+        raise ValueError(f"`objective: {objective}` is for whole latents; leave out `latent_crop`")
     if objective == "consistency" and settings.ema is None:
         raise ValueError("`objective: consistency` learns from the averaged network; `ema` must not be null")
     shown = settings.samples

@@ -49,7 +49,7 @@ class _ConditionalTask(DiffusionTask):
         ids = self.network.conditional_ids.to(sample.categories.device)
         return sample._replace(categories=ids.expand(sample.latents.shape[0], -1))  # [B, m]
 
-    def _weight(self, sample: LatentBatch) -> Tensor | None:
+    def _masked_weight(self, sample: LatentBatch) -> Tensor | None:
         return None if self._hole_weight == 1 else hole_weights(sample.mask, self._hole_weight)
 
     def _teach(self, seen: Tensor, timesteps: Tensor, context: TrainContext) -> Tensor:
@@ -66,7 +66,7 @@ class GuidanceTask(_ConditionalTask):
         sample, noisy = self._noised(batch, context)
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted, _ = module(seen, noisy.timesteps, sample.categories)
-        loss = guidance_loss(predicted, self._teach(seen, noisy.timesteps, context), self._weight(sample))
+        loss = guidance_loss(predicted, self._teach(seen, noisy.timesteps, context), self._masked_weight(sample))
         return Outcome(loss, {"loss/guidance": loss.detach()})
 
 
@@ -111,5 +111,5 @@ class ConsistencyTask(_ConditionalTask):
                 target = self.average(seen(earlier), end, sample.categories)
             wanted = consistency_function(earlier, target, end, bars, kind)
         ours = consistency_function(noisy.latents, predicted, start, bars, kind)
-        loss = pseudo_huber(ours, wanted, self._options.huber, self._weight(sample))
+        loss = pseudo_huber(ours, wanted, self._options.huber, self._masked_weight(sample))
         return Outcome(loss, {"loss/consistency": loss.detach()})

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
+import moebius
 from moebius import Moebius, Teacher, preset
 from moebius.data.encoded import LatentBatch
 from moebius.distill.loop.assembly import build_stream, build_task
 from moebius.distill.loop.context import TrainContext
 from moebius.distill.loop.trainer import Trainer
 from moebius.distill.outputs.samples import fill_latents
-from moebius.distill.settings import changed, parse_settings
+from moebius.distill.settings import changed, load_settings, parse_settings
 from moebius.errors import CheckpointError, TrainingError
 from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import load_student
@@ -347,6 +349,7 @@ def test_weights_without_a_record_have_none(student):
         ({"consistency": {"steps": 2}}, "`consistency` has options of `objective: consistency`"),
         ({"samples": {"every": 1, "guidance_scale": 2}}, "the guidance is inside the network; leave it out"),
         ({"objective": "diffusion", "losses": {"perceptual": 0}}, "`guidance_scale: 2.5` is for `objective: guidance`"),
+        ({"data": {"latents": "a", "latent_crop": 8}}, "is for whole latents; leave out `latent_crop`"),
         ({"objective": "magic"}, "objective: Input should be 'diffusion', 'guidance' or 'consistency'"),
     ],
 )
@@ -395,3 +398,20 @@ def test_latents_of_another_vae_are_refused(tmp_path, student, encoded):
     with pytest.raises(TrainingError, match=r"`vae: stand-in` has latents of another VAE .* than `teacher`"):
         Trainer(settings_of(tmp_path / "out", teacher=student(trained={"vae_sha256": "0" * 64})))
     assert not (tmp_path / "out").exists()
+
+
+RECIPES = sorted(Path(moebius.__file__).parent.glob("*/recipe/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_the_settings_that_come_with_the_package_are_valid(path):
+    settings = load_settings(path)
+    if path.stem in ("guidance", "consistency"):
+        assert settings.objective == path.stem
+        assert settings.batch_norm == "frozen"
+
+
+def test_both_objectives_come_for_both_networks():
+    ours = [path for path in RECIPES if path.stem in ("guidance", "consistency")]
+    found = {(load_settings(path).network.preset, path.stem) for path in ours}
+    assert found == {(preset, name) for preset in ("full", "small") for name in ("consistency", "guidance")}
