@@ -12,9 +12,13 @@ from moebius_runtime.errors import RuntimeUnavailableError
 STAGE_GRAPHS = {"encode": ("vae_encoder",), "step": ("unet", "unet_conditional"), "decode": ("vae_decoder",)}
 
 
+# Calls of the U-Net graphs hold this many guidance branches, each a sample of the paper's count.
+BRANCHES = {"unet": 2, "unet_conditional": 1}
+
+
 def branches_of(graph: str, manifest: Manifest) -> int:
-    """Guidance branches in a call of a U-Net graph, each a sample of the paper's count."""
-    return 2 if graph == "unet" and manifest.guidance is None else 1
+    """Guidance branches in a call of a U-Net graph: `BRANCHES`, but one where guidance is distilled."""
+    return BRANCHES[graph] if manifest.guidance is None else 1
 
 
 def count_bundle(job: Job) -> dict[str, dict[str, int]]:
