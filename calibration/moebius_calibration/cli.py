@@ -202,5 +202,7 @@ def _save_placement(bundle: Bundle, plans: Mapping[GraphName, Int8Plan], path: P
     measured = plan.calibration
     derived = f"a search with {weights}, {measured.data} pictures, {measured.steps} steps, seed {measured.seed}"
     unet = Opened(opened(bundle.model_file("unet")))
+    there = "unet_conditional" in bundle.manifest.graphs
+    conditional = Opened(opened(bundle.model_file("unet_conditional"))) if there else None
     network = f"{model.preset}, {model.parameters:,} U-Net parameters"
-    write_placement(placement_from(plans, unet, network, derived), path)
+    write_placement(placement_from(plans, unet, network, derived, conditional), path)
