@@ -1,5 +1,6 @@
 """Bundles that tests share. Each is made once per run, also when pytest-xdist runs several workers."""
 
+import json
 import os
 import shutil
 import sys
@@ -82,6 +83,15 @@ def kept_bundle(shared_folder: Path, tensorrt_bundle: Path) -> Path:
     return _made_once(shared_folder / "kept-bundle", lambda folder: _keep_local_lambda(tensorrt_bundle, folder))
 
 
+@pytest.fixture(scope="session")
+def distilled_bundle(shared_folder: Path) -> Path:
+    """The export of a tiny checkpoint that records guidance distilled at 2.5, for sampler lcm and 3 steps. Read only.
+
+    Its weights lie beside it, in the folder `distilled-weights`.
+    """
+    return _made_once(shared_folder / "distilled-bundle", _export_distilled)
+
+
 @pytest.fixture
 def tiny_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""
@@ -99,6 +109,22 @@ def _export_tiny(folder: Path, **options) -> None:
     from moebius_export.onnx_export.export import ExportOptions, export_onnx
 
     export_onnx(folder, ExportOptions(weights="stand-in", vae="stand-in", preset="tiny", **options))
+
+
+def _export_distilled(folder: Path) -> None:
+    pytest.importorskip("torch", reason="the export needs torch; the runtime's own tests do not")
+    from safetensors.torch import save_file
+
+    from moebius import preset
+    from moebius.weights.load import load_student
+    from moebius_export.onnx_export.export import ExportOptions, export_onnx
+
+    weights = folder.with_name("distilled-weights")
+    weights.mkdir(exist_ok=True)
+    save_file(load_student("stand-in:5", preset("tiny").student)[0].state_dict(), weights / "model.safetensors")
+    record = {"prediction_type": "epsilon", "guidance": {"distilled": 2.5}, "sampler": "lcm", "num_inference_steps": 3}
+    (weights / "config.json").write_text(json.dumps(record))
+    export_onnx(folder, ExportOptions(weights=str(weights), vae="stand-in", preset="tiny"))
 
 
 def _lower_for_tensorrt(source: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from moebius_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from moebius_calibration.plan import Int8Plan
+    from moebius_export.trajectories.scenes import default_steps
     from moebius_runtime.bundle.bundle import Bundle
     from moebius_runtime.bundle.manifest import GraphName
 
@@ -40,7 +41,8 @@ def int8(
         typer.Option(
             min=1,
             max=1000,
-            help="Inference steps of each picture; all are calibrated on. Default 10, with --search 20.",
+            help="Inference steps of each picture; all are calibrated on. Default 10, with --search 20; of a bundle "
+            "for sampler lcm what it recommends.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture and its noise.")] = 1,
@@ -135,11 +137,12 @@ def int8(
         if path is not None:
             check_writable(path)
     whole = search or weights_only
+    opened = Bundle.open(bundle)
     options = Int8Options(
         target=target,  # type: ignore[arg-type]
         data=data,
         pictures=pictures or (8 if whole else PICTURES),
-        steps=steps or (20 if whole else STEPS),
+        steps=steps or default_steps(opened.manifest, 20 if whole else STEPS),
         seed=seed,
         observer=None if observer == "auto" else observer,  # type: ignore[arg-type]
         error=error,
@@ -147,7 +150,6 @@ def int8(
         samples=samples,
         state=state,
     )
-    opened = Bundle.open(bundle)
     if target == "ort-cpu" and (words := kernels.in_words()) != kernels.BYTE_PRODUCTS:
         from moebius_runtime.backends import ort_integer
 
@@ -200,5 +202,7 @@ def _save_placement(bundle: Bundle, plans: Mapping[GraphName, Int8Plan], path: P
     measured = plan.calibration
     derived = f"a search with {weights}, {measured.data} pictures, {measured.steps} steps, seed {measured.seed}"
     unet = Opened(opened(bundle.model_file("unet")))
+    there = "unet_conditional" in bundle.manifest.graphs
+    conditional = Opened(opened(bundle.model_file("unet_conditional"))) if there else None
     network = f"{model.preset}, {model.parameters:,} U-Net parameters"
-    write_placement(placement_from(plans, unet, network, derived), path)
+    write_placement(placement_from(plans, unet, network, derived, conditional), path)

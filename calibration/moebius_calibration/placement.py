@@ -65,6 +65,8 @@ class ShippedPlacement(StrictModel):
         network: a description of the network.
         derived: a description of what the placement was derived from.
         graphs: the searched U-Net, whose nodes the other one takes over, and those of the VAE. Others stay in float.
+        conditional_topology: of the conditional graph, which a network whose guidance is distilled has as `unet`; None
+            does not serve such networks.
     """
 
     schema_version: Literal[1] = 1
@@ -73,6 +75,7 @@ class ShippedPlacement(StrictModel):
     network: ShortText
     derived: ShortText
     graphs: dict[GraphName, GraphPlacement]
+    conditional_topology: Sha256 | None = None
 
     @model_validator(mode="after")
     def _one_unet(self) -> ShippedPlacement:
@@ -94,7 +97,7 @@ class ShippedPlacement(StrictModel):
         if (target == "ort-cpu") != (self.target == "ort-cpu"):
             return f"it is for {self.target}, expected {target}"
         found = topology_of(unet)
-        if found != self.topology:
+        if found not in (self.topology, self.conditional_topology):
             return f"the topology is {found[:12]}, the placement's {self.topology[:12]}"
         for name, work in works.items():
             placement = self.of(name)
@@ -104,13 +107,20 @@ class ShippedPlacement(StrictModel):
         return ""
 
 
-def placement_from(plans: Mapping[GraphName, Int8Plan], unet: Opened, network: str, derived: str) -> ShippedPlacement:
+def placement_from(
+    plans: Mapping[GraphName, Int8Plan],
+    unet: Opened,
+    network: str,
+    derived: str,
+    conditional: Opened | None = None,
+) -> ShippedPlacement:
     """The placement of a search, for every bundle of the network.
 
     Args:
         plans: of all graphs.
         unet: the graph `unet`, opened.
         network, derived: see `ShippedPlacement`.
+        conditional: the conditional graph, opened; None where the bundle has none.
 
     Raises:
         ExportError: no plan of a U-Net comes from a search.
@@ -135,6 +145,7 @@ def placement_from(plans: Mapping[GraphName, Int8Plan], unet: Opened, network: s
         network=network,
         derived=derived,
         graphs=graphs,
+        conditional_topology=None if conditional is None else topology_of(conditional),
     )
 
 

@@ -14,7 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from moebius.data.masks import HOLES, MaskSettings
 from moebius.data.opening import names_no_file
 from moebius.data.pictures import CropSettings
+from moebius.distill.few_step_settings import Objective, check_objective, with_objective_defaults
 from moebius.distill.objectives.balance import BalanceOptions
+from moebius.distill.objectives.consistency import ConsistencyOptions
 from moebius.distill.objectives.losses import LossOptions, Tap
 from moebius.distill.optimizers import OptimizerOptions, ScheduleOptions
 from moebius.errors import CheckpointError, TrainingError
@@ -78,6 +80,7 @@ _Losses = Annotated[LossOptions, _known(LossOptions)]
 _Balance = Annotated[BalanceOptions, _known(BalanceOptions)]
 _Optimizer = Annotated[OptimizerOptions, _known(OptimizerOptions)]
 _Schedule = Annotated[ScheduleOptions, _known(ScheduleOptions)]
+_Consistency = Annotated[ConsistencyOptions, _known(ConsistencyOptions)]
 _Masks = Annotated[MaskSettings, _known(MaskSettings)]
 _Crops = Annotated[CropSettings, _known(CropSettings)]
 
@@ -227,6 +230,10 @@ class Settings(_Part):
         average_statistics: number of batches on which the averaged network's batch norm statistics are measured at
             the end. With 0 they are copied from the network in training, as in the released code, and do not match
             the averaged weights if the learning rate is high.
+        objective: `diffusion` is the training of the paper; `guidance` and `consistency` train a student for fewer
+            network evaluations, see `moebius.distill.few_step_settings`.
+        guidance_scale: for `guidance` and `consistency`: the teacher's, which the student learns.
+        consistency: options of that objective.
     """
 
     train: Literal["student", "teacher", "vae"]
@@ -261,10 +268,19 @@ class Settings(_Part):
     tensorboard: bool = True
     weights_dtype: Literal["float32", "float16"] = "float32"
     average_statistics: int = Field(default=0, ge=0)
+    objective: Objective = "diffusion"
+    guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    consistency: _Consistency = ConsistencyOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_defaults(cls, content: Any) -> Any:
+        return with_objective_defaults(content)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Settings:
-        if self.train == "student":
+        check_objective(self)
+        if self.train == "student" and self.objective == "diffusion":
             if self.teacher is None and self.losses.needs_teacher:
                 raise ValueError(
                     "losses coarse and fine compare with a teacher and `teacher` is null; name a weights source, or "
@@ -276,7 +292,7 @@ class Settings(_Part):
                     f"{self.losses.perceptual:g}) and there is no `perceptual: {{weights: FILE}}` with "
                     "E-LatentLPIPS' weights; give the file, or write `perceptual: 0` under `losses`"
                 )
-        elif self.teacher is not None:
+        elif self.train != "student" and self.teacher is not None:
             raise ValueError(f"`teacher` is for `train: student`; with `train: {self.train}` leave it out")
         if self.data.latent_crop and self.train != "teacher":
             raise ValueError("`latent_crop` is for `train: teacher`; the student is tied to one size")

@@ -59,6 +59,7 @@ class SamplerName(str, Enum):
     ddim = "ddim"
     dpmpp_2m = "dpmpp-2m"
     unipc = "unipc"
+    lcm = "lcm"
 
 
 class StartName(str, Enum):
@@ -136,8 +137,12 @@ def inpaint(
         ),
     ] = None,
     sampler: Annotated[
-        SamplerName, typer.Option(help="ddim is the reference; the others are made for 8 to 12 steps.")
-    ] = SamplerName.ddim,
+        SamplerName | None,
+        typer.Option(
+            help="ddim is the reference; dpmpp-2m and unipc are made for 8 to 12 steps; lcm is for bundles that were "
+            "distilled for it, which have no other. Default: the bundle's."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting noise; the same seed gives the same picture.")] = 0,
     noise: Annotated[
         Path | None,
@@ -219,7 +224,7 @@ def inpaint(
         steps=steps,
         guidance_scale=guidance_scale,
         strength=strength,
-        sampler=sampler.value,
+        sampler=None if sampler is None else sampler.value,
         seed=seed,
         noise=None if noise is None else _read_noise(noise),
         fit=None if fit is None else fit.value,

@@ -27,13 +27,15 @@ from moebius_runtime.images.pillow_info import lost_in_pillow
 from moebius_runtime.regions import network_input
 from moebius_runtime.regions.paste import paste
 from moebius_runtime.regions.plan import Plan
-from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS, Cancelled, check_cancelled
+from moebius_runtime.sampling.choice import sampler_of, timesteps_of
+from moebius_runtime.sampling.samplers import Cancelled, check_cancelled
 from moebius_runtime.sampling.schedule import Latents
+from moebius_runtime.settings.distilled import distilled_notes, distilled_settings
 from moebius_runtime.settings.modes import Settings
 from moebius_runtime.settings.options import InpaintOptions as InpaintOptions
 from moebius_runtime.settings.options import check_noise as check_noise
+from moebius_runtime.settings.options import further_noises, option_notes, settings_of, starting_noises
 from moebius_runtime.settings.options import make_options as make_options
-from moebius_runtime.settings.options import option_notes, settings_of, starting_noises
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, total steps) after every denoising step, over all squares of a picture."""
@@ -72,6 +74,7 @@ class _Square:
     condition: Latents = field(init=False)  # [1, 1 + 4, s, s]
     generated: npt.NDArray[np.uint8] = field(init=False)  # [S, S, 3]
     note: str | None = None
+    number: int = 0  # in the order of the plan
 
     @property
     def crop(self) -> regions.Crop:
@@ -215,7 +218,9 @@ class InpaintPipeline:
 
     def option_notes(self, options: InpaintOptions) -> list[str]:
         """Notes on options with side effects, the same for every picture. The notes of `inpaint` include them."""
-        return option_notes(self._settings(options), self._timesteps(options), self.schedule)
+        settings = self._settings(options)
+        notes = option_notes(settings, self._timesteps(options), self.schedule)
+        return [*notes, *distilled_notes(settings, self.manifest)]
 
     @_seconds_of_its_own()
     def inpaint(
@@ -274,7 +279,7 @@ class InpaintPipeline:
                 if on_step is not None:
                     on_step(before * len(timesteps) + number, plan.total_steps)
 
-            squares = [_Square(area, next(noises)) for area in several]
+            squares = [_Square(area, next(noises), number=done + index) for index, area in enumerate(several)]
             self._fill_squares(squares, result, unknown, timesteps, options, step)
             for index, square in enumerate(squares, done + 1):
                 if square.note:
@@ -307,7 +312,8 @@ class InpaintPipeline:
                     on_step(before + step + 1)
 
                 denoiser = self._denoiser(square.condition, options)
-                sample = SAMPLERS[options.sampler]
+                noises = further_noises(options, square.number, self.manifest.geometry, self.manifest.defaults)
+                sample = sampler_of(self._settings(options).sampler, noises)
                 square.latents = sample(denoiser, square.latents, self.schedule, timesteps, done, _cancelled.get())
         with self._using("vae_decoder"):
             for square in squares:
@@ -366,7 +372,7 @@ class InpaintPipeline:
                 "sample": np.concatenate([latents, condition], axis=1),  # [1, 9, s, s]
                 "timestep": np.array([timestep], dtype=np.int64),
             }
-            if graph == "unet":
+            if graph == "unet" and self.manifest.guidance is None:
                 inputs["guidance_scale"] = np.array([scale], dtype=np.float32)
             return self._run("step", graph, **inputs)
 
@@ -397,11 +403,11 @@ class InpaintPipeline:
         _seconds.get().setdefault(stage, []).append(time.perf_counter() - started)
 
     def _settings(self, options: InpaintOptions) -> Settings:
-        return settings_of(options, self.manifest.defaults)
+        return distilled_settings(settings_of(options, self.manifest.defaults), options, self.manifest)
 
     def _timesteps(self, options: InpaintOptions) -> npt.NDArray[np.int64]:
         settings = self._settings(options)
-        return self.schedule.inference_timesteps(settings.steps, settings.strength, SPACINGS[options.sampler])
+        return timesteps_of(self.schedule, settings.sampler, settings.steps, settings.strength)
 
     def _noises(self, options: InpaintOptions) -> Iterator[Latents]:
         return starting_noises(options, self.manifest.geometry, self.manifest.defaults)

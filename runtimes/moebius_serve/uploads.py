@@ -23,6 +23,7 @@ from moebius_runtime.images.masks import mask_from_picture
 from moebius_runtime.images.pictures import INPUT_FORMATS, NamedBytes, Picture, load_picture, picture_from_image
 from moebius_runtime.images.saving import OUTPUT_FORMATS, check_can_save
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, make_options
+from moebius_runtime.sampling.samplers import SAMPLERS
 from moebius_runtime.settings.modes import ModeName
 from moebius_serve.jobs import Job
 from moebius_serve.limits import Limits
@@ -107,6 +108,26 @@ class Intake:
         made = make_options(**{"mode": self.mode, **given})
         self.pipeline.check(made)
         return made
+
+    def of_other_programs(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options as clients of other programs send them, without those that this bundle's network does not have.
+
+        Such clients always send a scale, a sampler and steps, and know nothing of distilled networks.
+        """
+        manifest, dropped = self.pipeline.manifest, set()
+        if manifest.guidance is not None:
+            dropped.add("guidance_scale")
+        if manifest.defaults.sampler == "lcm":
+            steps = options.get("steps")
+            dropped |= {"sampler"}
+            if isinstance(steps, int) and steps > manifest.defaults.num_inference_steps:
+                dropped.add("steps")
+        return {name: value for name, value in options.items() if name not in dropped}
+
+    @property
+    def samplers(self) -> list[str]:
+        """Names of the samplers that this bundle can be run with."""
+        return ["lcm"] if self.pipeline.manifest.defaults.sampler == "lcm" else list(SAMPLERS)
 
     def make_job(
         self,

@@ -39,7 +39,8 @@ def file(calibrated, tmp_path_factory):
     folder, plans, _ = calibrated
     path = tmp_path_factory.mktemp("placement") / "placement.json"
     unet = Opened(opened(Bundle.open(folder).model_file("unet")))
-    write_placement(placement_from(plans, unet, "tiny", "a search with random test weights"), path)
+    alone = Opened(opened(Bundle.open(folder).model_file("unet_conditional")))
+    write_placement(placement_from(plans, unet, "tiny", "a search with random test weights", alone), path)
     return path
 
 
@@ -132,10 +133,13 @@ def test_a_stale_or_tampered_file_is_refused(edit, words, file, tiny_bundle, opt
 
 
 def test_the_shipped_files_are_of_the_network_of_the_precision_plan():
-    topology = read_shipped(RELEASED_PLAN).topology
+    plan = read_shipped(RELEASED_PLAN)
+    topology, alone = plan.topology, plan.conditional_topology
+    assert alone not in (None, topology)
     for target, path in RELEASED.items():
         placement = read_placement(path)
         assert placement.topology == topology
+        assert placement.conditional_topology == alone
         assert placement.target == ("ort-cpu" if target == "ort-cpu" else "tensorrt")
         assert "random test weights" in placement.derived
         assert placement.unet.nodes

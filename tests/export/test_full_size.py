@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moebius_export.graph.opened import Opened, opened
 from moebius_export.onnx_export.export import ExportOptions, export_onnx
+from moebius_export.precision.shipped import RELEASED, read_shipped, topology_of
 from moebius_runtime import Bundle, InpaintOptions, InpaintPipeline, load_picture
 from moebius_runtime.backends import create_backend
 from moebius_runtime.images.masks import load_mask
@@ -28,6 +30,15 @@ def full_bundle(tmp_path_factory):
 def test_the_export_stays_under_8_gib(full_bundle):
     """Of this process, which made the export (ru_maxrss is in KiB on Linux)."""
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20
+
+
+def test_the_shipped_plans_are_of_this_network(full_bundle):
+    """Both graphs: the conditional one is the only U-Net of a network whose guidance is distilled."""
+    bundle, plan = Bundle.open(full_bundle), read_shipped(RELEASED)
+    for graph, topology in (("unet", plan.topology), ("unet_conditional", plan.conditional_topology)):
+        opened_graph = Opened(opened(bundle.model_file(graph)))
+        assert topology_of(opened_graph) == topology
+        assert plan.mismatch(opened_graph) == ""
 
 
 def test_four_guided_steps_are_the_originals(full_bundle):

@@ -110,6 +110,30 @@ def test_iopaint_config(live):
     assert live.client.get("/api/v1/samplers").json() == config["samplers"] == ["ddim", "dpmpp-2m", "unipc"]
 
 
+def test_clients_of_other_programs_can_use_a_distilled_bundle(serve, toy_copy, picture, mask):
+    """They always send a scale, a sampler and many steps; our own API refuses what the network does not have."""
+    from moebius_runtime.bundle.manifest import Manifest, read_manifest, write_manifest
+
+    content = read_manifest(toy_copy.path).model_dump()
+    content["graphs"]["unet"] = content["graphs"].pop("unet_conditional")
+    content["guidance"] = {"distilled": 2.5}
+    content["defaults"] |= {"sampler": "lcm", "num_inference_steps": 2}
+    write_manifest(Manifest.model_validate(content), toy_copy.path)
+    live = serve(toy_copy.path)
+    both = {"image": b64(picture), "mask": b64(mask)}
+    sent = IOPAINT | both | {"sd_steps": 30, "sd_sampler": "ddim"}
+    plain = live.post("/api/v1/inpaint", json=both | {"sd_seed": 42})
+    for body in (sent, sent | {"sd_sampler": "DPM++ 2M", "sd_steps": 2}):
+        answer = live.post("/api/v1/inpaint", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.content == plain.content
+    one = live.post("/api/v1/inpaint", json=sent | {"sd_steps": 1})
+    assert one.content != plain.content
+    assert live.client.get("/api/v1/samplers").json() == ["lcm"]
+    gimp = {"image_png_b64": b64(picture), "mask_png_b64": b64(mask), "cfg": 7.5, "num_steps": 30, "seed": 42}
+    assert live.post("/inpaint", json=gimp).status_code == 200
+
+
 def adjusted(live, values, operate, size):
     image = Image.fromarray(values)
     buffer = io.BytesIO()

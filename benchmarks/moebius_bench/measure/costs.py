@@ -6,12 +6,19 @@ from typing import Any, cast
 
 from moebius_bench.measure.worker_job import Job
 from moebius_runtime.bundle.bundle import Bundle
-from moebius_runtime.bundle.manifest import Precision
+from moebius_runtime.bundle.manifest import Manifest, Precision
 from moebius_runtime.errors import RuntimeUnavailableError
+
+STAGE_GRAPHS = {"encode": ("vae_encoder",), "step": ("unet", "unet_conditional"), "decode": ("vae_decoder",)}
+
 
 # Calls of the U-Net graphs hold this many guidance branches, each a sample of the paper's count.
 BRANCHES = {"unet": 2, "unet_conditional": 1}
-STAGE_GRAPHS = {"encode": ("vae_encoder",), "step": ("unet", "unet_conditional"), "decode": ("vae_decoder",)}
+
+
+def branches_of(graph: str, manifest: Manifest) -> int:
+    """Guidance branches in a call of a U-Net graph: `BRANCHES`, but one where guidance is distilled."""
+    return BRANCHES[graph] if manifest.guidance is None else 1
 
 
 def count_bundle(job: Job) -> dict[str, dict[str, int]]:
@@ -28,7 +35,7 @@ def count_bundle(job: Job) -> dict[str, dict[str, int]]:
         from moebius_export.network.torch_runtime import import_torch
 
         import_torch()
-        return count_torch(bundle.manifest.model.preset)
+        return count_torch(bundle.manifest.model.preset, distilled=bundle.manifest.guidance is not None)
     try:
         from moebius_export.graph import cost
     except ImportError as error:
@@ -48,17 +55,18 @@ def count_bundle(job: Job) -> dict[str, dict[str, int]]:
     return counted
 
 
-def count_torch(preset_name: str, parameters: bool = False) -> dict[str, dict[str, int]]:
+def count_torch(preset_name: str, parameters: bool = False, *, distilled: bool = False) -> dict[str, dict[str, int]]:
     """The same for the unfused network, by torch's operation counter on the meta device, without computation.
 
-    With `parameters`, the entry `parameters` holds the number of the student's parameters under `all`.
+    With `parameters`, the entry `parameters` holds the number of the student's parameters under `all`. With
+    `distilled`, the graph `unet` is one branch, as that of a network whose guidance is distilled.
     """
     import torch
 
     from moebius import Moebius, VaeDecoder, VaeEncoder, preset
     from moebius.network.vae import build_vae
     from moebius_export.network.module_cost import module_macs
-    from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
+    from moebius_export.network.wrappers import ConditionalUNet, unet_graphs
 
     sizes = preset(preset_name)
     side, channels = sizes.student.sample_size, sizes.vae.latent_channels
@@ -67,8 +75,10 @@ def count_torch(preset_name: str, parameters: bool = False) -> dict[str, dict[st
         student, vae = Moebius(sizes.student).eval(), build_vae(sizes.vae).eval()
         sample, timestep = torch.empty(1, sizes.student.in_channels, side, side), torch.empty(1, dtype=torch.int64)
         calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "unet": (GuidedUNet(student), (sample, timestep, torch.empty(1))),
-            "unet_conditional": (ConditionalUNet(student), (sample, timestep)),
+            name: (module, (sample, timestep, *(() if isinstance(module, ConditionalUNet) else (torch.empty(1),))))
+            for name, module in unet_graphs(student, distilled=distilled).items()
+        }
+        calls |= {
             "vae_encoder": (VaeEncoder(vae), (torch.empty(1, 3, pixels, pixels),)),
             "vae_decoder": (VaeDecoder(vae), (torch.empty(1, channels, side, side),)),
         }

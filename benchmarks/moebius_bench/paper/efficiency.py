@@ -49,7 +49,7 @@ def measured_row(
         MoebiusError: the bundle cannot be used, or counting needs a package that is not installed.
         OutputError: the measurement failed.
     """
-    from moebius_bench.measure.costs import BRANCHES, count_bundle, count_torch
+    from moebius_bench.measure.costs import branches_of, count_bundle, count_torch
 
     if bundle is None:
         from moebius_export.network.torch_runtime import import_torch
@@ -70,12 +70,16 @@ def measured_row(
     from moebius_bench.measure.processes import run_worker
     from moebius_bench.measure.rounds import Plan, bundle_facts, measure_variants
     from moebius_bench.measure.variants import Variant
+    from moebius_runtime.bundle.bundle import Bundle
 
     facts = bundle_facts(bundle)
     announce("counting the bundle's graphs")
     counted = count_bundle(Job(kind="cost", runtime="ort-cpu", bundle=bundle))
     graph = "unet_conditional" if "unet_conditional" in counted else "unet"
-    sample = counted[graph]["all"] / BRANCHES[graph] / 1e9
+    manifest = Bundle.open(bundle).manifest
+    branches = branches_of(graph, manifest)
+    each = "steps of one sample" if manifest.guidance else "guided steps (two samples each)"
+    sample = counted[graph]["all"] / branches / 1e9
     variant = Variant(bundle, "ort-cpu", "fp32", threads, steps, "this bundle")
     measured = measure_variants(
         [variant], Plan(rounds=rounds), run_worker, lambda number, what: announce(f"round {number}: {what}")
@@ -84,7 +88,7 @@ def measured_row(
     if result.status != "ok" or result.step is None:
         raise OutputError(f"{bundle}: {result.reason}")
     ms = result.step.p50 * 1e3
-    gflops: float | None = counted[graph]["convolutions"] / BRANCHES[graph] / 1e9
+    gflops: float | None = counted[graph]["convolutions"] / branches / 1e9
     form = f"unfused graph, {sample:.4g} GMAC a sample in all"
     if facts.rewrites:  # it has turned convolutions into other products, which the paper's count would leave out
         gflops = _as_written(facts.preset)
@@ -97,7 +101,7 @@ def measured_row(
         ms,
         steps,
         steps * ms / 1e3,
-        f"measured here: guided steps (two samples each), {result.described.get('runtime', '')}, threads "
+        f"measured here: {each}, {result.described.get('runtime', '')}, threads "
         f"{result.described.get('threads', '?')}, {form}{weights}",
         quoted=False,
     )

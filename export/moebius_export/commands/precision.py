@@ -214,9 +214,11 @@ def _save_plan(bundle: Bundle, plan: Plan, path: Path) -> None:
     if plan.keep:
         raise InputError("--save-plan: search without --keep, the file serves bundles with and without it")
     graph = Opened(opened(bundle.model_file("unet")))
+    there = "unet_conditional" in bundle.manifest.graphs
+    conditional = Opened(opened(bundle.model_file("unet_conditional"))) if there else None
     weights = f"random test weights ({model.unet.origin})" if model.unet.stand_in else model.unet.origin
     network = f"{model.preset}, {model.parameters:,} U-Net parameters"
-    write_shipped(shipped_from(plan, graph, network, f"a search with {weights}"), path)
+    write_shipped(shipped_from(plan, graph, network, f"a search with {weights}", conditional), path)
 
 
 def plan_table(plans: Iterable[Plan]) -> Table:

@@ -46,11 +46,11 @@ def import_torch() -> Any:
     return torch
 
 
-def unet_modules(student: Moebius) -> dict[GraphName, Any]:
-    """The modules of the graphs that the student is in, in eval mode."""
-    from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
+def unet_modules(student: Moebius, *, distilled: bool = False) -> dict[GraphName, Any]:
+    """The modules of the graphs that the student is in, in eval mode; `distilled` as in `wrappers.unet_graphs`."""
+    from moebius_export.network.wrappers import unet_graphs
 
-    return {"unet": GuidedUNet(student).eval(), "unet_conditional": ConditionalUNet(student).eval()}
+    return dict(unet_graphs(student, distilled=distilled))
 
 
 def vae_modules(autoencoder: Any) -> dict[GraphName, Any]:
@@ -148,7 +148,8 @@ class TorchBackend(Backend):
             sizes = preset(model.preset)
             if part == "unet":
                 student, checkpoint = load_student(source, sizes.student)
-                modules, expected = unet_modules(student), model.unet.sha256
+                distilled = self.bundle.manifest.guidance is not None
+                modules, expected = unet_modules(student, distilled=distilled), model.unet.sha256
             else:
                 autoencoder, checkpoint = load_vae(source, sizes.vae)
                 modules, expected = vae_modules(autoencoder), model.vae.sha256

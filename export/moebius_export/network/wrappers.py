@@ -10,6 +10,17 @@ from torch import Tensor, nn
 
 from moebius import Moebius
 from moebius_export.errors import ExportError
+from moebius_runtime.bundle.manifest import GraphName
+
+
+def unet_graphs(student: Moebius, *, distilled: bool = False) -> dict[GraphName, GuidedUNet | ConditionalUNet]:
+    """The wrappers of the graphs that a student is exported to, in eval mode.
+
+    Both branches with guidance, and the conditional branch alone. Of a network whose guidance is distilled there is one
+    graph, `unet`: its conditional branch.
+    """
+    conditional = ConditionalUNet(student).eval()
+    return {"unet": conditional} if distilled else {"unet": GuidedUNet(student).eval(), "unet_conditional": conditional}
 
 
 class GuidedUNet(nn.Module):
@@ -48,7 +59,7 @@ class GuidedUNet(nn.Module):
 
 
 class ConditionalUNet(nn.Module):
-    """The conditional branch alone: equal to guidance at a scale of 1, at half the cost."""
+    """The conditional branch alone: equal to guidance at a scale of 1, or distilled guidance, at half the cost."""
 
     branches = 1
     category_ids: Tensor

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from moebius import Preset, VaeDecoder, VaeEncoder, preset
 from moebius.weights.checkpoint import Checkpoint
+from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import (
     DEFAULT_VAE,
     DEFAULT_WEIGHTS,
@@ -29,7 +30,7 @@ from moebius_export.errors import ExportError
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
 from moebius_export.network.module_cost import module_macs
-from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
+from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet, unet_graphs
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.onnx_export.earlier import keep_earlier
 from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
@@ -44,6 +45,7 @@ from moebius_runtime.bundle.manifest import (
     GraphFile,
     GraphInfo,
     GraphName,
+    GuidanceInfo,
     Manifest,
     ModelInfo,
     Parity,
@@ -69,7 +71,8 @@ class ExportOptions:
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
     apply (`moebius_export.rules`), all by default, none for the unfused network. `target` is the target of the λ
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
-    the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's.
+    the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. Weights whose
+    `config.json` records distilled guidance have that one alone, and perhaps a sampler and a number of steps.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -117,7 +120,8 @@ def export_onnx(
     if not 1 <= options.batch <= 64:
         raise ExportError(f"--batch {options.batch}: expected 1 to 64")
     sizes = preset(options.preset)
-    guidance = default_guidance(options.weights, sizes) if options.guidance_scale is None else options.guidance_scale
+    known = read_distilled(options.weights, lambda note: progress("weights", note))
+    guidance = _guidance_scale(options, sizes, known)
     if not 0 <= guidance <= 100:  # NaN neither
         raise ExportError(f"--guidance-scale {guidance}: expected 0 to 100")
     check_names(options.rules)
@@ -131,10 +135,7 @@ def export_onnx(
         student, student_weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
         parameters = sum(parameter.numel() for parameter in student.parameters())
         graphs: dict[GraphName, _Written] = {}
-        unets: dict[GraphName, nn.Module] = {
-            "unet": GuidedUNet(student).eval(),
-            "unet_conditional": ConditionalUNet(student).eval(),
-        }
+        unets = dict[GraphName, nn.Module](unet_graphs(student, distilled=known.guidance_scale is not None))
         graphs |= _write_graphs(folder, "unet", unets, sizes, options, progress)
         del student, unets
         progress("weights", "VAE")
@@ -148,14 +149,30 @@ def export_onnx(
             unet=_weights_info(student_weights),
             vae=_weights_info(vae_weights),
         )
-        manifest = _manifest(folder, model, sizes, guidance, graphs)
+        manifest = _manifest(folder, model, sizes, guidance, graphs, known)
         manifest = keep_earlier(Path(out), folder, manifest, note)
         write_manifest(manifest, folder)
     return manifest
 
 
-def example_inputs(graph: GraphName, sizes: Preset, batch: int) -> dict[str, Tensor]:
-    """Seeded inputs of a graph, with the statistics that the sampler gives it: the manifest's names and shapes."""
+def _guidance_scale(options: ExportOptions, sizes: Preset, known: Distilled) -> float:
+    """The bundle's guidance scale: the distilled one, else the given one, else the default of the weights."""
+    scale, distilled = options.guidance_scale, known.guidance_scale
+    if distilled is None:
+        return default_guidance(options.weights, sizes) if scale is None else scale
+    if scale is not None and scale != distilled:
+        raise ExportError(
+            f"--guidance-scale {scale:g}: {options.weights} was distilled at {distilled:g} and has no other scale; "
+            "leave it out, or export the network before its distillation"
+        )
+    return distilled
+
+
+def example_inputs(graph: GraphName, sizes: Preset, batch: int, *, guided: bool = True) -> dict[str, Tensor]:
+    """Seeded inputs of a graph, with the statistics that the sampler gives it: the manifest's names and shapes.
+
+    `guided` is False for the graph `unet` of a network whose guidance is distilled: it takes no scale.
+    """
     rng = np.random.RandomState(7)
     side, channels = sizes.student.sample_size, sizes.vae.latent_channels
     pixels = side * sizes.vae.downscale
@@ -170,7 +187,7 @@ def example_inputs(graph: GraphName, sizes: Preset, batch: int) -> dict[str, Ten
         "sample": _tensor(np.concatenate([latents, mask, masked], axis=1)),
         "timestep": torch.tensor([500], dtype=torch.int64),
     }
-    return inputs | ({"guidance_scale": torch.tensor([2.5])} if graph == "unet" else {})
+    return inputs | ({"guidance_scale": torch.tensor([2.5])} if graph == "unet" and guided else {})
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -188,12 +205,13 @@ def _write_graphs(
     """Writes the graphs of one folder of the bundle over one weights file, and compares each with PyTorch."""
     batched = {"vae_encoder": "image", "vae_decoder": "latent"}.get(group, "sample")
     output = {"vae_encoder": "latent", "vae_decoder": "image"}.get(group, "noise_pred")
+    # torch.export takes a first axis of 1 for a constant, so an open one is traced with 2
+    batch = max(options.batch, 2) if options.dynamic_batch else options.batch
     specs = {
         name: GraphSpec(
             name,
             module,
-            # torch.export takes a first axis of 1 for a constant, so an open one is traced with 2
-            example_inputs(name, sizes, max(options.batch, 2) if options.dynamic_batch else options.batch),
+            example_inputs(name, sizes, batch, guided=isinstance(module, GuidedUNet)),
             output,
             dynamic=(batched,) if options.dynamic_batch else (),
             local_lambda_form=options.lowered.form,
@@ -203,7 +221,7 @@ def _write_graphs(
     target = folder / group
     files, rewrites = {}, {}
     progress(next(iter(specs)), "reference")
-    if group == "unet":
+    if "unet_conditional" in specs:
         references = dict(zip(specs, unet_references(specs["unet"], specs["unet_conditional"]), strict=True))
     else:
         references = {name: reference_output(spec) for name, spec in specs.items()}
@@ -267,7 +285,12 @@ def _graph_info(spec: GraphSpec, output: np.ndarray, file: GraphFile) -> GraphIn
 
 
 def _manifest(
-    folder: Path, model: ModelInfo, sizes: Preset, guidance_scale: float, graphs: dict[GraphName, _Written]
+    folder: Path,
+    model: ModelInfo,
+    sizes: Preset,
+    guidance_scale: float,
+    graphs: dict[GraphName, _Written],
+    known: Distilled,
 ) -> Manifest:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -290,7 +313,14 @@ def _manifest(
             beta_schedule="scaled_linear",
             prediction_type=sizes.prediction_type,
         ),
-        defaults=Defaults(num_inference_steps=20, guidance_scale=guidance_scale, strength=0.99, noise_offset=0.0357),
+        defaults=Defaults(
+            num_inference_steps=known.steps or 20,
+            guidance_scale=guidance_scale,
+            strength=0.99,
+            noise_offset=0.0357,
+            sampler="lcm" if known.sampler == "lcm" else "ddim",
+        ),
+        guidance=None if known.guidance_scale is None else GuidanceInfo(distilled=known.guidance_scale),
         graphs={name: graph.info for name, graph in graphs.items()},
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],

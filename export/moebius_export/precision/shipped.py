@@ -59,6 +59,8 @@ class ShippedPlan(StrictModel):
         errors: of the search, as in `plan.Plan`.
         modules: those that stay float32 for their error. What stays by the fixed rules is not listed.
         weights: stored in float32 for their error; names without the wrapper of the guided graph, see `stored_name`.
+        conditional_topology: of the conditional graph, which a network whose guidance is distilled has in its place;
+            None does not serve such networks.
     """
 
     schema_version: Literal[1] = 1
@@ -70,6 +72,7 @@ class ShippedPlan(StrictModel):
     errors: dict[ShortText, _Error]
     modules: Annotated[list[KeptModule], Field(max_length=4096)]
     weights: Annotated[list[_Name], Field(max_length=4096)]
+    conditional_topology: Sha256 | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> ShippedPlan:
@@ -87,9 +90,9 @@ class ShippedPlan(StrictModel):
         }
 
     def mismatch(self, graph: Opened) -> str:
-        """Why the plan is not one of this guided graph; empty where it is."""
+        """Why the plan is not one of this graph `unet`; empty where it is."""
         found = topology_of(graph)
-        if found != self.topology:
+        if found not in (self.topology, self.conditional_topology):
             return f"its topology is {found[:12]}, the plan's {self.topology[:12]}"
         there = modules_of(graph)
         if strange := [key for key in self.reasons if key not in there]:
@@ -122,13 +125,16 @@ def topology_of(graph: Opened) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def shipped_from(plan: Plan, graph: Opened, network: str, derived: str) -> ShippedPlan:
+def shipped_from(
+    plan: Plan, graph: Opened, network: str, derived: str, conditional: Opened | None = None
+) -> ShippedPlan:
     """Returns the plan of a search in a format that fits every bundle of the network.
 
     Args:
         plan: of the guided graph, made by the search.
         graph: that graph, opened.
         network, derived: see `ShippedPlan`.
+        conditional: the conditional graph, opened; None where the bundle has none.
 
     Raises:
         ExportError: the plan is not of the search.
@@ -161,6 +167,7 @@ def shipped_from(plan: Plan, graph: Opened, network: str, derived: str) -> Shipp
         errors={what: float(f"{error:.3g}") for what, error in plan.errors.items()},
         modules=list(modules.values()),
         weights=sorted({stored_name(name) for name in kept}),
+        conditional_topology=None if conditional is None else topology_of(conditional),
     )
 
 

@@ -37,7 +37,12 @@ _GUIDED = 2.5  # the paper's, table 6
 def guided_scale(manifest: Manifest) -> float:
     """A guidance scale at which the graph `unet` runs: the bundle's, or 2.5 where that is 1 and another graph would."""
     scale = manifest.defaults.guidance_scale
-    return _GUIDED if scale == 1 else scale
+    return _GUIDED if scale == 1 and "unet_conditional" in manifest.graphs else scale
+
+
+def default_steps(manifest: Manifest, usual: int) -> int:
+    """Inference steps where the user names none: `usual`, or the recommended number of a bundle for sampler `lcm`."""
+    return manifest.defaults.num_inference_steps if manifest.defaults.sampler == "lcm" else usual
 
 
 def seeded_scene(manifest: Manifest, steps: int, seed: int) -> Scene:

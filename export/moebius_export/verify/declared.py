@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from moebius.weights.distilled import Distilled
 from moebius_export.onnx_export.convert import IR_VERSION, OPSET
 from moebius_export.verify.reference import Reference
 from moebius_export.verify.results import Check, verdict
@@ -47,7 +48,19 @@ def manifest_checks(manifest: Manifest, reference: Reference) -> list[Check]:
     for name, entries in groups.items():
         wrong = [f"{key} is {got}, the network's is {want}" for key, got, want in entries if not _same(got, want)]
         checks.append(verdict("manifest", "manifest", name, "; ".join(wrong) or None))
-    return checks
+    return [*checks, _distillation_check(manifest, reference.distilled)]
+
+
+def _distillation_check(manifest: Manifest, known: Distilled) -> Check:
+    """Compares distilled guidance, sampler and steps with what the weights' `config.json` records."""
+    guidance, defaults = manifest.guidance, manifest.defaults
+    entries: list[tuple[str, object, object]] = [
+        ("guidance.distilled", guidance.distilled if guidance else None, known.guidance_scale),
+        ("sampler", defaults.sampler, known.sampler or "ddim"),
+        ("num_inference_steps", defaults.num_inference_steps, known.steps or defaults.num_inference_steps),
+    ]
+    wrong = [f"{name} is {got}, the weights record {want}" for name, got, want in entries if got != want]
+    return verdict("manifest", "manifest", "distillation", "; ".join(wrong) or None)
 
 
 def _same(got: float, want: float) -> bool:

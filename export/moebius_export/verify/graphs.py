@@ -166,7 +166,7 @@ def failure_hint(
     if np.linalg.norm(got - factor * compared.expected) < 0.01 * error:
         hint = f"the output is PyTorch's times {factor:.6g}"
         return f"{hint}, as with a scaling factor of {factor * scaling:.6g}" if graph == "vae_encoder" else hint
-    if graph == "unet":
+    if graph == "unet" and "guidance_scale" in inputs:
         scale = inputs["guidance_scale"]
 
         def guided(value: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import nn
 
 from moebius import Preset, preset
 from moebius.weights.checkpoint import Checkpoint
+from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import load_student, load_vae
 from moebius_export.errors import ExportError
 from moebius_export.network.torch_runtime import origin, unet_modules, vae_modules
@@ -20,11 +21,12 @@ Say = Progress  # its name in version 0.1
 
 @dataclass(frozen=True)
 class Reference:
-    """The PyTorch module of every graph, in eval mode, and the sizes of the network."""
+    """The PyTorch module of every graph, in eval mode, the sizes of the network, and its record of distillation."""
 
     sizes: Preset
     modules: Mapping[GraphName, nn.Module]
     parameters: int
+    distilled: Distilled
 
 
 def load_reference(manifest: Manifest, weights: str | None, vae: str | None, progress: Progress) -> Reference:
@@ -40,9 +42,10 @@ def load_reference(manifest: Manifest, weights: str | None, vae: str | None, pro
     _check_same(checkpoint, manifest.model.unet, "U-Net", "--weights", unet_source)
     autoencoder, checkpoint = load_vae(vae_source, sizes.vae, progress)
     _check_same(checkpoint, manifest.model.vae, "VAE", "--vae", vae_source)
-    modules: dict[GraphName, nn.Module] = unet_modules(student) | vae_modules(autoencoder)
+    graphs = unet_modules(student, distilled=manifest.guidance is not None)
+    modules: dict[GraphName, nn.Module] = graphs | vae_modules(autoencoder)
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    return Reference(sizes, modules, parameters)
+    return Reference(sizes, modules, parameters, read_distilled(unet_source, progress))
 
 
 def _check_same(checkpoint: Checkpoint, stated: WeightsInfo, what: str, option: str, source: str) -> None:

@@ -33,6 +33,7 @@ from moebius_runtime import kernels
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.errors import BundleError
+from moebius_runtime.sampling.choice import timesteps_of
 
 SHORT_STEPS = 4
 _TOOLS = ("torch", "diffusers", "onnx", "onnxruntime", "polygraphy", "numpy")
@@ -91,7 +92,8 @@ def verify(path: str | Path, options: VerifyOptions, progress: Progress = lambda
     bundle = Bundle.open(path)
     candidates = _candidates(bundle, options)
     steps = options.steps or bundle.manifest.defaults.num_inference_steps
-    timesteps = bundle.manifest.schedule.build().inference_timesteps(steps, bundle.manifest.defaults.strength)
+    defaults = bundle.manifest.defaults
+    timesteps = timesteps_of(bundle.manifest.schedule.build(), defaults.sampler, steps, defaults.strength)
     scene = seeded_scene(bundle.manifest, steps, options.seed)
     progress("weights")
     reference = load_reference(bundle.manifest, options.weights, options.vae, progress)

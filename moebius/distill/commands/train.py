@@ -93,6 +93,7 @@ class _Samples:
         self._held: tuple[Any, Any] | None = None
 
     def __call__(self, task: Any, network: Any) -> Any:
+        from moebius.distill.few_step_settings import sample_steps
         from moebius.distill.loop.assembly import build_stream, decoder
         from moebius.distill.outputs.samples import sheet
 
@@ -105,7 +106,8 @@ class _Samples:
             stream.close()
             self._held = batch, None if self._settings.train == "vae" else decoder(self._settings)
         batch, decode = self._held
-        return sheet(task, network, batch, decode, steps=shown.steps, guidance_scale=shown.guidance_scale)
+        steps = sample_steps(self._settings)
+        return sheet(task, network, batch, decode, steps=steps, guidance_scale=shown.guidance_scale)
 
 
 def _check_free(settings: Settings, resume: bool) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from moebius.data.datasets import Batch, SampleStream, batches
 from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.data.opening import open_source
+from moebius.data.shards import Encoding
 from moebius.data.sources import IndexedSource, JoinedSource, Source
+from moebius.distill.loop.few_steps import ConsistencyTask, GuidanceTask
+from moebius.distill.loop.guided_teachers import check_known_vaes, load_guided_teacher, other_vae, starting_student
 from moebius.distill.loop.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
 from moebius.distill.objectives.losses import LossOptions
 from moebius.distill.objectives.perceptual import ELatentLpips
@@ -20,8 +23,12 @@ from moebius.network.config import Preset
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
 from moebius.network.vae import VaeDecoder, build_vae
+from moebius.weights.checkpoint import Checkpoint
 from moebius.weights.load import check_prediction_type, load_student, load_teacher, load_vae
 from moebius.weights.sources import Progress
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 Say = Progress  # the name of version 0.1
 _ONLY_TASK = LossOptions(coarse=0.0, fine=0.0, perceptual=0.0)
@@ -78,13 +85,26 @@ def build_task(settings: Settings, progress: Progress = lambda text: None) -> Ta
         vae = build_vae(sizes.vae) if init is None else load_vae(init, sizes.vae, progress)[0]
         return VaeTask(vae.requires_grad_(True), sizes.vae, settings.vae_losses)
     encode: Encoder | None = None
+    vae_sha256: str | None = None
     if settings.data.latents is None:
-        encode = encoding(_vae_halves(settings, sizes, progress)[0], sizes.vae)
+        vae, checkpoint = _vae(settings, sizes, progress)
+        encode, vae_sha256 = encoding(halves(vae)[0], sizes.vae), checkpoint.sha256
+        if settings.objective != "diffusion":
+            check_known_vaes(settings, f"`vae: {settings.vae}`", vae_sha256)
+    task = _diffusion_task(settings, sizes, encode, progress)
+    task.vae_sha256 = vae_sha256
+    return task
+
+
+def _diffusion_task(settings: Settings, sizes: Preset, encode: Encoder | None, progress: Progress) -> DiffusionTask:
+    init = settings.init
     if settings.train == "teacher":
         teacher = Teacher(sizes.teacher) if init is None else load_teacher(init, sizes.teacher, progress)[0]
         if settings.gradient_checkpointing:
             teacher.diff_model.enable_gradient_checkpointing()
         return DiffusionTask(teacher.requires_grad_(True), _ONLY_TASK, settings, encode=encode)
+    if settings.objective != "diffusion":
+        return _few_step_task(settings, sizes, encode, progress)
     student = Moebius(sizes.student) if init is None else load_student(init, sizes.student, progress)[0]
     student.set_lambda_form(settings.lambda_form)
     student.diff_model.gradient_checkpointing = settings.gradient_checkpointing
@@ -102,14 +122,23 @@ def build_task(settings: Settings, progress: Progress = lambda text: None) -> Ta
     )
 
 
+def _few_step_task(settings: Settings, sizes: Preset, encode: Encoder | None, progress: Progress) -> DiffusionTask:
+    teacher = load_guided_teacher(settings, sizes, progress)
+    student = starting_student(settings, sizes, teacher, progress)
+    student.set_lambda_form(settings.lambda_form)
+    student.diff_model.gradient_checkpointing = settings.gradient_checkpointing
+    kind = GuidanceTask if settings.objective == "guidance" else ConsistencyTask
+    return kind(student.requires_grad_(True), settings, teacher, encode)
+
+
 def decoder(settings: Settings, progress: Progress = lambda text: None) -> VaeDecoder:
     """Loads the decoder of the run's VAE, for sample pictures."""
-    return _vae_halves(settings, settings.network.build(), progress)[1]
+    return halves(_vae(settings, settings.network.build(), progress)[0])[1]
 
 
-def _vae_halves(settings: Settings, sizes: Preset, progress: Progress) -> tuple[Any, VaeDecoder]:
+def _vae(settings: Settings, sizes: Preset, progress: Progress) -> tuple[AutoencoderKL, Checkpoint]:
     assert settings.vae is not None, "settings without a VAE where one is needed are refused"
-    return halves(load_vae(settings.vae, sizes.vae, progress)[0])
+    return load_vae(settings.vae, sizes.vae, progress)
 
 
 def _perceptual(settings: PerceptualSettings | None) -> ELatentLpips:
@@ -165,6 +194,26 @@ def _check_latents(stream: EncodedStream, settings: Settings, sizes: Preset, cat
             f"{settings.data.latents} was encoded for {made.num_categories} categories and the network has "
             f"{categories}; encode again with the network's --preset"
         )
+    _check_vae_of(settings, sizes, made)
+
+
+def _check_vae_of(settings: Settings, sizes: Preset, made: Encoding) -> None:
+    """Checks that latents are those of the run's VAE, and of the VAE that its starting weights know.
+
+    A fine-tuned VAE has the same sizes and other latents, so the weights' hashes are compared where they are known.
+    """
+    folder, vae = settings.data.latents, sizes.vae
+    wanted = (vae.latent_channels, vae.downscale, vae.scaling_factor)
+    if (made.latent_channels, made.downscale, made.scaling_factor) != wanted:
+        raise TrainingError(
+            f"{folder} was encoded by another VAE: {made.latent_channels} channels, 1/{made.downscale} of the "
+            f"picture's side, scaling factor {made.scaling_factor:g}; this network's VAE has {wanted[0]} channels, "
+            f"1/{wanted[1]} and {wanted[2]:g}"
+        )
+    if settings.objective != "diffusion":
+        if settings.vae is not None and (ours := _vae(settings, sizes, lambda text: None)[1].sha256) != made.vae_sha256:
+            raise other_vae(str(folder), made.vae_sha256, "vae", ours)
+        check_known_vaes(settings, str(folder), made.vae_sha256)
 
 
 def joined(data: DataSettings, size: int) -> Source:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moebius.distill.few_step_settings import distilled_fields
 from moebius.distill.settings import Settings
 from moebius.errors import TrainingError
 from moebius_runtime.errors import OutputError
@@ -21,10 +22,11 @@ from moebius_runtime.files import atomic_write
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def write_weights(settings: Settings, state: Mapping[str, Tensor], step: int) -> Path:
+def write_weights(settings: Settings, state: Mapping[str, Tensor], step: int, vae_sha256: str | None = None) -> Path:
     """Writes `diffusion_pytorch_model.safetensors` and `config.json` to `settings.out`; each whole or not at all.
 
     The folder is a weights source of `moebius-export onnx` and of a next run's `init`, `teacher` and `vae`.
+    `vae_sha256` is the SHA-256 of the weights of the VAE whose latents the network was trained on.
 
     Raises:
         TrainingError: the folder is not writable, or the disk is full.
@@ -36,10 +38,13 @@ def write_weights(settings: Settings, state: Mapping[str, Tensor], step: int) ->
     }
     sizes = settings.network.build()
     content: dict[str, Any] = {"trained": {"kind": settings.train, "steps": step, "settings": settings.identity()}}
+    if vae_sha256 is not None:
+        content["trained"]["vae_sha256"] = vae_sha256
     if settings.train == "vae":
         content |= sizes.vae.to_diffusers()
     else:
         content |= asdict(getattr(sizes, settings.train)) | {"prediction_type": sizes.prediction_type}
+        content |= distilled_fields(settings)
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         target, config = settings.out / WEIGHTS, settings.out / "config.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,12 @@ class Task(ABC):
     frozen: tuple[nn.Module, ...] = ()
     """Modules that are not trained; the trainer moves them to its device."""
 
+    vae_sha256: str | None = None
+    """SHA-256 of the VAE's weights where the task encodes pictures."""
+
+    average: nn.Module | None = None
+    """The averaged network (EMA), on the trainer's device, in eval mode. The trainer sets it."""
+
 
 class _Predictor(nn.Module):
     """A network's `forward_features` as `forward`."""
@@ -100,8 +106,16 @@ def encoding(encoder: VaeEncoder, config: VaeConfig) -> Encoder:
     return encode
 
 
+TaskSampler = Literal["ddim", "lcm"]
+
+
 class DiffusionTask(Task):
-    """Trains student or teacher on noisy latents; the student with a teacher, or on the true noise alone."""
+    """Trains student or teacher on noisy latents; the student with a teacher, or on the true noise alone.
+
+    `sampler` is the one that the network is trained for; sample pictures use it.
+    """
+
+    sampler: TaskSampler = "ddim"
 
     def __init__(
         self,
@@ -136,16 +150,19 @@ class DiffusionTask(Task):
         if self._crop:
             drawn_places = torch.rand(count * context.world, 3, generator=context.generator)
             sample = crop_to_hole(sample, self._crop, context.own(drawn_places))
-        drawn, shape = self._timesteps, (count * context.world, *sample.latents.shape[1:])
-        timesteps = context.own(
-            sample_timesteps(shape[0], context.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
-        )
-        noise = context.own(sample_noise(shape, context.generator, offset=drawn.noise_offset))
+        shape = (count * context.world, *sample.latents.shape[1:])
+        timesteps = context.own(self._draw_timesteps(shape[0], context))
+        noise = context.own(sample_noise(shape, context.generator, offset=self._timesteps.noise_offset))
         target = noise
         if self.prediction_type == "v_prediction":
             target = velocity(sample.latents, noise, timesteps, self._bars)
         seen_latents = add_noise(sample.latents, noise, timesteps, self._bars)
         return sample, Noised(seen_latents, target, timesteps, self.prediction_type)
+
+    def _draw_timesteps(self, count: int, context: TrainContext) -> Tensor:
+        """Timesteps of the global batch, int64 [count]."""
+        drawn = self._timesteps
+        return sample_timesteps(count, context.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
 
     def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
         """See `Task`."""

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from moebius.data.encoded import EncodedStream
 from moebius.distill.loop import checkpoints
 from moebius.distill.loop.assembly import Stream, build_stream, build_task
 from moebius.distill.loop.checkpoints import RankState, RunState
@@ -103,6 +104,7 @@ class Trainer:
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             self.average = averaged(self.task.network, settings.ema.decay, device=self._accelerator.device)
+            self.task.average = self.average.module.eval()
         self.optimizer = MuonAdamW(module.parameters(), settings.optimizer)
         self._schedule = learning_rate_schedule(self.optimizer, settings.schedule)
         before_prepare(self._accelerator, module)
@@ -274,7 +276,9 @@ class Trainer:
 
     def _write_weights(self, state: Mapping[str, Tensor]) -> None:
         self._check_weights(state)
-        write_weights(self.settings, state, self.step)
+        latents = self.stream.index.encoding if isinstance(self.stream, EncodedStream) else None
+        vae = self.task.vae_sha256 if latents is None else latents.vae_sha256
+        write_weights(self.settings, state, self.step, vae)
 
     def _from_main(self, value: _Value) -> _Value:
         """Broadcasts the main process' value to all processes."""

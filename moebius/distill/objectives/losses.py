@@ -135,9 +135,9 @@ def distillation_losses(
     if options.coarse and teacher is not None:
         losses["coarse"] = _coarse(options.taps, student.features, teacher.features)
     if options.task:
-        losses["task"] = _mse(ours, batch.target, "what is to be predicted", weight)
+        losses["task"] = mean_squared_error(ours, batch.target, "what is to be predicted", weight)
     if options.fine and teacher is not None:
-        losses["fine"] = _mse(ours, teacher.output.detach(), "the teacher's output", weight)
+        losses["fine"] = mean_squared_error(ours, teacher.output.detach(), "the teacher's output", weight)
     if options.perceptual:
         if perceptual is None:
             raise TrainingError(
@@ -158,7 +158,7 @@ def _coarse(taps: Sequence[Tap], student: Sequence[Tensor], teacher: Sequence[Te
     for tap in taps:
         ours = _wide(_feature(student, tap.student, "student"))
         theirs = _feature(teacher, tap.teacher, "teacher").detach()
-        terms.append(tap.weight * _mse(ours, theirs, f"teacher feature {tap.teacher}"))
+        terms.append(tap.weight * mean_squared_error(ours, theirs, f"teacher feature {tap.teacher}"))
     return torch.stack(terms).sum()
 
 
@@ -168,7 +168,7 @@ def _feature(features: Sequence[Tensor], index: int, whose: str) -> Tensor:
     return features[index]
 
 
-def _mse(ours: Tensor, theirs: Tensor, name: str, weight: Tensor | None = None) -> Tensor:
+def mean_squared_error(ours: Tensor, theirs: Tensor, name: str, weight: Tensor | None = None) -> Tensor:
     """The mean squared difference. Shapes must be equal: broadcasting would hide a wrong tap."""
     if ours.shape != theirs.shape:
         raise TrainingError(

@@ -138,6 +138,23 @@ def predict_clean(
     return (noisy - spread * predicted) / signal
 
 
+def predict_noise(
+    noisy: Tensor,
+    predicted: Tensor,
+    timesteps: Tensor,
+    bars: Tensor,
+    prediction_type: PredictionType = "epsilon",
+) -> Tensor:
+    """Estimates the noise in one step: the prediction itself, or sqrt(a) * velocity + sqrt(1 - a) * noisy.
+
+    Salimans and Ho 2022, appendix D. Shapes and dtypes as in `predict_clean`.
+    """
+    signal, spread = _factors(timesteps, bars, noisy)
+    if prediction_type == "v_prediction":
+        return signal * predicted + spread * noisy
+    return predicted.to(signal.dtype)
+
+
 def _factors(timesteps: Tensor, bars: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(a) and sqrt(1 - a), each [B, 1, 1, 1]: in float64 up to the one rounding, to float32 at least."""
     chosen = bars.to(timesteps.device)[timesteps].double()[:, None, None, None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
 from moebius.distill.loop.assembly import device_of
-from moebius.distill.loop.tasks import DiffusionTask, Task, VaeTask, evaluating
+from moebius.distill.loop.tasks import DiffusionTask, Task, TaskSampler, VaeTask, evaluating
 from moebius.network.config import PredictionType
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
@@ -30,23 +30,28 @@ def fill_latents(
     guidance_scale: float,
     generator: torch.Generator,
     prediction_type: PredictionType = "epsilon",
+    sampler: TaskSampler = "ddim",
 ) -> Tensor:
-    """Fills the masked region by DDIM (Song et al. 2020), from noise, with guidance between the category branches.
+    """Fills the masked region from noise, with guidance between the category branches.
 
     Args:
         network: in eval mode.
         batch: `latents` give the shape only.
-        steps: of the sampler, evenly spaced in 1000 timesteps.
+        steps: of the sampler.
         guidance_scale: 1 evaluates the conditional branch alone.
-        generator: of the starting noise, on the CPU.
+        generator: of the starting noise and of the noise between steps of `lcm`, on the CPU.
         prediction_type: what the network predicts.
+        sampler: `ddim` (Song et al. 2020), evenly spaced in 1000 timesteps, or `lcm` (Luo et al. 2023) on the grid
+            of the distillation, for networks of the consistency objective.
 
     Returns:
         Scaled latents [B, 4, S, S].
     """
-    from diffusers import DDIMScheduler  # seconds to import
+    from diffusers import DDIMScheduler, LCMScheduler  # seconds to import
 
-    scheduler = DDIMScheduler(
+    kind = {"ddim": DDIMScheduler, "lcm": LCMScheduler}[sampler]
+    drawing = {"generator": generator} if sampler == "lcm" else {}
+    scheduler = kind(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -67,7 +72,7 @@ def fill_latents(
         if guidance_scale != 1:
             other = network(seen, times, against)
             predicted = other + guidance_scale * (predicted - other)
-        latents = scheduler.step(predicted, int(timestep), latents).prev_sample
+        latents = scheduler.step(predicted, int(timestep), latents, **drawing).prev_sample
     return latents
 
 
@@ -119,6 +124,7 @@ def _filled(
         guidance_scale=guidance_scale,
         generator=generator,
         prediction_type=task.prediction_type,
+        sampler=task.sampler,
     )
     decoder = decoder.to(device)
     with torch.no_grad():

@@ -142,13 +142,25 @@ class ScheduleInfo(StrictModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuidanceInfo(StrictModel):
+    """Guidance inside the network: its output is the guided one at scale `distilled`, from one branch."""
+
+    distilled: Annotated[float, Field(ge=0, le=100)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Defaults(StrictModel):
-    """The bundle's defaults of `moebius-inpaint`."""
+    """The bundle's defaults of `moebius-inpaint`.
+
+    Sampler `lcm` means that the network was distilled for it and has no other; `num_inference_steps` is then the
+    recommended number. Bundles of earlier versions lack the sampler, which is then `ddim`.
+    """
 
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance_scale: Annotated[float, Field(ge=0, le=100)]
     strength: Annotated[float, Field(gt=0, le=1)]
     noise_offset: Annotated[float, Field(ge=0, le=1)]
+    sampler: Literal["ddim", "lcm"] = "ddim"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +185,7 @@ class Parity(StrictModel):
     max_error: Annotated[float, Field(ge=0)]
 
 
-def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry) -> None:
+def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry, guided: bool) -> None:
     """Checks the names, types and shapes that the pipeline uses (B, the number of pictures, is free)."""
     batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else 1
     channels, side, pixels = geometry.latent_channels, geometry.latent_size, geometry.image_size
@@ -183,7 +195,7 @@ def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry) -> N
     timestep = TensorInfo(name="timestep", dtype="int64", shape=[1])
     guidance = TensorInfo(name="guidance_scale", dtype="float32", shape=[1])
     inputs = {
-        "unet": [sample, timestep, guidance],
+        "unet": [sample, timestep, guidance] if guided else [sample, timestep],
         "unet_conditional": [sample, timestep],
         "vae_encoder": [TensorInfo(name="image", dtype="float32", shape=image)],
         "vae_decoder": [TensorInfo(name="latent", dtype="float32", shape=latent)],
@@ -216,6 +228,7 @@ class Manifest(StrictModel):
     rewrites: list[Rewrite]
     parity: dict[str, Parity]
     tools: dict[ShortText, ShortText]
+    guidance: GuidanceInfo | None = None
 
     def _check(self) -> None:
         for path in self.files:
@@ -227,7 +240,20 @@ class Manifest(StrictModel):
             for path in (path for file in graph.files.values() for path in file.paths):
                 if path not in self.files:
                     raise ValueError(f"graph {name} names {path!r}, which is not among the files")
-            _check_signature(name, graph, self.geometry)
+            _check_signature(name, graph, self.geometry, guided=self.guidance is None)
+        self._check_distilled()
+
+    def _check_distilled(self) -> None:
+        if self.guidance is not None:
+            if "unet_conditional" in self.graphs:
+                raise ValueError("guidance is distilled, and there is a graph unet_conditional beside unet")
+            if self.defaults.guidance_scale != self.guidance.distilled:
+                raise ValueError(
+                    f"the default guidance scale {self.defaults.guidance_scale:g} is not the distilled "
+                    f"{self.guidance.distilled:g}"
+                )
+        elif self.defaults.sampler == "lcm":
+            raise ValueError("sampler lcm is the default, and no guidance is distilled")
 
     @property
     def stand_in(self) -> bool:

@@ -82,7 +82,7 @@ def ddim(
         target = levels[step + 1]
         return target.signal * _clean(x, noise, levels[step]) + target.noise * noise
 
-    return _walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
+    return walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
 
 
 def dpmpp_2m(
@@ -111,7 +111,7 @@ def dpmpp_2m(
         del past[:-2]
         return _extrapolate(x, past, levels, step)
 
-    return _walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
+    return walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
 
 
 def unipc(
@@ -141,7 +141,7 @@ def unipc(
         origin[:] = [_correct(origin[0], past, levels, step) if step else x]
         return _extrapolate(origin[0], past, levels, step)
 
-    return _walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
+    return walk(denoise, latents, schedule, timesteps, callback, cancelled, advance)
 
 
 SAMPLERS: dict[str, Sampler] = {"ddim": ddim, "dpmpp-2m": dpmpp_2m, "unipc": unipc}
@@ -162,6 +162,13 @@ class _Level:
 
 def _levels(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> list[_Level]:
     """The levels of the timesteps, then that of clean data: n + 1 entries."""
+    bars = schedule.alphas_cumprod[check_timesteps(schedule, timesteps)].tolist()
+    noisy = [_Level(math.sqrt(bar), math.sqrt(1 - bar), 0.5 * math.log(bar / (1 - bar))) for bar in bars]
+    return [*noisy, _Level(1.0, 0.0, math.inf)]
+
+
+def check_timesteps(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> list[int]:
+    """Returns the timesteps as a list; raises `InputError` unless they are int64 [n], strictly falling, and known."""
     given = np.asarray(timesteps)
     if given.ndim != 1 or given.size == 0 or given.dtype.kind != "i":
         raise InputError(
@@ -171,12 +178,11 @@ def _levels(schedule: NoiseSchedule, timesteps: npt.NDArray[np.int64]) -> list[_
     count = schedule.num_train_timesteps
     if given.min() < 0 or given.max() >= count or np.any(np.diff(given) >= 0):
         raise InputError(f"timesteps are {given.tolist()}; expected strictly falling numbers from 0 to {count - 1}.")
-    bars = schedule.alphas_cumprod[given].tolist()
-    noisy = [_Level(math.sqrt(bar), math.sqrt(1 - bar), 0.5 * math.log(bar / (1 - bar))) for bar in bars]
-    return [*noisy, _Level(1.0, 0.0, math.inf)]
+    falling: list[int] = given.tolist()
+    return falling
 
 
-def _walk(
+def walk(
     denoise: Denoise,
     latents: Latents,
     schedule: NoiseSchedule,
@@ -226,6 +232,12 @@ def _require_finite(name: str, array: Latents, step: int, timestep: int) -> None
             f"{name} of step {step} (timestep {timestep}): {int((~finite).sum())} of {array.size} values are "
             "NaN or infinite; expected finite numbers. Run the fp32 bundle, or verify this one."
         )
+
+
+def clean_latents(schedule: NoiseSchedule, x: Latents, noise: Latents, timestep: int) -> Latents:
+    """The clean latents that `x` at a timestep and its predicted noise imply (Song et al. 2021a, equation 9)."""
+    bar = float(schedule.alphas_cumprod[timestep])
+    return _clean(x, noise, _Level(math.sqrt(bar), math.sqrt(1 - bar), 0.5 * math.log(bar / (1 - bar))))
 
 
 def _clean(x: Latents, noise: Latents, level: _Level) -> Latents:

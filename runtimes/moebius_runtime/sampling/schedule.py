@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
@@ -205,6 +206,14 @@ def initial_noise(seed: int, shape: tuple[int, int, int, int], noise_offset: flo
     Raises:
         InputError: an argument is of the wrong type or out of range.
     """
+    return next(noise_stream(seed, shape, noise_offset))
+
+
+def noise_stream(seed: int, shape: tuple[int, int, int, int], noise_offset: float = 0.0357) -> Iterator[Latents]:
+    """Noise without end from one seed. The first array is `initial_noise`, the others follow in the same stream.
+
+    Arguments and errors are those of `initial_noise`; the errors are raised by the call itself.
+    """
     _require_integer("seed", seed, 0, _MAX_SEED)
     if len(shape) != 4:
         raise InputError(f"the noise's shape is {list(shape)}; expected four sizes: [batch, channels, height, width].")
@@ -213,10 +222,14 @@ def initial_noise(seed: int, shape: tuple[int, int, int, int], noise_offset: flo
     offset = _finite("noise_offset", noise_offset)
     if offset < 0:
         raise InputError(f"noise_offset is {offset}; expected 0 or more (the reference's is 0.0357).")
-    stream = np.random.RandomState(int(seed))
-    noise = stream.standard_normal(shape)
-    noise += offset * stream.standard_normal((shape[0], shape[1], 1, 1))
-    return noise.astype(np.float32)
+    return _drawn(np.random.RandomState(int(seed)), shape, offset)
+
+
+def _drawn(stream: np.random.RandomState, shape: tuple[int, int, int, int], offset: float) -> Iterator[Latents]:
+    while True:
+        noise = stream.standard_normal(shape)
+        noise += offset * stream.standard_normal((shape[0], shape[1], 1, 1))
+        yield noise.astype(np.float32)
 
 
 def _require_integer(name: str, value: object, low: int, high: int) -> None:

@@ -29,6 +29,7 @@ class Mode:
         original: follow the original's procedure: start from the picture with the object in it, resample masked and
             invisible pixels with the rest, and feather across the mask's border. If False, no masked pixel can
             influence the result.
+        sampler: a name of `moebius_runtime.sampling.samplers.SAMPLERS`.
     """
 
     strength: float | None
@@ -38,6 +39,7 @@ class Mode:
     mask_dilate: Dilation
     start: Start | None
     original: bool
+    sampler: str = "ddim"
 
 
 MODES: dict[ModeName, Mode] = {
@@ -62,3 +64,4 @@ class Settings(NamedTuple):
     mask_reduce: Reduce
     mask_dilate: Dilation
     start: Start | None
+    sampler: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, repeat
+from itertools import chain, count, islice, repeat
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from moebius_runtime.bundle.manifest import Defaults, Geometry
 from moebius_runtime.errors import InputError
-from moebius_runtime.sampling.samplers import SAMPLERS
-from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, initial_noise
+from moebius_runtime.sampling.choice import SAMPLER_NAMES
+from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, initial_noise, noise_stream
 from moebius_runtime.settings.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
 
 _LITTLE_NOISE = 0.25  # of 1: with less, the start decides the result
@@ -31,7 +31,7 @@ class InpaintOptions:
         guidance_scale: scale of the classifier-free guidance, 0 to 100; 1 runs the conditional branch alone.
         strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
             kept. In `reference` it is noise on the picture's own latents, and pure noise at 1.
-        sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps).
+        sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps); `lcm` where the bundle was distilled for it.
         seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
         noise: the whole starting noise, float32 [1, 4, S, S], which replaces the seed's and is used unchanged.
         fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
@@ -50,7 +50,7 @@ class InpaintOptions:
     steps: int | None = None
     guidance_scale: float | None = None
     strength: float | None = None
-    sampler: str = "ddim"
+    sampler: str | None = None
     seed: int = 0
     noise: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     fit: Fit | None = None
@@ -64,7 +64,7 @@ class InpaintOptions:
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("mode", self.mode, tuple(MODES)),
-            ("sampler", self.sampler, tuple(SAMPLERS)),
+            ("sampler", self.sampler, (*SAMPLER_NAMES, None)),
             ("fit", self.fit, (*get_args(Fit), None)),
             ("blend", self.blend, (*get_args(Blend), None)),
             ("mask_reduce", self.mask_reduce, (*get_args(Reduce), None)),
@@ -104,6 +104,7 @@ def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
         mask_reduce=first(options.mask_reduce, mode.mask_reduce),
         mask_dilate=first(options.mask_dilate, mode.mask_dilate),
         start=options.start or mode.start,
+        sampler=first(options.sampler, mode.sampler),
     )
 
 
@@ -137,6 +138,16 @@ def starting_noises(options: InpaintOptions, geometry: Geometry, defaults: Defau
     first = initial_noise(options.seed, shape, defaults.noise_offset)
     seeds = (int(options.seed + index) % (1 << 32) for index in count(1))
     return chain([first], (initial_noise(seed, shape, defaults.noise_offset) for seed in seeds))
+
+
+def further_noises(options: InpaintOptions, square: int, geometry: Geometry, defaults: Defaults) -> Iterator[Latents]:
+    """The noise of square `square` after its starting noise, from the same seed, without end: for sampler `lcm`.
+
+    Starting noise that the options give does not change it.
+    """
+    shape = (1, geometry.latent_channels, geometry.latent_size, geometry.latent_size)
+    stream = noise_stream(int(options.seed + square) % (1 << 32), shape, defaults.noise_offset)
+    return islice(stream, 1, None)
 
 
 def make_options(**options: Any) -> InpaintOptions:

@@ -39,7 +39,7 @@ def router(jobs: Jobs, intake: Intake, model: str, device: str) -> APIRouter:
         def make() -> Any:
             image = from_base64(body.get("image_png_b64"), "image_png_b64")
             mask = from_base64(body.get("mask_png_b64"), "mask_png_b64")
-            return intake.make_job(image, mask, options, name="image.png", suffix=".png")
+            return intake.make_job(image, mask, intake.of_other_programs(options), name="image.png", suffix=".png")
 
         job = await filled(jobs, request, make)
         return {

@@ -30,7 +30,7 @@ def router(jobs: Jobs, intake: Intake, model: str, segmenter: Segmenter | None) 
     @api.post("/inpaint")
     async def inpaint(request: Request, body: dict[str, Any]) -> Response:
         """Fills the white of the mask. Fields that mean nothing here are accepted and ignored."""
-        options = _options(body)
+        options = intake.of_other_programs(_options(body))
 
         def make() -> Any:
             image, mask = from_base64(body.get("image"), "image"), from_base64(body.get("mask"), "mask")
@@ -57,7 +57,7 @@ def router(jobs: Jobs, intake: Intake, model: str, segmenter: Segmenter | None) 
             "controlnetMethod": None,
             "disableModelSwitch": True,
             "isDesktop": False,
-            "samplers": list(SAMPLERS),
+            "samplers": intake.samplers,
         }
 
     @api.get("/model")
@@ -68,7 +68,7 @@ def router(jobs: Jobs, intake: Intake, model: str, segmenter: Segmenter | None) 
     @api.get("/samplers")
     def samplers() -> list[str]:
         """Names for `sd_sampler`."""
-        return list(SAMPLERS)
+        return intake.samplers
 
     @api.post("/adjust_mask")
     async def adjust_mask(body: dict[str, Any]) -> Response:

@@ -40,10 +40,15 @@ def unet(fused_bundle):
 
 
 @pytest.fixture(scope="module")
-def file(searched, unet, tmp_path_factory):
+def conditional(fused_bundle):
+    return Opened(opened(Bundle.open(fused_bundle).model_file("unet_conditional")))
+
+
+@pytest.fixture(scope="module")
+def file(searched, unet, conditional, tmp_path_factory):
     """What that search found, as a file."""
     path = tmp_path_factory.mktemp("shipped") / "plan.json"
-    write_shipped(shipped_from(searched, unet, "tiny", "random test weights"), path)
+    write_shipped(shipped_from(searched, unet, "tiny", "random test weights", conditional), path)
     return path
 
 
@@ -90,6 +95,24 @@ def test_one_file_serves_every_lowering(searched, file, tensorrt_bundle, unet, n
     errors = {name for name, node in searched.nodes.items() if node.reason.startswith("error")}
     assert errors & same
     assert errors & same <= there
+
+
+def test_the_same_file_serves_the_one_graph_of_a_distilled_network(searched, file, distilled_bundle, no_search):
+    plans, notes = made(distilled_bundle, path=file)
+    assert set(plans) == {"unet", "vae_encoder", "vae_decoder"}
+    assert notes == []
+    errors = {name for name, node in plans["unet"].nodes.items() if node.reason.startswith("error")}
+    assert errors == {name for name, node in searched.nodes.items() if node.reason.startswith("error")} & set(
+        plans["unet"].nodes
+    )
+    assert errors
+
+
+def test_a_file_without_the_conditional_topology_does_not_serve_it(searched, unet, distilled_bundle):
+    plan = shipped_from(searched, unet, "tiny", "random test weights")
+    alone = Opened(opened(Bundle.open(distilled_bundle).model_file("unet")))
+    assert plan.mismatch(unet) == ""
+    assert plan.mismatch(alone).startswith("its topology is ")
 
 
 def test_the_topology_is_that_of_names_and_shapes(unet, tiny_bundle, fused_bundle):

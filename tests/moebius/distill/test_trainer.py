@@ -275,6 +275,11 @@ def checkpoint(out, step, file="network"):
             marks=pytest.mark.slow,
             id="accumulated",
         ),
+        pytest.param(
+            {"batch_norm": "frozen", "objective": "consistency", "guidance_scale": 2.0, "losses": {}},
+            marks=pytest.mark.slow,
+            id="consistency",
+        ),
     ],
 )
 def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, changes, alter, first, later, way):
