@@ -23,12 +23,18 @@ FOLDER = Path("runtimes/moebius_runtime/kernels")
 LIBRARIES = {"linux": "libmoebius_kernels.so", "darwin": "libmoebius_kernels.dylib"}
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma")
-# Name -> floats in a register, and the flags that allow its instructions.
+# Name -> floats in a register, and the flags that allow its instructions; the best one of a machine last.
 VARIANTS: dict[str, tuple[int, tuple[str, ...]]] = {"generic": (4, ())}
 X86_VARIANTS = VARIANTS | {
     "avx2": (8, ("-mavx2", "-mfma")),
+    "avxvnni": (8, ("-mavx2", "-mfma", "-mavxvnni")),
     "avx512": (16, AVX512),
     "avx512vnni": (16, (*AVX512, "-mavx512vnni")),
+}
+ARM_VARIANTS = VARIANTS | {
+    "neon": (4, ("-DMOEBIUS_NEON=1",)),
+    "dotprod": (4, ("-DMOEBIUS_NEON=2", "-march=armv8.2-a+dotprod")),
+    "i8mm": (4, ("-DMOEBIUS_NEON=3", "-march=armv8.2-a+i8mm")),
 }
 
 
@@ -80,27 +86,63 @@ def _platform() -> str:
     return next(tag.platform for tag in sys_tags() if "manylinux" not in tag.platform)
 
 
+def variants_of(compiler: list[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """The variants for the compiler's target; without those whose flags the compiler is too old for.
+
+    Raises:
+        BuildError: the compiler cannot be started.
+    """
+    machine = _run([*compiler, "-dumpmachine"]).partition("-")[0]
+    tables = {"x86_64": X86_VARIANTS, "amd64": X86_VARIANTS, "aarch64": ARM_VARIANTS, "arm64": ARM_VARIANTS}
+    found = tables.get(machine, VARIANTS)
+    return {name: (lanes, flags) for name, (lanes, flags) in found.items() if not flags or _takes(compiler, flags)}
+
+
+def _takes(compiler: list[str], flags: tuple[str, ...]) -> bool:
+    command = [*compiler, *flags, "-x", "c++", "-E", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def compile_objects(compiler: list[str], sources: Path, folder: Path, extra: tuple[str, ...] = ()) -> list[str]:
+    """Compiles each source once, `variant.cpp` once per instruction set; returns the object files.
+
+    Args:
+        compiler, sources: the command, and the folder of the sources.
+        folder: for the object files.
+        extra: more flags for all of them.
+
+    Raises:
+        BuildError: with what the compiler said.
+    """
+    variants = variants_of(compiler)
+    listed = " ".join(f"V({name})" for name in variants)
+    jobs = [
+        (name, "variant", (f"-DMOEBIUS_VARIANT={name}", f"-DMOEBIUS_LANES={lanes}", *flags))
+        for name, (lanes, flags) in variants.items()
+    ]
+    jobs += [(name, name, ()) for name in ("library", "work")]
+    jobs += [("dispatch", "dispatch", (f"-DMOEBIUS_VARIANTS={listed}",))]
+
+    def compiled(job: tuple[str, str, tuple[str, ...]]) -> str:
+        name, source, flags = job
+        made = str(folder / f"{name}.o")
+        _run([*compiler, *FLAGS, *extra, *flags, "-c", str(sources / f"{source}.cpp"), "-o", made])
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(compiled, jobs))
+
+
 def compile_library(compiler: list[str], sources: Path, library: Path) -> None:
-    """Compiles each source once, `variant.cpp` once per instruction set, and links them.
+    """Compiles and links the library.
 
     The library is exchanged whole: a process that has the old one loaded keeps it.
 
     Raises:
         BuildError: with what the compiler said.
     """
-    x86 = _run([*compiler, "-dumpmachine"]).startswith(("x86_64", "amd64"))
     with tempfile.TemporaryDirectory(prefix="moebius-kernels-") as folder:
-        jobs = [(source, source, ()) for source in ("library", "work")]
-        for name, (lanes, flags) in (X86_VARIANTS if x86 else VARIANTS).items():
-            jobs.append((name, "variant", (f"-DMOEBIUS_VARIANT={name}", f"-DMOEBIUS_LANES={lanes}", *flags)))
-        objects = [f"{folder}/{name}.o" for name, _, _ in jobs]
-
-        def compiled(job: tuple[str, str, tuple[str, ...]]) -> None:
-            name, source, flags = job
-            _run([*compiler, *FLAGS, *flags, "-c", str(sources / f"{source}.cpp"), "-o", f"{folder}/{name}.o"])
-
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            list(threads.map(compiled, jobs))
+        objects = compile_objects(compiler, sources, Path(folder))
         made = f"{folder}/{library.name}"
         static = ["-static-libgcc"] if sys.platform == "linux" else []
         _run([*compiler, "-shared", *static, *objects, "-o", made])

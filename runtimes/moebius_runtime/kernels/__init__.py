@@ -15,7 +15,7 @@ from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
 DOMAIN = "moebius"
 SWITCH = "MOEBIUS_KERNELS"
-VARIANTS = ("generic", "avx2", "avx512", "avx512vnni")
+VARIANTS = ("generic", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod", "i8mm")
 BYTE_PRODUCTS = "avx512vnni"
 """The variant with instructions for INT8 dot products."""
 _OFF = "off"

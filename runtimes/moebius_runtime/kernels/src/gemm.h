@@ -17,6 +17,43 @@ inline long panels(long columns) { return (columns + kWide - 1) / kWide; }
 template <int R>
 using Tile = vec[R][kVectors];
 
+#if defined(MOEBIUS_NEON)
+
+// sums[i] += row i's value of lane `Lane` * (left, right).
+template <int Lane, int R>
+inline void add_lane(float32x4_t (&sums)[R][kVectors], const float32x4_t (&rows)[R], const float* panel) {
+  const float32x4_t left = vld1q_f32(panel), right = vld1q_f32(panel + kLanes);
+  for (int i = 0; i < R; ++i) {
+    sums[i][0] = vfmaq_laneq_f32(sums[i][0], left, rows[i], Lane);
+    sums[i][1] = vfmaq_laneq_f32(sums[i][1], right, rows[i], Lane);
+  }
+}
+
+// tile += rows [R, depth] (each `stride` floats after the one before) * panel [depth, kWide]. Four values of each row are
+// loaded at a time: an instruction takes its factor from any lane.
+template <int R>
+inline void multiply(Tile<R>& tile, const float* rows, long stride, const float* panel, long depth) {
+  float32x4_t sums[R][kVectors], values[R];
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = float32x4_t(tile[i][j]);
+  long k = 0;
+  for (; k + 4 <= depth; k += 4, rows += 4, panel += 4 * kWide) {
+    for (int i = 0; i < R; ++i) values[i] = vld1q_f32(rows + i * stride);
+    add_lane<0, R>(sums, values, panel);
+    add_lane<1, R>(sums, values, panel + kWide);
+    add_lane<2, R>(sums, values, panel + 2 * kWide);
+    add_lane<3, R>(sums, values, panel + 3 * kWide);
+  }
+  for (; k < depth; ++k, ++rows, panel += kWide) {
+    for (int i = 0; i < R; ++i) values[i] = vld1q_dup_f32(rows + i * stride);
+    add_lane<0, R>(sums, values, panel);
+  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < kVectors; ++j) tile[i][j] = vec(sums[i][j]);
+}
+
+#else
+
 // tile += rows [R, depth] (each `stride` floats after the one before) * panel [depth, kWide].
 template <int R>
 inline void multiply(Tile<R>& tile, const float* rows, long stride, const float* panel, long depth) {
@@ -58,6 +95,8 @@ inline void multiply(Tile<R>& tile, const float* rows, long stride, const float*
     for (int j = 0; j < kVectors; ++j) tile[i][j] = sums[i][j];
 }
 
+#endif
+
 // Calls f(integral_constant R) for R = rows, 1 <= rows <= kRows.
 template <int R = kRows, class F>
 inline void with_rows(long rows, F&& f) {
@@ -75,11 +114,11 @@ inline void row_blocks(long first, long last, F&& f) {
     with_rows(last - row, [&](auto count) { f(count, row); });
 }
 
-// f(integral_constant R, first row, panel) for every tile of a matmul of `rows` rows and `count` panels. A task takes a
-// few panels, as many as a core's second-level cache holds beside the weights of a tile, and where that makes few tasks,
+// f(first row, last row, first panel, last panel) for the tasks of a matmul of `rows` rows and `count` panels. A task takes
+// a few panels, as many as a core's second-level cache holds beside the weights of a tile, and where that makes few tasks,
 // a part of the rows, so that threads end together.
 template <class F>
-inline void each_tile(const moebius::Threads& threads, long rows, long count, long depth, F&& f) {
+inline void each_task(const moebius::Threads& threads, long rows, long count, long depth, F&& f) {
   constexpr long kTasks = 16;
   const long fits = (512 << 10) / (depth * kWide * long(sizeof(float)));
   const long group = fits < 1 ? 1 : fits > 4 ? 4 : fits, groups = (count + group - 1) / group;
@@ -88,6 +127,14 @@ inline void each_tile(const moebius::Threads& threads, long rows, long count, lo
   threads.each(groups * parts, [&](long task) {
     const long first = task / parts * group, last = first + group < count ? first + group : count;
     const long top = task % parts * part, bottom = top + part < rows ? top + part : rows;
+    f(top, bottom, first, last);
+  });
+}
+
+// f(integral_constant R, first row, panel) for every tile of these tasks.
+template <class F>
+inline void each_tile(const moebius::Threads& threads, long rows, long count, long depth, F&& f) {
+  each_task(threads, rows, count, depth, [&](long top, long bottom, long first, long last) {
     row_blocks(top, bottom, [&](auto size, long row) {
       for (long p = first; p < last; ++p) f(size, row, p);
     });

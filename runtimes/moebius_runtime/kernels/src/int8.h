@@ -1,35 +1,47 @@
 // INT8 matmul: uint8 activations times int8 weights, accumulated in int32.
 //
 // An activation x of channel c is q = round(x * inverse[c] + zero[c]), at most 255 and at least 0. An output
-// is sum * scale + offset; the export folds bias and zero points into the offset. Four channels of a column make
-// one 32-bit lane, so that the loop is that of float matmul (gemm.h) with four times the depth. Its two operands are
-// - rows, from which four bytes at a time go to every lane, `stride` bytes apart,
-// - a panel of kWide columns: four bytes per lane; `step` bytes from four channels to the next.
-// Weights are rows where pictures are the panels, and panels where the rows are tokens.
+// is sum * scale + offset; the export folds bias and zero points into the offset. The loop is that of float matmul
+// (gemm.h): its operands are rows, whose values go to every lane, and a panel of kWide columns. Weights are rows where
+// pictures are the panels, and panels where the rows are tokens. In memory
+// - rows are bytes [rows, depth],
+// - packed weights are [outputs / 16][depth / 4][16][4] in every variant, their last columns zero,
+// - a picture's columns are groups of four channels [depth / 4][columns][4].
+// How a variant multiplies decides what it reads, its operand format. `rows_of` and `columns_of` convert to it, a block
+// at a time, and `put_group` writes it; each format is in a file of its own with the same functions:
+// - int8_dot.h: instructions for sums of four products of uint8 and int8 (VNNI),
+// - int8_pairs.h: for sums of two products of int16 (SSE2, AVX2, AVX-512 without VNNI), and any other processor,
+// - int8_neon.h: Arm's products of int16, dot products of int8, and matrix products of uint8 and int8.
 #pragma once
 
 #include <cstdint>
 
 #include "gemm.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 namespace MOEBIUS_VARIANT {
 
-constexpr long kPacked = 16;  // outputs in a panel of packed weights: [outputs / 16][depth / 4][16][4], in every variant
+constexpr long kPacked = 16;  // outputs in a panel of packed weights
 
 template <int R>
 using Sums = ivec[R][kVectors];
 
 typedef unsigned char bytes __attribute__((vector_size(kLanes)));
 
-inline ivec splat_bytes(const void* from) {
-  int four;
-  std::memcpy(&four, from, sizeof four);
-  return ivec{} + four;
-}
+// Rows in the operand format; `stride` bytes apart.
+struct Rows {
+  const char* at;
+  long stride;
+  const int* start = nullptr;  // of a format with shifted activations: what each sum begins with
+
+  Rows operator+(long rows) const;  // without the first ones, a multiple of kUnit
+};
+
+// A panel in the operand format: its two vectors, and the bytes from one part of the depth to the next.
+struct Panel {
+  const char *left, *right;
+  long step;
+  const int* start = nullptr;
+};
 
 inline ivec load_bytes(const void* from) {
   ivec value;
@@ -37,65 +49,40 @@ inline ivec load_bytes(const void* from) {
   return value;
 }
 
-// Per lane: sum + u[0] s[0] + u[1] s[1] + u[2] s[2] + u[3] s[3], u uint8 and s int8.
-inline ivec add_products(ivec sum, ivec u, ivec s) {
-#if MOEBIUS_LANES == 16 && defined(__AVX512VNNI__)
-  return ivec(_mm512_dpbusd_epi32(__m512i(sum), __m512i(u), __m512i(s)));
-#elif MOEBIUS_LANES == 16
-  // The instruction for pairs of 8-bit values saturates at 16 bits; the one for pairs of 16-bit values does not.
-  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(__m512i(u), _mm512_set1_epi16(255)),
-                                         _mm512_srai_epi16(_mm512_slli_epi16(__m512i(s), 8), 8));
-  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(__m512i(u), 8), _mm512_srai_epi16(__m512i(s), 8));
-  return sum + ivec(even) + ivec(odd);
-#elif MOEBIUS_LANES == 8
-  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(__m256i(u), _mm256_set1_epi16(255)),
-                                         _mm256_srai_epi16(_mm256_slli_epi16(__m256i(s), 8), 8));
-  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(__m256i(u), 8), _mm256_srai_epi16(__m256i(s), 8));
-  return sum + ivec(even) + ivec(odd);
-#else
-  for (int i = 0; i < 4; ++i) sum += ((u >> 8 * i) & 255) * ((s << (24 - 8 * i)) >> 24);
-  return sum;
-#endif
+inline void store_ints(void* to, ivec value) { std::memcpy(to, &value, sizeof value); }
+
+inline ivec splat_bytes(const void* from) {
+  int four;
+  std::memcpy(&four, from, sizeof four);
+  return ivec{} + four;
 }
 
-// sums += rows [R, depth] * the panel whose first vector is at `left`, the second at `right`. Depth: a multiple of 4.
-template <bool SignedRows, int R>
-inline void multiply8(Sums<R>& to, const void* rows, long stride, const void* left_, const void* right_, long step,
-                      long depth) {
-  Sums<R> sums;
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) sums[i][j] = to[i][j];
-  const char *at = static_cast<const char*>(rows), *left = static_cast<const char*>(left_),
-             *right = static_cast<const char*>(right_);
-  const long three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
-             thirteen = 13 * stride;
-  for (long k = 0; k < depth; k += 4, at += 4, left += step, right += step) {
-    const ivec first = load_bytes(left), second = load_bytes(right);
-    const auto row = [&](auto index, long offset) {
-      constexpr int i = decltype(index)::value;
-      if constexpr (i < R) {
-        const ivec four = splat_bytes(at + offset);
-        sums[i][0] = SignedRows ? add_products(sums[i][0], first, four) : add_products(sums[i][0], four, first);
-        sums[i][1] = SignedRows ? add_products(sums[i][1], second, four) : add_products(sums[i][1], four, second);
-      }
-    };
-    row(std::integral_constant<int, 0>{}, 0);
-    row(std::integral_constant<int, 1>{}, stride);
-    row(std::integral_constant<int, 2>{}, 2 * stride);
-    row(std::integral_constant<int, 3>{}, three);
-    row(std::integral_constant<int, 4>{}, 4 * stride);
-    row(std::integral_constant<int, 5>{}, five);
-    row(std::integral_constant<int, 6>{}, 2 * three);
-    row(std::integral_constant<int, 7>{}, seven);
-    row(std::integral_constant<int, 8>{}, 8 * stride);
-    row(std::integral_constant<int, 9>{}, nine);
-    row(std::integral_constant<int, 10>{}, 2 * five);
-    row(std::integral_constant<int, 11>{}, eleven);
-    row(std::integral_constant<int, 12>{}, 4 * three);
-    row(std::integral_constant<int, 13>{}, thirteen);
-  }
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) to[i][j] = sums[i][j];
+// Where packed weights of a column are.
+inline const std::int8_t* packed_column(const std::int8_t* weight, long depth, long column) {
+  return weight + column / kPacked * depth * kPacked + column % kPacked * 4;
+}
+
+// The first column of a panel's second vector. Beyond the last packed one it is the first vector's again, to stay in bounds.
+inline long second_column(long outputs, long column) {
+  return column + kLanes < (outputs + kPacked - 1) / kPacked * kPacked ? column + kLanes : column;
+}
+
+}  // namespace MOEBIUS_VARIANT
+
+#if defined(MOEBIUS_NEON)
+#include "int8_neon.h"
+#elif MOEBIUS_LANES == 16 && defined(__AVX512VNNI__)
+#include "int8_dot.h"
+#elif MOEBIUS_LANES == 8 && (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__)))
+#include "int8_dot.h"
+#else
+#include "int8_pairs.h"
+#endif
+
+namespace MOEBIUS_VARIANT {
+
+inline Rows Rows::operator+(long rows) const {
+  return {at + rows / kUnit * stride, stride, start == nullptr ? nullptr : start + rows};
 }
 
 inline vec as_floats(ivec value) { return __builtin_convertvector(value, vec); }
@@ -110,8 +97,29 @@ inline ivec quantise(vec x, vec inverse, vec zero) {
   return load_bytes(&shifted) - 0x4B400000;
 }
 
+inline bytes narrowed(ivec value) {
+#if MOEBIUS_LANES == 8 && defined(__AVX2__)
+  // The lowest byte of every lane of a half, then the four bytes of both. Compilers go through memory or many shuffles.
+  const __m256i order = _mm256_set1_epi32(0x0c080400);
+  const __m256i fours = _mm256_shuffle_epi8(__m256i(value), order);
+  const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  bytes narrow;
+  std::memcpy(&narrow, &both, sizeof narrow);
+  return narrow;
+#else
+  return __builtin_convertvector(value, bytes);
+#endif
+}
+
+inline void store_bytes(std::uint8_t* to, ivec value) {
+  const bytes narrow = narrowed(value);
+  std::memcpy(to, &narrow, sizeof narrow);
+}
+
+// The first `count` lanes.
 inline void store_bytes(std::uint8_t* to, ivec value, int count) {
-  const bytes narrow = __builtin_convertvector(value, bytes);
+  if (count >= kLanes) return store_bytes(to, value);
+  const bytes narrow = narrowed(value);
   std::memcpy(to, &narrow, count);
 }
 
@@ -135,26 +143,14 @@ inline void fetch(const float* first, long row_stride) {
 #endif
 }
 
-// f(integral_constant R, first row) for the rows [first, last) in blocks of at most kRows of about equal size.
+// f(integral_constant R, first row) for the rows [0, rows) in blocks of at most kRows of about equal size.
 template <class F>
-inline void even_blocks(long first, long last, F&& f) {
-  const long rows = last - first, count = (rows + kRows - 1) / kRows;
+inline void even_blocks(long rows, F&& f) {
+  const long units = (rows + kUnit - 1) / kUnit, count = (rows + kRows - 1) / kRows;
   for (long i = 0; i < count; ++i) {
-    const long from = first + rows * i / count, to = first + rows * (i + 1) / count;
-    with_rows(to - from, [&](auto size) { f(size, from); });
+    const long from = units * i / count * kUnit, to = units * (i + 1) / count * kUnit;
+    with_rows((to < rows ? to : rows) - from, [&](auto size) { f(size, from); });
   }
 }
-
-// Where the panel of columns [column, column + kWide) of packed weights is. Beyond the last it is the first half again, to stay in bounds.
-struct Columns {
-  const std::int8_t *left, *right;
-
-  Columns(const std::int8_t* weight, long depth, long outputs, long column) {
-    const auto place = [&](long c) { return weight + c / kPacked * depth * kPacked + c % kPacked * 4; };
-    left = place(column);
-    const long other = column + kLanes;
-    right = other < (outputs + kPacked - 1) / kPacked * kPacked ? place(other) : left;
-  }
-};
 
 }  // namespace MOEBIUS_VARIANT

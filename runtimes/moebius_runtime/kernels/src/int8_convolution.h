@@ -41,29 +41,32 @@ struct ByteConvolution {
 
   long depth() const { return reach * reach * f.inputs; }
 
-  // The panel of results [first, first + kWide) of a phase: [taps][inputs / 4][kWide][4].
-  void gather(const std::uint8_t* padded, long phase, long first, std::uint8_t* to) const {
+  // The panel of results [first, first + kWide) of a phase, its depth [taps][inputs], in the operand format. `groups`
+  // holds the four channels of kWide results for one tap: [inputs / 4][kWide][4].
+  void gather(const std::uint8_t* padded, long phase, long first, std::uint8_t* groups, std::uint8_t* to) const {
     const Plane plane{f.height, f.width};
     const long columns = high * wide - first < kWide ? high * wide - first : kWide;
-    for (long tap = 0; tap < reach * reach; ++tap)
+    for (long tap = 0; tap < reach * reach; ++tap) {
       for (long t = 0; t < columns;) {
         const long y = (first + t) / wide, x = (first + t) % wide;
         const long run = step > 1 ? 1 : wide - x < columns - t ? wide - x : columns - t;
         const std::uint8_t* from =
             padded + 4 * ((y * step + phase / 2 + tap / reach) * plane.stride() + x * step + phase % 2 + tap % reach);
-        std::uint8_t* at = to + (tap * f.inputs / 4 * kWide + t) * 4;
+        std::uint8_t* at = groups + t * 4;
         for (long c = 0; c < f.inputs / 4; ++c) std::memcpy(at + c * kWide * 4, from + c * plane.size() * 4, 4 * run);
         t += run;
       }
+      for (long c = 0; c < f.inputs / 4; ++c) put_group(to, depth(), tap * f.inputs / 4 + c, groups + c * kWide * 4);
+    }
   }
 
   // Results [first, first + kWide) of output channels [row, row + R).
   template <int R>
-  void outputs(const std::uint8_t* panel, long phase, long first, long row, float* y) const {
+  void outputs(const Rows& weights, const std::uint8_t* panel, long phase, long first, long row, float* y) const {
     const moebius::Int8Product& product = f.product;
     const long place = phase * f.outputs + row;
-    Sums<R> sums = {};
-    multiply8<true, R>(sums, product.weight + place * depth(), depth(), panel, panel + 4 * kLanes, 4 * kWide, depth());
+    Sums<R> sums;
+    multiply8<true, R>(sums, weights, panel_of(panel, depth()), depth());
     const long pixels = high * wide * phases * phases;
     long places[kWide];
     if (phases > 1)
@@ -80,7 +83,7 @@ struct ByteConvolution {
   }
 
   void run(const moebius::Threads& threads) const {
-    const long count = panels(high * wide), kinds = phases * phases, size = depth() * kWide;
+    const long count = panels(high * wide), kinds = phases * phases, size = panel_bytes(depth());
     const long fits = (384 << 10) / size, group = fits < 1 ? 1 : fits > 4 ? 4 : fits;
     const long groups = (count + group - 1) / group;
     Bytes padded(f.inputs * Plane{f.height, f.width}.size());
@@ -90,11 +93,13 @@ struct ByteConvolution {
       threads.each(kinds * groups, [&](long task) {
         const long phase = task / groups, begin = task % groups * group;
         const long end = begin + group < count ? begin + group : count;
-        Bytes gathered(group * size);
-        for (long p = begin; p < end; ++p) gather(padded, phase, p * kWide, gathered + (p - begin) * size);
+        Bytes gathered(group * size), tap(f.inputs * kWide), for_rows(rows_bytes<true>(kRows, depth()));
+        for (long p = begin; p < end; ++p) gather(padded, phase, p * kWide, tap, gathered + (p - begin) * size);
         row_blocks(0, f.outputs, [&](auto rows, long row) {
+          const std::int8_t* weight = f.product.weight + (phase * f.outputs + row) * depth();
+          const Rows block = rows_of<true>(weight, rows, depth(), for_rows);
           for (long p = begin; p < end; ++p)
-            outputs<decltype(rows)::value>(gathered + (p - begin) * size, phase, p * kWide, row, y);
+            outputs<decltype(rows)::value>(block, gathered + (p - begin) * size, phase, p * kWide, row, y);
         });
       });
     }

@@ -13,7 +13,8 @@ class ExpandedRows {
  public:
   ExpandedRows(const moebius::Int8FeedForward& f, const std::uint8_t* x, long first, long size)
       : f_(f), x_(x), first_(first), size_(size), band_(rows_of_band(f)), line_((f.width + 2) * 2 * size),
-        rows_((band_ + 3) * line_), taps_(2 * size * 9) {
+        rows_((band_ + 3) * line_), taps_(2 * size * 9), for_tokens_(rows_bytes<false>((band_ + 1) * f.width, f.channels)),
+        for_columns_(columns_bytes(f.channels)) {
     std::memset(rows_, 0, (band_ + 3) * line_ * sizeof(float));  // borders and the last row stay zero
     for (long c = 0; c < 2 * size; ++c)
       for (long i = 0; i < 9; ++i) taps_[(c / kLanes * 9 + i) * kLanes + c % kLanes] = f.depthwise[channel(c) * 9 + i];
@@ -47,16 +48,17 @@ class ExpandedRows {
   }
 
   void expand(long from, long to) const {
+    const long begin = from * f_.width, count = to * f_.width - begin;
+    const Rows tokens = rows_of<false>(x_ + begin * f_.channels, count, f_.channels, for_tokens_);
     for (long c = 0; c < 2 * size_; c += c < size_ && size_ - c < kWide ? size_ - c : kWide) {
       const long end = c < size_ ? size_ : 2 * size_, whole = channel(c);
-      const Columns panel(f_.expand.weight, f_.channels, whole + end - c, whole);
+      const Panel panel = columns_of(f_.expand.weight, f_.channels, whole + end - c, whole, for_columns_);
       const int vectors = end - c > kLanes ? 2 : 1;
-      even_blocks(from * f_.width, to * f_.width, [&](auto rows, long token) {
-        constexpr int R = decltype(rows)::value;
-        Sums<R> sums = {};
-        multiply8<false, R>(sums, x_ + token * f_.channels, f_.channels, panel.left, panel.right, 4 * kPacked,
-                            f_.channels);
-        long y = token / f_.width, x = token % f_.width;
+      even_blocks(count, [&](auto size, long token) {
+        constexpr int R = decltype(size)::value;
+        Sums<R> sums;
+        multiply8<false, R>(sums, tokens + token, panel, f_.channels);
+        long y = (begin + token) / f_.width, x = (begin + token) % f_.width;
         for (int i = 0; i < R; ++i) {
           float* at = row(y) + (x + 1) * 2 * size_ + c;
           for (int j = 0; j < vectors; ++j) {
@@ -94,6 +96,7 @@ class ExpandedRows {
   const std::uint8_t* x_;
   long first_, size_, band_, line_;
   moebius::Scratch rows_, taps_;
+  Bytes for_tokens_, for_columns_;
 };
 
 inline void int8_feed_forward(const moebius::Int8FeedForward& f, const moebius::Threads& threads) {

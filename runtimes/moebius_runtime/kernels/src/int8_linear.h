@@ -8,23 +8,26 @@ namespace MOEBIUS_VARIANT {
 
 // Tokens [count, depth] -> INT8 of the same sizes.
 inline void quantise_tokens(const float* x, long count, long depth, const moebius::Quantiser& q, std::uint8_t* to) {
-  for (long t = 0; t < count; ++t)
-    for (long c = 0; c < depth; c += kLanes) {
-      const int lanes = int(depth - c < kLanes ? depth - c : kLanes);
-      store_bytes(to + t * depth + c,
-                  quantise(load(x + t * depth + c, lanes), load(q.inverse + c, lanes), load(q.zero + c, lanes)), lanes);
-    }
+  for (long t = 0; t < count; ++t, x += depth, to += depth) {
+    long c = 0;
+    for (; c + kLanes <= depth; c += kLanes)
+      store_bytes(to + c, quantise(load(x + c), load(q.inverse + c), load(q.zero + c)));
+    if (const int rest = int(depth - c))
+      store_bytes(to + c, quantise(load(x + c, rest), load(q.inverse + c, rest), load(q.zero + c, rest)), rest);
+  }
 }
 
-// y [tokens, outputs] of INT8 tokens [tokens, depth], for output columns [from, outputs).
+// y [tokens, outputs] of INT8 tokens [tokens, depth].
 inline void multiply_tokens(const std::uint8_t* x, long tokens, long depth, const moebius::Int8Product& p, long outputs,
                             float* y) {
+  Bytes for_rows(rows_bytes<false>(tokens, depth)), for_columns(columns_bytes(depth));
+  const Rows rows = rows_of<false>(x, tokens, depth, for_rows);
   for (long column = 0; column < outputs; column += kWide) {
-    const Columns panel(p.weight, depth, outputs, column);
-    even_blocks(0, tokens, [&](auto rows, long token) {
-      constexpr int R = decltype(rows)::value;
-      Sums<R> sums = {};
-      multiply8<false, R>(sums, x + token * depth, depth, panel.left, panel.right, 4 * kPacked, depth);
+    const Panel panel = columns_of(p.weight, depth, outputs, column, for_columns);
+    even_blocks(tokens, [&](auto size, long token) {
+      constexpr int R = decltype(size)::value;
+      Sums<R> sums;
+      multiply8<false, R>(sums, rows + token, panel, depth);
       for (int j = 0; j < kVectors; ++j) {
         const long c = column + j * kLanes, left = outputs - c;
         if (left <= 0) break;
@@ -37,9 +40,10 @@ inline void multiply_tokens(const std::uint8_t* x, long tokens, long depth, cons
   }
 }
 
-// Tokens per task: as many as a second-level cache holds, but few enough that threads end together.
+// Tokens per task: as many as a second-level cache holds, but few enough that threads end together. They share the
+// conversion of the weights to the operand format.
 inline long token_group(long tokens) {
-  constexpr long kMost = 8 * kRows, kTasks = 8;
+  constexpr long kMost = kRows < 14 ? 96 : 112, kTasks = 8;
   const long even = (tokens + kTasks - 1) / kTasks;
   return even < kMost ? even : kMost;
 }

@@ -8,12 +8,12 @@
 
 namespace MOEBIUS_VARIANT {
 
-// Pictures as INT8 panels: [panels][depth / 4][kWide][4].
+// Pictures as INT8 panels in the operand format.
 struct BytePanels {
   std::uint8_t* at;
   long depth;
 
-  const std::uint8_t* panel(long p) const { return at + p * depth * kWide; }
+  std::uint8_t* panel(long p) const { return at + p * panel_bytes(depth); }
 };
 
 // Collects four channels of a picture of n pixels before they are written to the panels, which are too far apart for the
@@ -34,7 +34,7 @@ class FourChannels {
   // After channel c, the last of its four.
   void flush(long c, const BytePanels& panels) const {
     for (long pixel = 0; pixel < n_; pixel += kWide)
-      std::memcpy(panels.at + (pixel / kWide * panels.depth + c / 4 * 4) * kWide, row_ + pixel, 4 * kWide);
+      put_group(panels.panel(pixel / kWide), panels.depth, c / 4, row_ + pixel);
   }
 
  private:
@@ -87,20 +87,34 @@ inline void picture_to_bytes(const float* x, long channels, long n, const moebiu
   });
 }
 
-// The outputs [row, row + R) of panel p.
+// f(integral_constant R, first row, rows of weights, rows of other weights, panel) for every tile of a matmul of int8
+// weights [rows, depth] by panels. The other weights, of as many rows, are null where there are none.
+template <class F>
+inline void each_byte_tile(const moebius::Threads& threads, long rows, long count, const std::int8_t* weight, long depth,
+                           const std::int8_t* other, long other_depth, F&& f) {
+  each_task(threads, rows, count, (depth + other_depth) / 4, [&](long top, long bottom, long first, long last) {
+    Bytes for_rows(rows_bytes<true>(kRows, depth)), for_others(rows_bytes<true>(kRows, other_depth));
+    row_blocks(top, bottom, [&](auto size, long row) {
+      const Rows block = rows_of<true>(weight + row * depth, size, depth, for_rows);
+      Rows others{};
+      if (other != nullptr) others = rows_of<true>(other + row * other_depth, size, other_depth, for_others);
+      for (long p = first; p < last; ++p) f(size, row, block, others, p);
+    });
+  });
+}
+
+// The sums of a tile of panel p.
 template <int R>
-inline void multiply_panel(Sums<R>& sums, const moebius::Int8Product& product, long row, const BytePanels& panels, long p) {
-  const std::uint8_t* panel = panels.panel(p);
-  multiply8<true, R>(sums, product.weight + row * panels.depth, panels.depth, panel, panel + 4 * kLanes, 4 * kWide,
-                     panels.depth);
+inline void multiply_panel(Sums<R>& sums, const Rows& rows, const BytePanels& panels, long p) {
+  multiply8<true, R>(sums, rows, panel_of(panels.panel(p), panels.depth), panels.depth);
 }
 
 inline void int8_residual_block(const moebius::Int8ResidualBlock& f, const moebius::Threads& threads) {
   const Plane plane{f.height, f.width};
   const long n = f.height * f.width, count = panels(n);
   const bool projected = f.shortcut.weight != nullptr;
-  Bytes first_bytes(count * f.inputs * kWide), second_bytes(count * f.outputs * kWide);
-  Bytes raw_bytes(projected ? count * f.inputs * kWide : 0);
+  Bytes first_bytes(count * panel_bytes(f.inputs)), second_bytes(count * panel_bytes(f.outputs));
+  Bytes raw_bytes(projected ? count * panel_bytes(f.inputs) : 0);
   const BytePanels first{first_bytes, f.inputs}, second{second_bytes, f.outputs}, raw{raw_bytes, f.inputs};
   moebius::Scratch first_active(projected ? 0 : f.inputs * n), middle(f.outputs * n), second_active(f.outputs * n);
   for (long b = 0; b < f.batch; ++b) {
@@ -109,32 +123,33 @@ inline void int8_residual_block(const moebius::Int8ResidualBlock& f, const moebi
     float* y = f.y + b * f.outputs * n;
     normal_to_bytes(x, f.inputs, plane, f.groups, f.epsilon, f.first, first,
                     projected ? nullptr : static_cast<float*>(first_active), threads);
-    each_tile(threads, f.outputs, count, f.inputs / 4, [&](auto rows, long row, long p) {
-      constexpr int R = decltype(rows)::value;
+    const auto from_first = [&](auto size, long row, const Rows& weights, const Rows&, long p) {
+      constexpr int R = decltype(size)::value;
       const moebius::Int8Product& product = f.first.product;
       const long start = row * n + p * kWide;
       fetch<R, 1>(middle + start, n);
       if (!projected) fetch<R, 0>(first_active + start, n);
-      Sums<R> sums = {};
-      multiply_panel<R>(sums, product, row, first, p);
+      Sums<R> sums;
+      multiply_panel<R>(sums, weights, first, p);
       each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {
         vec value = as_floats(sums[i][j]) * splat(product.scale[row + i]) + splat(product.offset[row + i] + time[row + i]);
         if (!projected) value += load(first_active + (row + i) * n + pixel);
         store(middle + (row + i) * n + pixel, value, lanes);
       });
-    });
+    };
+    each_byte_tile(threads, f.outputs, count, f.first.product.weight, f.inputs, nullptr, 0, from_first);
     normal_to_bytes(middle, f.outputs, plane, f.groups, f.epsilon, f.second, second, second_active, threads);
     if (projected) picture_to_bytes(x, f.inputs, n, f.shortcut_quantiser, raw, threads);
-    each_tile(threads, f.outputs, count, (f.outputs + (projected ? f.inputs : 0)) / 4, [&](auto rows, long row, long p) {
-      constexpr int R = decltype(rows)::value;
+    const auto from_second = [&](auto size, long row, const Rows& weights, const Rows& shortcut, long p) {
+      constexpr int R = decltype(size)::value;
       const moebius::Int8Product& product = f.second.product;
       const long start = row * n + p * kWide;
       fetch<R, 1>(y + start, n);
       fetch<R, 0>(second_active + start, n);
       if (!projected) fetch<R, 0>(x + start, n);
-      Sums<R> sums = {}, skip = {};
-      multiply_panel<R>(sums, product, row, second, p);
-      if (projected) multiply_panel<R>(skip, f.shortcut, row, raw, p);
+      Sums<R> sums, skip;
+      multiply_panel<R>(sums, weights, second, p);
+      if (projected) multiply_panel<R>(skip, shortcut, raw, p);
       each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {
         const long at = (row + i) * n + pixel;
         vec value = as_floats(sums[i][j]) * splat(product.scale[row + i]) + splat(product.offset[row + i]);
@@ -143,36 +158,43 @@ inline void int8_residual_block(const moebius::Int8ResidualBlock& f, const moebi
                            : load(x + at, lanes);
         store(y + at, value, lanes);
       });
-    });
+    };
+    each_byte_tile(threads, f.outputs, count, f.second.product.weight, f.outputs, f.shortcut.weight,
+                   projected ? f.inputs : 0, from_second);
   }
 }
 
 // Tokens to a picture by channel: y [batch, outputs, n].
 inline void int8_linear_to_picture(const moebius::Int8Linear& f, const moebius::Threads& threads) {
   const long n = f.tokens / f.batch, count = panels(n), k = f.inputs;
-  Bytes packed(f.batch * count * k * kWide);
+  Bytes packed(f.batch * count * panel_bytes(k));
   threads.each(f.batch * count, [&](long task) {
     const long b = task / count, first = task % count * kWide, tokens = n - first < kWide ? n - first : kWide;
     Bytes rows(tokens * k);
     quantise_tokens(f.x + (b * n + first) * k, tokens, k, f.quantiser, rows);
-    std::uint8_t* to = packed + task * k * kWide;
-    for (long c = 0; c < k; c += 64)  // 64 channels: a cache line of a token
+    std::uint8_t* to = packed + task * panel_bytes(k);
+    std::uint8_t groups[16][4 * kWide] = {};  // of the channels of a token's cache line
+    for (long c = 0; c < k; c += 64) {
+      const long size = k - c < 64 ? k - c : 64;
       for (long t = 0; t < tokens; ++t)
-        for (long i = c; i < c + 64 && i < k; i += 4) std::memcpy(to + i * kWide + t * 4, rows + t * k + i, 4);
+        for (long i = 0; i < size; i += 4) std::memcpy(groups[i / 4] + t * 4, rows + t * k + c + i, 4);
+      for (long i = 0; i < size; i += 4) put_group(to, k, (c + i) / 4, groups[i / 4]);
+    }
   });
   for (long b = 0; b < f.batch; ++b) {
-    const BytePanels panels_of{packed + b * count * k * kWide, k};
+    const BytePanels panels_of{packed + b * count * panel_bytes(k), k};
     float* y = f.y + b * f.outputs * n;
-    each_tile(threads, f.outputs, count, k / 4, [&](auto rows, long row, long p) {
-      constexpr int R = decltype(rows)::value;
+    const auto tile = [&](auto size, long row, const Rows& weights, const Rows&, long p) {
+      constexpr int R = decltype(size)::value;
       fetch<R, 1>(y + row * n + p * kWide, n);
-      Sums<R> sums = {};
-      multiply_panel<R>(sums, f.product, row, panels_of, p);
+      Sums<R> sums;
+      multiply_panel<R>(sums, weights, panels_of, p);
       each_vector<R>(n, p, [&](int i, int j, long pixel, int lanes) {
         store(y + (row + i) * n + pixel, as_floats(sums[i][j]) * splat(f.product.scale[row + i]) + splat(f.product.offset[row + i]),
               lanes);
       });
-    });
+    };
+    each_byte_tile(threads, f.outputs, count, f.product.weight, k, nullptr, 0, tile);
   }
 }
 

@@ -1,47 +1,18 @@
 // The library that ONNX Runtime loads: checks the arguments of operators of domain `moebius` and calls the kernels of this
 // CPU. Each operator is a faster implementation of the model's function of the same domain and name.
-#include <cstdlib>
-#include <cstring>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "call.h"
+#include "dispatch.h"
 #include "int8_operators.h"
-#include "kernels.h"
 
 #define MOEBIUS_API extern "C" __attribute__((visibility("default")))
 
-namespace generic { extern const moebius::Kernels kernels; }
-#if defined(__x86_64__)
-namespace avx2 { extern const moebius::Kernels kernels; }
-namespace avx512 { extern const moebius::Kernels kernels; }
-namespace avx512vnni { extern const moebius::Kernels kernels; }
-#endif
-
 namespace {
 
-// The best variant that this CPU runs, or the one that MOEBIUS_KERNELS names, if the CPU runs it.
-const moebius::Kernels& kernels() {
-  static const moebius::Kernels* chosen = [] {
-    std::vector<const moebius::Kernels*> usable{&generic::kernels};
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      usable.push_back(&avx2::kernels);
-      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        usable.push_back(&avx512::kernels);
-        if (__builtin_cpu_supports("avx512vnni")) usable.push_back(&avx512vnni::kernels);
-      }
-    }
-#endif
-    if (const char* wanted = std::getenv("MOEBIUS_KERNELS"))
-      for (const moebius::Kernels* one : usable)
-        if (std::strcmp(one->name, wanted) == 0) return one;
-    return usable.back();
-  }();
-  return *chosen;
-}
+using moebius::kernels;
 
 void feed_forward(const Attributes& attributes, const Call& call) {
   const Tensor x = call.input(0), expand = call.input(1);

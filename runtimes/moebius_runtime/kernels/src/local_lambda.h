@@ -7,7 +7,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-constexpr int kHeads = kLanes == 16 ? 8 : 4;  // heads at a time: kHeads * 3 accumulators
+constexpr int kHeads = kRows < 8 ? 4 : 8;  // heads at a time: kHeads * 3 accumulators, of 16 registers or of 32
 
 // sums [H heads][V vectors] += weights [H, count] (rows `stride` apart) * rows [count, ...] (`step` apart).
 template <int H, int V>

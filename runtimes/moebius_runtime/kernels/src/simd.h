@@ -4,16 +4,28 @@
 
 #include <cstring>
 
-#if MOEBIUS_LANES == 16
+// MOEBIUS_NEON, where it is defined: 1 for the baseline of AArch64, 2 with its dot products, 3 with its INT8 matrix products.
+#if defined(MOEBIUS_NEON)
+#include <arm_neon.h>
+#elif defined(__SSE2__)
 #include <immintrin.h>
 #endif
+
+// For inner loops that need every register: in a function of their own, nothing else is spilled into them.
+#define MOEBIUS_NOINLINE __attribute__((noinline))
 
 namespace MOEBIUS_VARIANT {
 
 constexpr int kLanes = MOEBIUS_LANES;           // floats in a register
 constexpr int kVectors = 2;                     // registers that a panel is wide
 constexpr int kWide = kLanes * kVectors;        // columns of a panel
-constexpr int kRows = kLanes == 16 ? 14 : 6;    // rows of a tile: what 32 (16) registers hold beside a panel's row
+#if MOEBIUS_LANES == 16
+constexpr int kRows = 14;                       // rows of a tile: what 32 registers hold beside a panel's row
+#elif defined(MOEBIUS_NEON)
+constexpr int kRows = 8;                        // the same, with a register of each row's values
+#else
+constexpr int kRows = 6;                        // of 16 registers
+#endif
 
 typedef float vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int ivec __attribute__((vector_size(kLanes * sizeof(int))));
@@ -97,6 +109,10 @@ inline vec reciprocal(vec x) {
 #if MOEBIUS_LANES == 16
   const vec estimate = vec(_mm512_maskz_rcp14_ps(0xffff, __m512(x)));
   return estimate * (splat(2.0f) - x * estimate);
+#elif defined(MOEBIUS_NEON)
+  float32x4_t estimate = vrecpeq_f32(float32x4_t(x));  // 8 bits, which each step doubles
+  estimate = vmulq_f32(estimate, vrecpsq_f32(float32x4_t(x), estimate));
+  return vec(vmulq_f32(estimate, vrecpsq_f32(float32x4_t(x), estimate)));
 #else
   return splat(1.0f) / x;
 #endif
