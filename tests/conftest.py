@@ -46,6 +46,14 @@ def _restore_threads() -> None:
         sys.modules["torch"].set_num_threads(_threads[0])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Records of hashes and other cached files go to a folder of this run, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOEBIUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of golden files."""

@@ -82,24 +82,28 @@ def residual_block(batch, height, width, inputs, outputs, groups, rows=1):
     return f"Int8{operator}", attributes, arrays
 
 
-def convolution(batch, height, width, inputs, outputs, enlarged):
+def convolution(batch, height, width, inputs, outputs, operator):
     arrays = {"x": random(0, batch, inputs, height, width)} | quantiser("x", 1, inputs, -2.5, 3)
-    if not enlarged:
+    if operator != "Int8UpsampleConv3x3":
         arrays |= product("weight", 2, outputs, 9 * inputs, packed=False)
         arrays["weight"] = arrays["weight"].reshape(outputs, 3, 3, inputs)
-        return "Int8DownsampleConv3x3", {}, arrays
+        return operator, {}, arrays
     arrays |= product("weight", 2, 4 * outputs, 4 * inputs, packed=False)
     arrays["weight"] = arrays["weight"].reshape(4, outputs, 2, 2, inputs)
     arrays |= {f"weight_{name}": arrays[f"weight_{name}"].reshape(4, outputs) for name in ("scale", "offset")}
-    return "Int8UpsampleConv3x3", {"phases_shape": [0, -1, height, width]}, arrays
+    return operator, {"phases_shape": [0, -1, height, width]}, arrays
 
 
 def upsample(*sizes):
-    return convolution(*sizes, enlarged=True)
+    return convolution(*sizes, operator="Int8UpsampleConv3x3")
 
 
 def downsample(*sizes):
-    return convolution(*sizes, enlarged=False)
+    return convolution(*sizes, operator="Int8DownsampleConv3x3")
+
+
+def same_size(*sizes):
+    return convolution(*sizes, operator="Int8Conv3x3")
 
 
 # Sizes that fill no register, tile or block evenly, single rows and columns, and some of the network's.
@@ -118,6 +122,11 @@ CASES = {
     "down one row": downsample(1, 1, 70, 4, 5),
     "down one column": downsample(1, 9, 1, 4, 5),
     "down network": downsample(2, 32, 32, 64, 64),
+    "conv 1x1": same_size(1, 1, 1, 4, 3),
+    "conv odd": same_size(2, 5, 7, 12, 17),
+    "conv one row": same_size(1, 1, 70, 4, 5),
+    "conv one column": same_size(1, 9, 1, 4, 5),
+    "conv VAE": same_size(1, 32, 33, 128, 64),
     "up 1x1": upsample(1, 1, 1, 4, 3),
     "up odd": upsample(2, 5, 7, 12, 17),
     "up one row": upsample(1, 1, 37, 4, 5),
@@ -239,14 +248,15 @@ def exact_linear(pattern, tokens, inputs, outputs, to_picture):
     return operator, {}, arrays | unscaled(outputs, inputs), expected.T[None] if to_picture else expected[None]
 
 
-def exact_down(pattern, height, width, inputs, outputs):
+def exact_conv(pattern, height, width, inputs, outputs, stride):
     picture, weight = whole_numbers(pattern, 2, (height, width, inputs), outputs, 9 * inputs)
     offsets = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    places = (height + 1) // 2, (width + 1) // 2
-    sums = patches(picture, offsets, places, 2).astype(np.int64) @ weight.T.astype(np.int64)  # [places, outputs]
+    places = -(-height // stride), -(-width // stride)
+    sums = patches(picture, offsets, places, stride).astype(np.int64) @ weight.T.astype(np.int64)  # [places, outputs]
     arrays = {"x": picture.transpose(2, 0, 1)[None].astype(np.float32), "weight": weight.reshape(outputs, 3, 3, inputs)}
     expected = sums.T.reshape(1, outputs, *places)
-    return "Int8DownsampleConv3x3", {}, arrays | unscaled(outputs, inputs), expected
+    operator = "Int8Conv3x3" if stride == 1 else "Int8DownsampleConv3x3"
+    return operator, {}, arrays | unscaled(outputs, inputs), expected
 
 
 def exact_up(pattern, height, width, inputs, outputs):
@@ -270,7 +280,9 @@ EXACT = {
     "linear deep": lambda pattern: exact_linear(pattern, 13, 2560, 33, to_picture=False),
     "picture": lambda pattern: exact_linear(pattern, 37, 68, 15, to_picture=True),
     "picture deep": lambda pattern: exact_linear(pattern, 33, 2560, 13, to_picture=True),
-    "down": lambda pattern: exact_down(pattern, 5, 37, 12, 17),
+    "conv": lambda pattern: exact_conv(pattern, 5, 37, 12, 17, stride=1),
+    "conv deep": lambda pattern: exact_conv(pattern, 3, 5, 512, 13, stride=1),
+    "down": lambda pattern: exact_conv(pattern, 5, 37, 12, 17, stride=2),
     "up": lambda pattern: exact_up(pattern, 5, 37, 12, 17),
 }
 

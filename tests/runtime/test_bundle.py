@@ -12,6 +12,7 @@ import pytest
 from moebius_runtime.backends import create_backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import BundleError
+from moebius_runtime.files import hashes
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
 LATENT = np.zeros((1, 4, 16, 16), np.float32)
@@ -96,11 +97,9 @@ def test_check_asks_only_for_the_graphs_that_will_run(toy_copy):
 
 
 def test_a_file_is_hashed_once_until_it_changes(toy_copy, monkeypatch):
-    from moebius_runtime.bundle import manifest
-
     hashed = []
-    real = manifest.sha256_file
-    monkeypatch.setattr(manifest, "sha256_file", lambda path: hashed.append(path.name) or real(path))
+    real = hashes.sha256_file
+    monkeypatch.setattr(hashes, "sha256_file", lambda path: hashed.append(path.name) or real(path))
     bundle = Bundle.open(toy_copy.path)
     for _ in range(3):
         bundle.model_file("unet")

@@ -10,6 +10,7 @@ float32 graph becomes an operator of `moebius_export.graph.int8_bodies`, which q
 | `ProjectedResidualBlock` | `Int8ProjectedResidualBlock` | the same, and its input |
 | `MatMul` of tokens and weights, with the `Add` of its bias, or `Gemm` | `Int8Linear` | its input |
 | `MatMul` of weights and transposed tokens, likewise | `Int8LinearToPicture` | its input before the transposition |
+| `Conv3x3` | `Int8Conv3x3` | its input |
 | `Conv`, 3x3, stride 2, padding 1 | `Int8DownsampleConv3x3` | its input |
 | `UpsampleConv3x3` | `Int8UpsampleConv3x3` | its input |
 
@@ -106,7 +107,7 @@ class _Writer:
                 candidate, 0, candidate.bias, is_packed=not to_picture, transposed=not to_picture
             )
             new = [candidate.activations[0], *self._quantizer(candidate, 0), *weights]
-        elif candidate.operator in ("Int8DownsampleConv3x3", "Int8UpsampleConv3x3"):
+        elif candidate.operator in ("Int8Conv3x3", "Int8DownsampleConv3x3", "Int8UpsampleConv3x3"):
             new = [inputs[0], *self._quantizer(candidate, 0), *self._convolution(candidate, inputs[2])]
         else:
             new = inputs[:2]

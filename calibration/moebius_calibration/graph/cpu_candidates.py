@@ -10,6 +10,7 @@ from onnx import helper
 from moebius_export.graph.function_bodies import DOMAIN
 from moebius_export.graph.int8_bodies import PACKED
 
+_CONVOLUTIONS = ("Conv3x3", "UpsampleConv3x3")
 _BLOCKS = ("ResidualBlock", "ProjectedResidualBlock")
 
 
@@ -50,7 +51,7 @@ def candidates(model: onnx.ModelProto) -> tuple[dict[str, Candidate], dict[str, 
             made: Candidate | str = _feed_forward(view, node)
         elif node.domain == DOMAIN and node.op_type in _BLOCKS:
             made = _block(view, node)
-        elif (node.domain, node.op_type) == (DOMAIN, "UpsampleConv3x3") or _is_downsampling(view, node):
+        elif (node.domain == DOMAIN and node.op_type in _CONVOLUTIONS) or _is_downsampling(view, node):
             made = _convolution(view, node)
         elif node.op_type == "Gemm" and node.input[1] in view.dims:
             made = _gemm(view, node)
@@ -120,7 +121,7 @@ def _is_downsampling(view: _View, node: onnx.NodeProto) -> bool:
 
 
 def _convolution(view: _View, node: onnx.NodeProto) -> Candidate | str:
-    operator = "Int8UpsampleConv3x3" if node.op_type == "UpsampleConv3x3" else "Int8DownsampleConv3x3"
+    operator = f"Int8{node.op_type}" if node.op_type in _CONVOLUTIONS else "Int8DownsampleConv3x3"
     made = Candidate(node.name, operator, (node.input[0],), (node.input[1],), node.output[0])
     return _not_in_fours(view.dims[node.input[1]][1]) or made
 

@@ -193,12 +193,12 @@ _CENTRED = f"""
   weight_bytes = Cast <to = 1> (weight)
 """
 
-_DOWNSAMPLE = f"""
-Int8DownsampleConv3x3 (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
-  {_CENTRED}
+_CONVOLUTION = """
+NAME (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {
+  CENTRED
   weight_values = Transpose <perm = [0, 3, 1, 2]> (weight_bytes)
-  sums = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (centred, weight_values)
-  taps = Constant <value = int64[2] {{2, 3}}> ()
+  sums = Conv <pads = [1, 1, 1, 1], strides = [STRIDE, STRIDE]> (centred, weight_values)
+  taps = Constant <value = int64[2] {2, 3}> ()
   by_input = ReduceSum <keepdims = 0> (weight_values, taps)
   of_zeros = MatMul (by_input, x_zero)
   lost = Unsqueeze (of_zeros, pixels)
@@ -207,8 +207,13 @@ Int8DownsampleConv3x3 (x, x_inverse, x_zero, weight, weight_scale, weight_offset
   offsets = Unsqueeze (weight_offset, pixels)
   worth = Mul (all_sums, scales)
   y = Add (worth, offsets)
-}}
+}
 """
+
+
+def _convolution(name: str, stride: int) -> str:
+    return _CONVOLUTION.replace("NAME", name).replace("CENTRED", _CENTRED).replace("STRIDE", str(stride))
+
 
 _UPSAMPLE = f"""
 Int8UpsampleConv3x3 <phases_shape> (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
@@ -253,7 +258,8 @@ Int8UpsampleConv3x3 <phases_shape> (x, x_inverse, x_zero, weight, weight_scale, 
 def bodies() -> dict[str, str]:
     """Name -> function, each with the header that a parser needs."""
     texts = {
-        "Int8DownsampleConv3x3": _DOWNSAMPLE,
+        "Int8Conv3x3": _convolution("Int8Conv3x3", 1),
+        "Int8DownsampleConv3x3": _convolution("Int8DownsampleConv3x3", 2),
         "Int8FeedForward": _FEED_FORWARD,
         "Int8Linear": _LINEAR,
         "Int8LinearToPicture": _LINEAR_TO_PICTURE,

@@ -89,7 +89,7 @@ def verify(path: str | Path, options: VerifyOptions, progress: Progress = lambda
         ExportError: the bundle was exported from other weights, or has no file of a requested precision.
         InputError: the steps or the seed are out of range.
     """
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, rehash=True)
     candidates = _candidates(bundle, options)
     steps = options.steps or bundle.manifest.defaults.num_inference_steps
     defaults = bundle.manifest.defaults

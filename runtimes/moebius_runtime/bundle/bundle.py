@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,7 @@ from moebius_runtime.bundle.manifest import (
     read_manifest,
 )
 from moebius_runtime.errors import BundleError
-
-_Stamp = tuple[int, int, int]
+from moebius_runtime.files.hashes import FileHashes
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,20 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    _checked: dict[str, _Stamp] = field(default_factory=dict, init=False, repr=False, compare=False)
+    hashes: FileHashes = field(default_factory=FileHashes, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path, *, rehash: bool = False) -> Bundle:
         """Opens a bundle and checks its manifest. Graph files are checked by `model_file`.
+
+        Args:
+            path: the bundle's folder.
+            rehash: hash also files that have not changed since another process hashed them.
 
         Raises:
             BundleError: there is no bundle, or its manifest is damaged or of a version that cannot be read.
         """
-        return cls(Path(path), read_manifest(path))
+        return cls(Path(path), read_manifest(path), FileHashes(rehash=rehash))
 
     def graph(self, name: GraphName) -> GraphInfo:
         """The description of a graph; `BundleError` when the bundle has none of that name."""
@@ -56,8 +58,8 @@ class Bundle:
     def model_file(self, name: GraphName, precision: Precision = "fp32") -> Path:
         """Returns the path of a graph's ONNX file, after checking it and its weights against the manifest.
 
-        A file is hashed again only if it has changed since the last check. The ONNX file may refer only to its own
-        weights file.
+        A file is hashed again only if it has changed since the last check (`moebius_runtime.files.hashes`). The ONNX
+        file may refer only to its own weights file.
 
         Raises:
             BundleError: no such precision, a file is missing or damaged, or the ONNX file refers to another file.
@@ -68,27 +70,9 @@ class Bundle:
                 f"{self.path}: graph {name} has no {precision} file, only {', '.join(files)}. "
                 f"Export it with `--precision {precision}`."
             )
-        paths = [self._check(file) for file in files[precision].paths]
+        paths = [check_file(self.path, self.manifest, file, self.hashes.sha256) for file in files[precision].paths]
         _check_references(paths[0], files[precision])
         return paths[0]
-
-    def _check(self, file: str) -> Path:
-        path = self.path.resolve() / file
-        stamp = _stamp(path)  # taken before hashing: a change meanwhile is hashed again
-        if stamp is None or self._checked.get(file) != stamp:
-            path = check_file(self.path, self.manifest, file)
-            if stamp is not None:
-                self._checked[file] = stamp
-        return path
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    """Inode, size and time of a file, which change when it is written or replaced; None if unreadable."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_references(model: Path, file: GraphFile) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from moebius_runtime.bundle.checked import Field, StrictModel, first_problem, in_one_line, shortened
 from moebius_runtime.errors import BundleError, InputError
 from moebius_runtime.files import atomic_write, read_plain, sha256_file
+from moebius_runtime.files.hashes import Hasher
 from moebius_runtime.sampling.schedule import NoiseSchedule, PredictionType
 
 SCHEMA_VERSION = 1
@@ -312,8 +313,14 @@ def read_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
-def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
+def check_file(folder: str | Path, manifest: Manifest, name: str, sha256: Hasher = sha256_file) -> Path:
     """Returns the path of a file of the bundle, after checking its size and SHA-256 against the manifest.
+
+    Args:
+        folder: the bundle's folder.
+        manifest: its manifest.
+        name: a name among the manifest's files.
+        sha256: what hashes the file.
 
     Raises:
         BundleError: the file is missing, leads out of the bundle, or differs.
@@ -332,7 +339,7 @@ def check_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
             raise BundleError(
                 f"{path}: {size} bytes, expected {expected.size} by the manifest: it is damaged. {_AGAIN}"
             )
-        digest = sha256_file(path)
+        digest = sha256(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         reason = getattr(error, "strerror", None) or in_one_line(error)
         raise BundleError(f"{path}: {reason}; the manifest lists this file. {_AGAIN}") from error

@@ -118,8 +118,11 @@ inline moebius::Int8ResidualBlock int8_residual_block_of(const Attributes& attri
   return f;
 }
 
-// Stride 2, or after upsampling by 2, when each of the four output phases has its own weights.
-inline moebius::Int8Convolution int8_convolution_of(const Call& call, bool enlarged) {
+enum class Resized { no, half, twice };
+
+// Stride 1 or 2, or after upsampling by 2, when each of the four output phases has its own weights.
+inline moebius::Int8Convolution int8_convolution_of(const Call& call, Resized resized) {
+  const bool enlarged = resized == Resized::twice;
   const Tensor x = call.input(0), scale = call.input(4);
   expect(x.sizes.size() == 4 && x.sizes[1] > 0 && x.sizes[2] > 0 && x.sizes[3] > 0, "x", x.sizes,
          "[batch, inputs, height, width]");
@@ -135,8 +138,9 @@ inline moebius::Int8Convolution int8_convolution_of(const Call& call, bool enlar
   const Sizes sizes = enlarged ? Sizes{4, f.outputs, 2, 2, f.inputs} : Sizes{f.outputs, 3, 3, f.inputs};
   f.product = {call.bytes(3, "weight", sizes), call.input(4, "weight_scale", scale.sizes),
                call.input(5, "weight_offset", scale.sizes)};
-  f.y = call.output(enlarged ? Sizes{f.batch, f.outputs, 2 * f.height, 2 * f.width}
-                             : Sizes{f.batch, f.outputs, (f.height + 1) / 2, (f.width + 1) / 2});
+  f.y = call.output(enlarged                    ? Sizes{f.batch, f.outputs, 2 * f.height, 2 * f.width}
+                    : resized == Resized::half ? Sizes{f.batch, f.outputs, (f.height + 1) / 2, (f.width + 1) / 2}
+                                               : Sizes{f.batch, f.outputs, f.height, f.width});
   return f;
 }
 

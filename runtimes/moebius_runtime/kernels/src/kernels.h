@@ -123,6 +123,7 @@ struct Kernels {
   void (*int8_linear_to_picture)(const Int8Linear&, const Threads&);
   void (*int8_feed_forward)(const Int8FeedForward&, const Threads&);
   void (*int8_residual_block)(const Int8ResidualBlock&, const Threads&);
+  void (*int8_conv3x3)(const Int8Convolution&, const Threads&);
   void (*int8_downsample_conv3x3)(const Int8Convolution&, const Threads&);
   void (*int8_upsample_conv3x3)(const Int8Convolution&, const Threads&);
 };

@@ -147,13 +147,18 @@ void int8_residual_block(const Attributes& attributes, const Call& call) {
   if (f.batch > 0) kernels().int8_residual_block(f, call.threads());
 }
 
+void int8_conv3x3(const Attributes&, const Call& call) {
+  const moebius::Int8Convolution f = int8_convolution_of(call, Resized::no);
+  if (f.batch > 0) kernels().int8_conv3x3(f, call.threads());
+}
+
 void int8_downsample_conv3x3(const Attributes&, const Call& call) {
-  const moebius::Int8Convolution f = int8_convolution_of(call, false);
+  const moebius::Int8Convolution f = int8_convolution_of(call, Resized::half);
   if (f.batch > 0) kernels().int8_downsample_conv3x3(f, call.threads());
 }
 
 void int8_upsample_conv3x3(const Attributes&, const Call& call) {
-  const moebius::Int8Convolution f = int8_convolution_of(call, true);
+  const moebius::Int8Convolution f = int8_convolution_of(call, Resized::twice);
   if (f.batch > 0) kernels().int8_upsample_conv3x3(f, call.threads());
 }
 
@@ -241,6 +246,7 @@ const std::vector<Operator>& operators() {
       {"GroupNorm", floats(3), group_norm},
       {"Int8Linear", with_bytes(floats(6), {3}), int8_linear},
       {"Int8LinearToPicture", with_bytes(floats(6), {3}), int8_linear_to_picture},
+      {"Int8Conv3x3", with_bytes(floats(6), {3}), int8_conv3x3},
       {"Int8DownsampleConv3x3", with_bytes(floats(6), {3}), int8_downsample_conv3x3},
       {"Int8UpsampleConv3x3", with_bytes(floats(6), {3}), int8_upsample_conv3x3},
       {"Int8FeedForward", with_bytes(floats(13), {3, 10}), int8_feed_forward},

@@ -1,6 +1,7 @@
 // All kernels for one instruction set; see the build for the flags of each.
 #include "feed_forward.h"
 #include "group_norm.h"
+#include "int8_conv3x3.h"
 #include "int8_convolution.h"
 #include "int8_feed_forward.h"
 #include "int8_linear.h"
@@ -24,6 +25,7 @@ extern const moebius::Kernels kernels = {MOEBIUS_TEXT(MOEBIUS_VARIANT),
                                   int8_linear_to_picture,
                                   int8_feed_forward,
                                   int8_residual_block,
+                                  int8_conv3x3,
                                   int8_downsample_conv3x3,
                                   int8_upsample_conv3x3};
 }  // namespace MOEBIUS_VARIANT
