@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -28,16 +28,25 @@ from moebius.weights.load import (
 from moebius_export.errors import ExportError
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
+from moebius_export.network.masked_decoder import BLOCK, LowerDecoder, UpperDecoder
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.onnx_export.earlier import keep_earlier
 from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
-from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
+from moebius_export.rules import (
+    RULE_NAMES,
+    check_names,
+    rewrite_decoder,
+    rewrite_decoder_part,
+    rewrite_encoder,
+    rewrite_unet,
+)
 from moebius_export.rules.base import Outcome
 from moebius_runtime.backends.ort import import_onnxruntime
 from moebius_runtime.bundle.manifest import (
     MANIFEST_NAME,
+    DecoderName,
     Defaults,
     FileInfo,
     Geometry,
@@ -45,6 +54,7 @@ from moebius_runtime.bundle.manifest import (
     GraphInfo,
     GraphName,
     Manifest,
+    ModeDefaults,
     ModelInfo,
     Parity,
     Rewrite,
@@ -53,7 +63,9 @@ from moebius_runtime.bundle.manifest import (
     WeightsInfo,
     write_manifest,
 )
+from moebius_runtime.decoding import MASKED
 from moebius_runtime.files import atomic_write, placed_whole, sha256_file
+from moebius_runtime.settings.modes import MODES, recorded
 
 Progress = Callable[[str, str], None]
 """Called with (graph, stage) when a stage begins."""
@@ -140,7 +152,12 @@ def export_onnx(
         progress("weights", "VAE")
         vae, vae_weights = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
         graphs |= _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)
-        graphs |= _write_graphs(folder, "vae_decoder", {"vae_decoder": VaeDecoder(vae)}, sizes, options, progress)
+        decoders: dict[GraphName, nn.Module] = {
+            "vae_decoder": VaeDecoder(vae),
+            "vae_decoder_lower": LowerDecoder(vae),
+            "vae_decoder_upper": UpperDecoder(vae),
+        }
+        graphs |= _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
         progress("manifest", "hash")
         model = ModelInfo(
             preset=options.preset,
@@ -161,8 +178,20 @@ def example_inputs(graph: GraphName, sizes: Preset, batch: int) -> dict[str, Ten
     pixels = side * sizes.vae.downscale
     if graph == "vae_encoder":
         return {"image": _tensor(rng.uniform(-1, 1, (batch, 3, pixels, pixels)))}
-    if graph == "vae_decoder":
+    if graph in ("vae_decoder", "vae_decoder_tiny"):
         return {"latent": _tensor(rng.standard_normal((batch, channels, side, side)))}
+    if graph == "vae_decoder_lower":
+        return {"latent": _tensor(rng.standard_normal((1, channels, side, side)))}
+    if graph == "vae_decoder_upper":
+        width, small = sizes.vae.block_out_channels[-1], 2 * side // BLOCK
+        inside = np.zeros((1, 1, small, small))
+        inside[:, :, : small // 2, : small // 2 + 1] = 1
+        window = (1, width, BLOCK * (small // 2), BLOCK * (small // 2 + 1))
+        return {
+            "features": _tensor(rng.standard_normal(window)),
+            "overview": _tensor(rng.standard_normal((1, width, small, small))),
+            "inside": _tensor(inside),
+        }
     latents = rng.standard_normal((batch, channels, side, side))
     mask = (rng.uniform(size=(batch, 1, side, side)) < 0.3).astype(np.float64)
     masked = rng.standard_normal((batch, channels, side, side))
@@ -194,9 +223,11 @@ def _write_graphs(
             module,
             # torch.export takes a first axis of 1 for a constant, so an open one is traced with 2
             example_inputs(name, sizes, max(options.batch, 2) if options.dynamic_batch else options.batch),
-            output,
-            dynamic=(batched,) if options.dynamic_batch else (),
+            "features" if name == "vae_decoder_lower" else output,
+            dynamic=(batched,) if options.dynamic_batch and name not in MASKED else (),
             local_lambda_form=options.lowered.form,
+            sizes={"features": {2: "height", 3: "width"}} if name == "vae_decoder_upper" else None,
+            output_sizes={2: "rows", 3: "columns"} if name == "vae_decoder_upper" else None,
         )
         for name, module in modules.items()
     }
@@ -214,7 +245,7 @@ def _write_graphs(
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
-            files[name] = "model.onnx" if name == group else "model_conditional.onnx"
+            files[name] = "model.onnx" if name == group else f"model{name.removeprefix(group)}.onnx"
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))
             del model, module
@@ -244,6 +275,8 @@ def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tup
         module, outcomes = rewrite_decoder(module, rules, count)
     elif isinstance(module, VaeEncoder):
         module, outcomes = rewrite_encoder(module, rules, count)
+    elif isinstance(module, LowerDecoder | UpperDecoder):
+        module, outcomes = rewrite_decoder_part(module, rules, count)
     rewrites = []
     for outcome in (outcome for outcome in outcomes if outcome.fired):
         before, after = outcome.macs or (None, None)
@@ -253,16 +286,21 @@ def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tup
 
 
 def _graph_info(spec: GraphSpec, output: np.ndarray, file: GraphFile) -> GraphInfo:
-    def info(name: str, array: np.ndarray, open_batch: bool) -> TensorInfo:
+    def info(name: str, array: np.ndarray, open_batch: bool, sizes: Mapping[int, str] | None) -> TensorInfo:
         shape: list[int | str] = list(array.shape)
         if open_batch:
             shape[0] = "batch"
+        for axis, size in (sizes or {}).items():
+            shape[axis] = size
         return TensorInfo(name=name, dtype=str(array.dtype), shape=shape)  # type: ignore[arg-type]
 
     return GraphInfo(
         files={"fp32": file},
-        inputs=[info(name, tensor.numpy(), name in spec.dynamic) for name, tensor in spec.inputs.items()],
-        outputs=[info(spec.output, output, bool(spec.dynamic))],
+        inputs=[
+            info(name, tensor.numpy(), name in spec.dynamic, (spec.sizes or {}).get(name))
+            for name, tensor in spec.inputs.items()
+        ],
+        outputs=[info(spec.output, output, bool(spec.dynamic), spec.output_sizes)],
     )
 
 
@@ -291,13 +329,20 @@ def _manifest(
             prediction_type=sizes.prediction_type,
         ),
         defaults=Defaults(num_inference_steps=20, guidance_scale=guidance_scale, strength=0.99, noise_offset=0.0357),
-        graphs={name: graph.info for name, graph in graphs.items()},
+        graphs={name: graph.info for name, graph in graphs.items() if name not in get_args(DecoderName)},
+        decoders={name: graph.info for name, graph in graphs.items() if name in get_args(DecoderName)},
+        modes=_modes(),
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
         tools={name: metadata.version(name) for name in _TOOLS}
         | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},
     )
+
+
+def _modes() -> dict[Any, ModeDefaults]:
+    """The built-in defaults of the modes that a bundle may change."""
+    return {name: ModeDefaults(**recorded(mode)) for name, mode in MODES.items() if not mode.original}
 
 
 def _weights_info(checkpoint: Checkpoint) -> WeightsInfo:
