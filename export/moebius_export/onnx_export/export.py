@@ -81,7 +81,8 @@ class ExportOptions:
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
     apply (`moebius_export.rules`), all by default, none for the unfused network. `target` is the target of the λ
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
-    the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's.
+    the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. `masked` also
+    exports the decoder in two parts, for `--decode masked`.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -93,6 +94,7 @@ class ExportOptions:
     target: Target = DEFAULT_TARGET
     lowering: Lowering | None = None
     guidance_scale: float | None = None
+    masked: bool = True
 
     @property
     def lowered(self) -> Lowering:
@@ -152,11 +154,9 @@ def export_onnx(
         progress("weights", "VAE")
         vae, vae_weights = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
         graphs |= _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)
-        decoders: dict[GraphName, nn.Module] = {
-            "vae_decoder": VaeDecoder(vae),
-            "vae_decoder_lower": LowerDecoder(vae),
-            "vae_decoder_upper": UpperDecoder(vae),
-        }
+        decoders: dict[GraphName, nn.Module] = {"vae_decoder": VaeDecoder(vae)}
+        if options.masked:
+            decoders |= {"vae_decoder_lower": LowerDecoder(vae), "vae_decoder_upper": UpperDecoder(vae)}
         graphs |= _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
         progress("manifest", "hash")
         model = ModelInfo(
@@ -330,7 +330,7 @@ def _manifest(
         ),
         defaults=Defaults(num_inference_steps=20, guidance_scale=guidance_scale, strength=0.99, noise_offset=0.0357),
         graphs={name: graph.info for name, graph in graphs.items() if name not in get_args(DecoderName)},
-        decoders={name: graph.info for name, graph in graphs.items() if name in get_args(DecoderName)},
+        decoders={name: graphs[name].info for name in get_args(DecoderName) if name in graphs},
         modes=_modes(),
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
