@@ -138,8 +138,8 @@ def inpaint(
     mode: Annotated[
         ModeName,
         typer.Option(
-            help="best: no masked pixel influences the result. balanced: the same in fewer steps. fast: fewer still, and "
-            "may lose a little detail. reference: the original's procedure, for comparisons."
+            help="best: no masked pixel influences the result. balanced: also, in fewer steps. fast: fewer still, may "
+            "lose some detail. reference: the original's procedure, for comparisons."
         ),
     ] = DEFAULT,
     steps: Annotated[

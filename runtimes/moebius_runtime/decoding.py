@@ -20,8 +20,12 @@ import numpy.typing as npt
 from moebius_runtime.bundle.manifest import DecoderName, GraphName, Manifest
 from moebius_runtime.sampling.schedule import Latents
 
-MARGIN = 12
-"""Cells of the features around what is pasted: the upper levels' receptive field (46 pixels of the square)."""
+MARGIN = 8
+"""Cells of the features around what is pasted. The upper levels' receptive field is 12; what lies beyond 8 weighs
+little: docs/speed.md."""
+
+SMALLEST = 48
+"""Side of a window in cells, if the square has them: in fewer cells the overview's statistics are too uncertain."""
 
 LARGEST = 0.75
 """Share of the square from which on the whole is decoded: the window and the overview would cost as much."""
@@ -76,8 +80,11 @@ def window_of(box: Box, manifest: Manifest) -> Window | None:
     cell = manifest.geometry.image_size // side
 
     def reach(part: slice) -> slice:
-        first = max(0, part.start // cell - MARGIN) // block * block
-        return slice(first, min(side, -(-(-(-part.stop // cell) + MARGIN) // block) * block))
+        first, last = part.start // cell - MARGIN, -(-part.stop // cell) + MARGIN
+        missing = max(0, min(SMALLEST, side) - (last - first))
+        first = min(max(0, first - missing // 2), side - min(SMALLEST, side))
+        last = max(min(side, last + missing - missing // 2), first + min(SMALLEST, side))
+        return slice(first // block * block, min(side, -(-last // block) * block))
 
     window = Window(reach(box[0]), reach(box[1]), cell)
     return window if window.cells < LARGEST * side * side else None

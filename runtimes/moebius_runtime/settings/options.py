@@ -142,6 +142,12 @@ def settings_of(
     def first(*values: Any) -> Any:
         return next((value for value in values if value is not None), None)
 
+    sampler = first(options.sampler, mode.sampler)
+    if sampler not in SAMPLERS:
+        raise InputError(
+            f"sampler {sampler!r}: the bundle's mode {options.mode} names it, and this version has only "
+            f"{', '.join(SAMPLERS)}; update moebius-edge, or name a sampler"
+        )
     vae_decoder = first(options.vae_decoder, mode.vae_decoder)
     if vae_decoder == "tiny" and options.decode == "masked":
         raise InputError(
@@ -157,7 +163,7 @@ def settings_of(
         mask_reduce=first(options.mask_reduce, mode.mask_reduce),
         mask_dilate=first(options.mask_dilate, mode.mask_dilate),
         start=first(options.start, mode.start),
-        sampler=first(options.sampler, mode.sampler),
+        sampler=sampler,
         guidance_interval=first(options.guidance_interval, mode.guidance_interval),
         decode="full" if vae_decoder == "tiny" else first(options.decode, mode.decode),
         vae_decoder=vae_decoder,
