@@ -20,9 +20,8 @@ import numpy.typing as npt
 from moebius_runtime.bundle.manifest import DecoderName, GraphName, Manifest
 from moebius_runtime.sampling.schedule import Latents
 
-MARGIN = 8
-"""Cells of the features around what is pasted. The upper levels' receptive field is 12; what lies beyond 8 weighs
-little: docs/speed.md."""
+MARGIN = 12
+"""Cells of the features around what is pasted: the upper levels' receptive field (46 pixels of the square)."""
 
 SMALLEST = 48
 """Side of a window in cells, if the square has them: in fewer cells the overview's statistics are too uncertain."""
