@@ -70,7 +70,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(shared_folder: Path) -> Path:
     """A real export of the network as written: preset tiny, stand-in weights, 128x128 pictures. Read only: copy it."""
-    return _made_once(shared_folder / "tiny-bundle", lambda folder: _export_tiny(folder, rules=()))
+    return _made_once(shared_folder / "tiny-bundle", lambda folder: _export_tiny(folder, rules=(), masked=False))
 
 
 @pytest.fixture(scope="session")

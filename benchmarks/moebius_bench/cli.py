@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moebius_bench import cli_inpaint
+from moebius_bench import cli_inpaint, cli_tradeoff
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
@@ -230,6 +230,7 @@ def students(
 
 
 app.command()(cli_inpaint.inpaint)
+app.command()(cli_tradeoff.tradeoff)
 
 
 def _check(variants: Sequence[Variant]) -> None:

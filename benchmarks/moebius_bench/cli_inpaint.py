@@ -42,7 +42,7 @@ def inpaint(
     ] = True,
     runtime: Annotated[str, typer.Option(help="Runtime of moebius-inpaint.")] = "ort-cpu",
     precision: Annotated[str, typer.Option(help="Precisions of the bundle, separated by commas.")] = "fp32",
-    mode: Annotated[str, typer.Option(help="best or reference, as in moebius-inpaint.")] = "best",
+    mode: Annotated[str, typer.Option(help="As in moebius-inpaint.")] = "best",
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the bundle's.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Default: the bundle's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of masks and noise.")] = 0,

@@ -11,6 +11,7 @@ import typer
 
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
+from moebius_runtime.settings.modes import DEFAULT_MODE
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
 _MAX_NOISE_BYTES = 64 << 20
@@ -22,7 +23,12 @@ class ModeName(str, Enum):
     """--mode."""
 
     best = "best"
+    balanced = "balanced"
+    fast = "fast"
     reference = "reference"
+
+
+DEFAULT = ModeName(DEFAULT_MODE)
 
 
 class MaskOrientation(str, Enum):
@@ -67,6 +73,20 @@ class StartName(str, Enum):
 
     pixels = "pixels"
     cells = "cells"
+
+
+class DecodeName(str, Enum):
+    """--decode."""
+
+    full = "full"
+    masked = "masked"
+
+
+class VaeDecoderName(str, Enum):
+    """--vae-decoder."""
+
+    full = "full"
+    tiny = "tiny"
 
 
 class PrecisionName(str, Enum):
@@ -119,15 +139,25 @@ def inpaint(
     mode: Annotated[
         ModeName,
         typer.Option(
-            help="best: no masked pixel influences the result. reference: the original's procedure, for comparisons."
+            help="best: no masked pixel influences the result. balanced: also, in fewer steps. fast: fewer still, may "
+            "lose some detail. reference: the original's procedure, for comparisons."
         ),
-    ] = ModeName.best,
-    steps: Annotated[int | None, typer.Option(help="Inference steps. Default: the bundle's (20).")] = None,
+    ] = DEFAULT,
+    steps: Annotated[
+        int | None, typer.Option(help="Inference steps. Default: the mode's, else the bundle's (20).")
+    ] = None,
     guidance_scale: Annotated[
         float | None,
         typer.Option(
             help="Scale of the classifier-free guidance. Default: the bundle's (2.5 for scenes, 2.0 for portraits). "
             "1 runs one branch of the network and halves the cost."
+        ),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Timesteps (0 to 999) with guidance; the others run one branch, at half the cost. Default: all.",
         ),
     ] = None,
     strength: Annotated[
@@ -139,8 +169,8 @@ def inpaint(
     sampler: Annotated[
         SamplerName | None,
         typer.Option(
-            help="ddim is the reference; dpmpp-2m and unipc are made for 8 to 12 steps; lcm is for bundles that were "
-            "distilled for it, which have no other. Default: the bundle's."
+            help="ddim (modes best and reference); dpmpp-2m (balanced, fast) and unipc are made for 6 to 12 steps; lcm "
+            "is for bundles that were distilled for it, which have no other."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting noise; the same seed gives the same picture.")] = 0,
@@ -166,8 +196,21 @@ def inpaint(
     start: Annotated[
         StartName | None,
         typer.Option(
-            help="What the noise is added to in mode best. pixels (default): the picture with smooth colours under the "
-            "mask, encoded. cells: the masked picture's latents, smoothed under the mask, which saves an encode."
+            help="What the noise is added to, except in mode reference. cells (default): the masked picture's latents, "
+            "smoothed under the mask. pixels: the picture with smooth colours under the mask, encoded once more."
+        ),
+    ] = None,
+    decode: Annotated[
+        DecodeName | None,
+        typer.Option(
+            help="masked (modes balanced and fast): decode only the part that is pasted. full: decode the whole square."
+        ),
+    ] = None,
+    vae_decoder: Annotated[
+        VaeDecoderName | None,
+        typer.Option(
+            help="tiny: a small decoder that loses fine detail, for bundles exported with --tiny-decoder. full: the "
+            "autoencoder's own."
         ),
     ] = None,
     mask_dilate: Annotated[
@@ -224,12 +267,15 @@ def inpaint(
         steps=steps,
         guidance_scale=guidance_scale,
         strength=strength,
+        guidance_interval=None if guidance_interval is None else _interval(guidance_interval),
         sampler=None if sampler is None else sampler.value,
         seed=seed,
         noise=None if noise is None else _read_noise(noise),
         fit=None if fit is None else fit.value,
         blend=None if blend is None else blend.value,
         start=None if start is None else start.value,
+        decode=None if decode is None else decode.value,
+        vae_decoder=None if vae_decoder is None else vae_decoder.value,
         mask_reduce=None if mask_reduce is None else mask_reduce.value,
         mask_dilate=None if mask_dilate is None else _dilation(mask_dilate),
         compensate_colour=compensate_colour,
@@ -261,6 +307,14 @@ def inpaint(
     if planned.note:
         console.warn(planned.note)
     raise typer.Exit(run_all(planned.jobs, out, pipeline, options, files))
+
+
+def _interval(text: str) -> list[int]:
+    """Parses the value of `--guidance-interval`."""
+    low, _, high = text.partition(":")
+    if not all(end.isascii() and end.isdigit() and len(end) <= 12 for end in (low, high)):
+        raise InputError(f"--guidance-interval {text}: expected LOW:HIGH in timesteps, such as 200:800")
+    return [int(low), int(high)]
 
 
 def _dilation(text: str) -> int | str:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moebius_runtime import regions
+from moebius_runtime import decoding, graph_choice, regions
 from moebius_runtime.backends import Backend, create_backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
@@ -25,7 +25,7 @@ from moebius_runtime.images.masks import BoolArray, Orientation, grown_mask, mas
 from moebius_runtime.images.pictures import Picture, picture_from_image
 from moebius_runtime.images.pillow_info import lost_in_pillow
 from moebius_runtime.regions import network_input
-from moebius_runtime.regions.paste import paste
+from moebius_runtime.regions.paste import paste, pasted_box
 from moebius_runtime.regions.plan import Plan
 from moebius_runtime.sampling.choice import sampler_of, timesteps_of
 from moebius_runtime.sampling.samplers import Cancelled, check_cancelled
@@ -193,7 +193,7 @@ class InpaintPipeline:
         """
         self._timesteps(options)
         self._noises(options)
-        for graph in ("vae_encoder", self._unet(options), "vae_decoder"):
+        for graph in dict.fromkeys(["vae_encoder", *self._unets(options), *self._decoders(options), "vae_decoder"]):
             self.backend.verify(graph)
 
     def plan(self, mask: BoolArray, options: InpaintOptions) -> Plan:
@@ -220,7 +220,9 @@ class InpaintPipeline:
         """Notes on options with side effects, the same for every picture. The notes of `inpaint` include them."""
         settings = self._settings(options)
         notes = option_notes(settings, self._timesteps(options), self.schedule)
-        return [*notes, *distilled_notes(settings, self.manifest)]
+        notes += distilled_notes(settings, self.manifest)
+        note = graph_choice.decoder_note(self.backend, settings, options)
+        return [*notes, note] if note else notes
 
     @_seconds_of_its_own()
     def inpaint(
@@ -305,19 +307,21 @@ class InpaintPipeline:
         with self._using("vae_encoder"):
             for square in squares:
                 self._encode(square, picture, mask, timesteps, options)
-        with self._using(self._unet(options)):
+        settings = self._settings(options)
+        with self._using(*self._unets(options)):
             for index, square in enumerate(squares):
 
                 def done(step: int, _t: int, _x: Latents, before: int = index * len(timesteps)) -> None:
                     on_step(before + step + 1)
 
-                denoiser = self._denoiser(square.condition, options)
+                denoiser = self._denoiser(square.condition, settings)
                 noises = further_noises(options, square.number, self.manifest.geometry, self.manifest.defaults)
-                sample = sampler_of(self._settings(options).sampler, noises)
+                sample = sampler_of(settings.sampler, noises)
                 square.latents = sample(denoiser, square.latents, self.schedule, timesteps, done, _cancelled.get())
-        with self._using("vae_decoder"):
+        graphs = self._decoders(options)
+        with self._using(*graph_choice.FULL, *graphs):
             for square in squares:
-                square.generated = self._decode(square.latents)
+                square.generated = self._decode(square, graphs, picture, mask, options)
 
     def _encode(
         self,
@@ -346,28 +350,42 @@ class InpaintPipeline:
             square.latents = self.schedule.add_noise(start, square.latents, int(timesteps[0]))
         square.condition = np.concatenate([small[None, None], masked_latents], axis=1)
 
-    def _decode(self, latents: Latents) -> npt.NDArray[np.uint8]:
-        """The generated square, [S, S, 3]."""
-        decoded = self._run("decode", "vae_decoder", latent=latents)[0]
-        scaled = np.clip((decoded + 1) / 2, 0, 1) * 255  # [3, S, S]
-        if float(np.ptp(scaled)) < _CONSTANT:
+    def _decode(
+        self,
+        square: _Square,
+        graphs: tuple[GraphName, ...],
+        picture: Picture,
+        mask: BoolArray,
+        options: InpaintOptions,
+    ) -> npt.NDArray[np.uint8]:
+        """The generated square, [S, S, 3]; with the graphs `MASKED` only what is pasted, or all where that is quick."""
+        window = None
+        if graphs == decoding.MASKED:
+            size, settings = self.manifest.geometry.image_size, self._settings(options)
+            colour = options.compensate_colour
+            box = pasted_box(square.area, picture.shape, mask, size, settings, compensate_colour=colour)
+            window = decoding.window_of(box, self.manifest)
+        whole = graph_choice.FULL[0] if len(graphs) > 1 else graphs[0]
+        decoded, shown = decoding.decode(self._run, square.latents, whole, window, self.manifest)
+        if float(np.ptp(np.clip(shown, -1, 1))) * 127.5 < _CONSTANT:
             raise OutputError(f"the decoded picture is one flat colour; {_REFUSED}")
+        scaled = np.clip((decoded + 1) / 2, 0, 1) * 255  # [3, S, S]
         return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
 
     @contextmanager
-    def _using(self, graph: GraphName) -> Iterator[None]:
-        """Reserves the backend for a graph; afterwards, also on an error, memory `low` releases the graph."""
+    def _using(self, *graphs: GraphName) -> Iterator[None]:
+        """Reserves the backend for a stage's graphs; afterwards, also on an error, memory `low` releases them."""
         with self.backend.lock:
             try:
                 yield
             finally:
                 if self.memory == "low":
-                    self.backend.release(graph)
+                    for graph in graphs:
+                        self.backend.release(graph)
 
-    def _denoiser(self, condition: Latents, options: InpaintOptions) -> Callable[[Latents, int], Latents]:
-        graph, scale = self._unet(options), self._settings(options).guidance_scale
-
+    def _denoiser(self, condition: Latents, settings: Settings) -> Callable[[Latents, int], Latents]:
         def denoise(latents: Latents, timestep: int) -> Latents:
+            graph, scale = graph_choice.branches(self.backend, settings, timestep)
             inputs: dict[str, npt.NDArray[Any]] = {
                 "sample": np.concatenate([latents, condition], axis=1),  # [1, 9, s, s]
                 "timestep": np.array([timestep], dtype=np.int64),
@@ -377,11 +395,6 @@ class InpaintPipeline:
             return self._run("step", graph, **inputs)
 
         return denoise
-
-    def _unet(self, options: InpaintOptions) -> GraphName:
-        """The guided network; at scale 1, where the guidance cancels out, the conditional branch alone."""
-        alone = self._settings(options).guidance_scale == 1 and self.backend.has("unet_conditional")
-        return "unet_conditional" if alone else "unet"
 
     def _run(self, stage: str, graph: GraphName, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         check_cancelled(_cancelled.get())
@@ -403,7 +416,8 @@ class InpaintPipeline:
         _seconds.get().setdefault(stage, []).append(time.perf_counter() - started)
 
     def _settings(self, options: InpaintOptions) -> Settings:
-        return distilled_settings(settings_of(options, self.manifest.defaults), options, self.manifest)
+        settings = settings_of(options, self.manifest.defaults, self.manifest.modes)
+        return distilled_settings(settings, options, self.manifest)
 
     def _timesteps(self, options: InpaintOptions) -> npt.NDArray[np.int64]:
         settings = self._settings(options)
@@ -411,3 +425,9 @@ class InpaintPipeline:
 
     def _noises(self, options: InpaintOptions) -> Iterator[Latents]:
         return starting_noises(options, self.manifest.geometry, self.manifest.defaults)
+
+    def _unets(self, options: InpaintOptions) -> tuple[GraphName, ...]:
+        return graph_choice.unets(self.backend, self._settings(options), self._timesteps(options).tolist())
+
+    def _decoders(self, options: InpaintOptions) -> tuple[GraphName, ...]:
+        return graph_choice.decoders(self.backend, self._settings(options), options)

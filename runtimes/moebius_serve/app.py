@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from moebius_runtime.pipeline import InpaintPipeline
-from moebius_runtime.settings.modes import MODES, ModeName
+from moebius_runtime.settings.modes import DEFAULT_MODE, MODES, ModeName
 from moebius_serve.api import gimp, iopaint, openai, own
 from moebius_serve.guard import Access, App, Guard, error_body
 from moebius_serve.jobs import Jobs
@@ -32,7 +32,7 @@ def create_app(
     access: Access,
     limits: Limits,
     *,
-    mode: ModeName = "best",
+    mode: ModeName = DEFAULT_MODE,
     segmenter: Segmenter | None = None,
 ) -> App:
     """The whole server over one pipeline and its queue, as an ASGI application.

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import typer
 
 from moebius_runtime import console
-from moebius_runtime.cli import ModeName, PrecisionName
+from moebius_runtime.cli import DEFAULT, ModeName, PrecisionName
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
@@ -32,7 +32,7 @@ def serve(
     ] = "ort-cpu",
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the U-Net, as in `moebius-inpaint`.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU. Default: the physical cores.")] = None,
-    mode: Annotated[ModeName, typer.Option(help="Taken where a request names none.")] = ModeName.best,
+    mode: Annotated[ModeName, typer.Option(help="Taken where a request names none.")] = DEFAULT,
     segmenter: Annotated[
         Path | None,
         typer.Option(help="A folder with a SAM-type encoder and decoder (ONNX): the page selects objects by a click."),

@@ -24,7 +24,7 @@ from moebius_runtime.images.pictures import INPUT_FORMATS, NamedBytes, Picture, 
 from moebius_runtime.images.saving import OUTPUT_FORMATS, check_can_save
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, make_options
 from moebius_runtime.sampling.samplers import SAMPLERS
-from moebius_runtime.settings.modes import ModeName
+from moebius_runtime.settings.modes import DEFAULT_MODE, ModeName
 from moebius_serve.jobs import Job
 from moebius_serve.limits import Limits
 
@@ -35,6 +35,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "steps": _WHOLE,
     "guidance_scale": _NUMBER,
     "strength": _NUMBER,
+    "guidance_interval": (list,),
     "sampler": (str,),
     "seed": _WHOLE,
     "fit": (str,),
@@ -42,6 +43,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "mask_reduce": (str,),
     "mask_dilate": (int, str),
     "start": (str,),
+    "decode": (str,),
+    "vae_decoder": (str,),
     "compensate_colour": (bool,),
     "max_squares": _WHOLE,
     # Beside the fields of `InpaintOptions`: of the mask, and of the result's file.
@@ -51,7 +54,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "quality": _WHOLE,
 }
 _MASK = {"invert_mask": "invert", "resize_mask": "resize", "mask_orientation": "orientation"}
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
 MAX_SEED = (1 << 32) - 1
 _DECODERS = 2  # pictures that are decoded at a time: each may take a gigabyte while it is
 _DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,")
@@ -73,7 +76,7 @@ class Intake:
 
     pipeline: InpaintPipeline
     limits: Limits
-    mode: ModeName = "best"
+    mode: ModeName = DEFAULT_MODE
     _decoding: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_DECODERS))
 
     def read_picture(self, data: bytes, what: str) -> Picture:

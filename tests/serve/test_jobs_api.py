@@ -172,7 +172,7 @@ def test_a_preview_is_upright_and_of_eight_bits(live, draw):
 
 def test_defaults_name_modes_and_limits(live):
     facts = live.client.get("/api/v1/defaults").json()
-    assert facts["modes"] == ["reference", "best"]
+    assert facts["modes"] == ["reference", "best", "balanced", "fast"]
     assert (facts["mode"], facts["segmenter"], facts["image_size"]) == ("best", None, 128)
     assert facts["limits"]["queue"] == 16
     assert facts["defaults"]["num_inference_steps"] == 6

@@ -240,12 +240,24 @@ GroupNorm <groups, epsilon, groups_shape, row_shape> (x, gain, shift) => (y) {
 }
 """
 
+# The same for a picture whose size stays open: the phases one after the other are the channels of mode DCR.
+_UPSAMPLE_OPEN = (
+    _UPSAMPLE[: _UPSAMPLE.index("  axis = Constant")]
+    + """  phases = Concat <axis = 1> (phase_00, phase_01, phase_10, phase_11)
+  y = DepthToSpace <blocksize = 2, mode = "DCR"> (phases)
+}
+"""
+)
+
 FORMS = ("tiles", "convolution")
 """The exact bodies of `LocalLambda`."""
 
 
-def bodies(form: str) -> dict[str, str]:
-    """Name -> function, with the body of `LocalLambda` in one of `FORMS`; each with the header that a parser needs."""
+def bodies(form: str, *, open_sizes: bool = False) -> dict[str, str]:
+    """Name -> function, with the body of `LocalLambda` in one of `FORMS`; each with the header that a parser needs.
+
+    With `open_sizes`, `UpsampleConv3x3` and `GroupNorm` take pictures whose height and width the graph leaves open.
+    """
     texts = {
         "Conv3x3": _CONV3X3,
         "FeedForward": _FEED_FORWARD,
@@ -255,7 +267,7 @@ def bodies(form: str) -> dict[str, str]:
         "LocalLambda": {"tiles": _LOCAL_LAMBDA, "convolution": _LOCAL_LAMBDA_CONVOLUTION}[form],
         "ProjectedResidualBlock": _residual_block(projected=True),
         "ResidualBlock": _residual_block(projected=False),
-        "UpsampleConv3x3": _UPSAMPLE,
+        "UpsampleConv3x3": _UPSAMPLE_OPEN if open_sizes else _UPSAMPLE,
     }
     header = f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">'
     return {name: header + text for name, text in texts.items()}

@@ -24,9 +24,9 @@ __all__ = ["DOMAIN", "FORMS", "OPSET", "VERSION", "attach_functions", "function_
 _INTEGERS = ("heads", "hidden", "groups", "first_channels", "second_channels")  # other attributes are lists
 
 
-def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
-    """Name -> function, with the body of `LocalLambda` in one of `FORMS`."""
-    protos = {name: onnx.parser.parse_function(text) for name, text in bodies(form).items()}
+def function_protos(form: str, *, open_sizes: bool = False) -> dict[str, onnx.FunctionProto]:
+    """Name -> function, with the body of `LocalLambda` in one of `FORMS`; `open_sizes` as in `bodies`."""
+    protos = {name: onnx.parser.parse_function(text) for name, text in bodies(form, open_sizes=open_sizes).items()}
     for proto in protos.values():
         for node in proto.node:  # names for profiles
             node.name = node.output[0]
@@ -36,9 +36,17 @@ def function_protos(form: str) -> dict[str, onnx.FunctionProto]:
 def attach_functions(model: onnx.ModelProto, form: str) -> None:
     """Adds the functions that the graph's nodes call, in place."""
     called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    model.functions.extend(proto for name, proto in sorted(function_protos(form).items()) if name in called)
+    open_sizes = any(_has_open_size(node) for node in model.graph.node)
+    protos = function_protos(form, open_sizes=open_sizes)
+    model.functions.extend(proto for name, proto in sorted(protos.items()) if name in called)
     if called and DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
+
+
+def _has_open_size(node: onnx.NodeProto) -> bool:
+    """Whether an upsampling leaves its picture's size open."""
+    shapes = (attribute.ints for attribute in node.attribute if attribute.name == "phases_shape")
+    return node.op_type == "UpsampleConv3x3" and any(layers.OPEN in shape[2:] for shape in shapes)
 
 
 def _operator(function: onnx.FunctionProto) -> Any:

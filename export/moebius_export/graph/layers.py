@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+OPEN = 0
+"""Stands for a size that stays open in a shape attribute."""
+
 
 def translations(operators: dict[str, Any]) -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export` writes for each operator of `moebius.network.layer_ops`."""
@@ -60,11 +63,13 @@ def translations(operators: dict[str, Any]) -> dict[Callable[..., Any], Callable
         return operators["Conv3x3"](x, weight, bias)
 
     def upsample_conv3x3(x: Any, weight: Any, bias: Any) -> Any:
-        height, width = x.shape[2:]
-        return operators["UpsampleConv3x3"](x, weight, bias, phases_shape=[0, -1, height, width])
+        sizes = [size if isinstance(size, int) else OPEN for size in x.shape[2:]]
+        return operators["UpsampleConv3x3"](x, weight, bias, phases_shape=[0, -1, *sizes])
 
     def group_norm(x: Any, gain: Any, shift: Any, groups: int, epsilon: float) -> Any:
         width, others = x.shape[-1], len(x.shape) - 2
+        if not isinstance(width, int):
+            width = OPEN  # the fourth size of what is reshaped, which is the picture's width
         return operators["GroupNorm"](
             x,
             gain,

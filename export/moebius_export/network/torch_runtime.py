@@ -56,8 +56,14 @@ def unet_modules(student: Moebius, *, distilled: bool = False) -> dict[GraphName
 def vae_modules(autoencoder: Any) -> dict[GraphName, Any]:
     """The modules of the graphs that the autoencoder is in, in eval mode."""
     from moebius import VaeDecoder, VaeEncoder
+    from moebius_export.network.masked_decoder import LowerDecoder, UpperDecoder
 
-    return {"vae_encoder": VaeEncoder(autoencoder).eval(), "vae_decoder": VaeDecoder(autoencoder).eval()}
+    return {
+        "vae_encoder": VaeEncoder(autoencoder).eval(),
+        "vae_decoder": VaeDecoder(autoencoder).eval(),
+        "vae_decoder_lower": LowerDecoder(autoencoder).eval(),
+        "vae_decoder_upper": UpperDecoder(autoencoder).eval(),
+    }
 
 
 def origin(weights: WeightsInfo) -> str:

@@ -22,10 +22,16 @@ IR_VERSION = 10  # loads wherever OPSET does
 # would, for one, write Interactive-λ's λp [2, n, k, v] of every layer into the file, 0.7 GB of the full-size network.
 _FOLDING_LIMIT_BYTES = 16 << 10
 
+_MOST_CELLS = 1024  # of an open size
+
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph to export: its module, example inputs by name, its output's name, and inputs whose batch stays open."""
+    """A graph to export: its module, example inputs by name, its output's name, and inputs whose batch stays open.
+
+    `sizes` names further axes that stay open: {input: {axis: name of its dimension}}; `output_sizes` those of the
+    output that follow.
+    """
 
     name: str
     module: nn.Module
@@ -33,6 +39,8 @@ class GraphSpec:
     output: str
     dynamic: Sequence[str] = ()
     local_lambda_form: str = "tiles"
+    sizes: Mapping[str, Mapping[int, str]] | None = None
+    output_sizes: Mapping[int, str] | None = None
 
 
 def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto:
@@ -68,7 +76,11 @@ def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto
 
 
 def _trace(spec: GraphSpec) -> onnx.ModelProto:
-    dynamic = {name: {0: torch.export.Dim("batch", max=64)} if name in spec.dynamic else None for name in spec.inputs}
+    dynamic: dict[str, dict[int, torch.export.Dim] | None] = {
+        name: {0: torch.export.Dim("batch", max=64)} if name in spec.dynamic else None for name in spec.inputs
+    }
+    for name, axes in (spec.sizes or {}).items():
+        dynamic[name] = {axis: torch.export.Dim(size, min=2, max=_MOST_CELLS) for axis, size in axes.items()}
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             spec.module.eval(),
@@ -77,7 +89,7 @@ def _trace(spec: GraphSpec) -> onnx.ModelProto:
             opset_version=OPSET,
             input_names=list(spec.inputs),
             output_names=[spec.output],
-            dynamic_shapes=tuple(dynamic.values()) if spec.dynamic else None,
+            dynamic_shapes=tuple(dynamic.values()) if any(dynamic.values()) else None,
             optimize=True,
             verbose=False,
             custom_translation_table=translations(spec.local_lambda_form),

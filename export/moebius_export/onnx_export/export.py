@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -29,16 +29,25 @@ from moebius.weights.load import (
 from moebius_export.errors import ExportError
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
+from moebius_export.network.masked_decoder import BLOCK, LowerDecoder, UpperDecoder
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet, unet_graphs
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.onnx_export.earlier import keep_earlier
 from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
-from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
+from moebius_export.rules import (
+    RULE_NAMES,
+    check_names,
+    rewrite_decoder,
+    rewrite_decoder_part,
+    rewrite_encoder,
+    rewrite_unet,
+)
 from moebius_export.rules.base import Outcome
 from moebius_runtime.backends.ort import import_onnxruntime
 from moebius_runtime.bundle.manifest import (
     MANIFEST_NAME,
+    DecoderName,
     Defaults,
     FileInfo,
     Geometry,
@@ -47,6 +56,7 @@ from moebius_runtime.bundle.manifest import (
     GraphName,
     GuidanceInfo,
     Manifest,
+    ModeDefaults,
     ModelInfo,
     Parity,
     Rewrite,
@@ -55,7 +65,9 @@ from moebius_runtime.bundle.manifest import (
     WeightsInfo,
     write_manifest,
 )
+from moebius_runtime.decoding import MASKED
 from moebius_runtime.files import atomic_write, placed_whole, sha256_file
+from moebius_runtime.settings.modes import MODES, recorded
 
 Progress = Callable[[str, str], None]
 """Called with (graph, stage) when a stage begins."""
@@ -72,7 +84,8 @@ class ExportOptions:
     apply (`moebius_export.rules`), all by default, none for the unfused network. `target` is the target of the λ
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
     the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. Weights whose
-    `config.json` records distilled guidance have that one alone, and perhaps a sampler and a number of steps.
+    `config.json` records distilled guidance have that one alone, and perhaps a sampler and a number of steps. `masked`
+    also exports the decoder in two parts, for `--decode masked`.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -84,6 +97,7 @@ class ExportOptions:
     target: Target = DEFAULT_TARGET
     lowering: Lowering | None = None
     guidance_scale: float | None = None
+    masked: bool = True
 
     @property
     def lowered(self) -> Lowering:
@@ -141,7 +155,10 @@ def export_onnx(
         progress("weights", "VAE")
         vae, vae_weights = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
         graphs |= _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)
-        graphs |= _write_graphs(folder, "vae_decoder", {"vae_decoder": VaeDecoder(vae)}, sizes, options, progress)
+        decoders: dict[GraphName, nn.Module] = {"vae_decoder": VaeDecoder(vae)}
+        if options.masked:
+            decoders |= {"vae_decoder_lower": LowerDecoder(vae), "vae_decoder_upper": UpperDecoder(vae)}
+        graphs |= _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
         progress("manifest", "hash")
         model = ModelInfo(
             preset=options.preset,
@@ -178,8 +195,20 @@ def example_inputs(graph: GraphName, sizes: Preset, batch: int, *, guided: bool 
     pixels = side * sizes.vae.downscale
     if graph == "vae_encoder":
         return {"image": _tensor(rng.uniform(-1, 1, (batch, 3, pixels, pixels)))}
-    if graph == "vae_decoder":
+    if graph in ("vae_decoder", "vae_decoder_tiny"):
         return {"latent": _tensor(rng.standard_normal((batch, channels, side, side)))}
+    if graph == "vae_decoder_lower":
+        return {"latent": _tensor(rng.standard_normal((1, channels, side, side)))}
+    if graph == "vae_decoder_upper":
+        width, small = sizes.vae.block_out_channels[-1], 2 * side // BLOCK
+        inside = np.zeros((1, 1, small, small))
+        inside[:, :, : small // 2, : small // 2 + 1] = 1
+        window = (1, width, BLOCK * (small // 2), BLOCK * (small // 2 + 1))
+        return {
+            "features": _tensor(rng.standard_normal(window)),
+            "overview": _tensor(rng.standard_normal((1, width, small, small))),
+            "inside": _tensor(inside),
+        }
     latents = rng.standard_normal((batch, channels, side, side))
     mask = (rng.uniform(size=(batch, 1, side, side)) < 0.3).astype(np.float64)
     masked = rng.standard_normal((batch, channels, side, side))
@@ -212,9 +241,11 @@ def _write_graphs(
             name,
             module,
             example_inputs(name, sizes, batch, guided=isinstance(module, GuidedUNet)),
-            output,
-            dynamic=(batched,) if options.dynamic_batch else (),
+            "features" if name == "vae_decoder_lower" else output,
+            dynamic=(batched,) if options.dynamic_batch and name not in MASKED else (),
             local_lambda_form=options.lowered.form,
+            sizes={"features": {2: "height", 3: "width"}} if name == "vae_decoder_upper" else None,
+            output_sizes={2: "rows", 3: "columns"} if name == "vae_decoder_upper" else None,
         )
         for name, module in modules.items()
     }
@@ -232,7 +263,7 @@ def _write_graphs(
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
-            files[name] = "model.onnx" if name == group else "model_conditional.onnx"
+            files[name] = "model.onnx" if name == group else f"model{name.removeprefix(group)}.onnx"
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))
             del model, module
@@ -262,6 +293,8 @@ def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tup
         module, outcomes = rewrite_decoder(module, rules, count)
     elif isinstance(module, VaeEncoder):
         module, outcomes = rewrite_encoder(module, rules, count)
+    elif isinstance(module, LowerDecoder | UpperDecoder):
+        module, outcomes = rewrite_decoder_part(module, rules, count)
     rewrites = []
     for outcome in (outcome for outcome in outcomes if outcome.fired):
         before, after = outcome.macs or (None, None)
@@ -271,16 +304,21 @@ def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tup
 
 
 def _graph_info(spec: GraphSpec, output: np.ndarray, file: GraphFile) -> GraphInfo:
-    def info(name: str, array: np.ndarray, open_batch: bool) -> TensorInfo:
+    def info(name: str, array: np.ndarray, open_batch: bool, sizes: Mapping[int, str] | None) -> TensorInfo:
         shape: list[int | str] = list(array.shape)
         if open_batch:
             shape[0] = "batch"
+        for axis, size in (sizes or {}).items():
+            shape[axis] = size
         return TensorInfo(name=name, dtype=str(array.dtype), shape=shape)  # type: ignore[arg-type]
 
     return GraphInfo(
         files={"fp32": file},
-        inputs=[info(name, tensor.numpy(), name in spec.dynamic) for name, tensor in spec.inputs.items()],
-        outputs=[info(spec.output, output, bool(spec.dynamic))],
+        inputs=[
+            info(name, tensor.numpy(), name in spec.dynamic, (spec.sizes or {}).get(name))
+            for name, tensor in spec.inputs.items()
+        ],
+        outputs=[info(spec.output, output, bool(spec.dynamic), spec.output_sizes)],
     )
 
 
@@ -321,13 +359,20 @@ def _manifest(
             sampler="lcm" if known.sampler == "lcm" else "ddim",
         ),
         guidance=None if known.guidance_scale is None else GuidanceInfo(distilled=known.guidance_scale),
-        graphs={name: graph.info for name, graph in graphs.items()},
+        graphs={name: graph.info for name, graph in graphs.items() if name not in get_args(DecoderName)},
+        decoders={name: graphs[name].info for name in get_args(DecoderName) if name in graphs},
+        modes=_modes(),
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
         tools={name: metadata.version(name) for name in _TOOLS}
         | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},
     )
+
+
+def _modes() -> dict[Any, ModeDefaults]:
+    """The built-in defaults of the modes that a bundle may change."""
+    return {name: ModeDefaults(**recorded(mode)) for name, mode in MODES.items() if not mode.original}
 
 
 def _weights_info(checkpoint: Checkpoint) -> WeightsInfo:

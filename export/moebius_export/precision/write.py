@@ -158,7 +158,13 @@ def write_precision(
             for name in names:
                 onnx.checker.check_model(str(folder / infos[name].files[precision].model))
                 files |= {path: file_info(folder / path) for path in infos[name].files[precision].paths}
-        manifest = bundle.manifest.model_copy(update={"graphs": infos, "files": dict(sorted(files.items()))})
+        whole = {
+            name: info
+            for name, info in bundle.manifest.decoders.items()
+            if all(path in files for file in info.files.values() for path in file.paths)
+        }
+        update = {"graphs": infos, "decoders": whole, "files": dict(sorted(files.items()))}
+        manifest = bundle.manifest.model_copy(update=update)
         manifest = Manifest.model_validate(manifest.model_dump())
         write_manifest(manifest, folder)
     return manifest
@@ -178,13 +184,15 @@ def linked(
         bundle: the old one.
         folder: the new one.
         precision: whose files are left out.
-        only: leave out all files of `graphs` too, and the engines.
+        only: leave out all files of `graphs` too, the decoders that share weights with them, and the engines.
         graphs: the graphs that are written.
     """
     infos = bundle.manifest.graphs
     old = {path for info in infos.values() if (f := info.files.get(precision)) for path in f.paths}
     if only:
         old |= {path for name in graphs for f in infos[name].files.values() for path in f.paths}
+        decoders = [file for info in bundle.manifest.decoders.values() for file in info.files.values()]
+        old |= {path for file in decoders if old & set(file.paths) for path in file.paths}
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
         if name in old or name == "manifest.json" or (only and name.startswith("engines/")):

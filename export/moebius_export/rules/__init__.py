@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from moebius import Moebius, StudentConfig, VaeDecoder, VaeEncoder
 from moebius_export.errors import ExportError
 from moebius_export.lowering.lowering import Lowering
+from moebius_export.network.masked_decoder import LowerDecoder, UpperDecoder
 from moebius_export.rules.base import Outcome, Rule, apply_rules
 from moebius_export.rules.conv3x3 import FuseConv3x3
 from moebius_export.rules.feed_forward import FuseFeedForward
@@ -124,6 +125,21 @@ def rewrite_encoder(
     """As `rewrite_unet`, for the VAE encoder: its 3x3 convolutions, but for those that halve the picture."""
     levels = [len(block.resnets) for block in module.encoder.down_blocks]
     return _rewrite_vae(module, names, {"fuse_conv3x3": _convs(levels), "fuse_group_norm": _norms(levels)}, count)
+
+
+def rewrite_decoder_part(
+    module: LowerDecoder | UpperDecoder, names: Sequence[str] = RULE_NAMES, count: Count | None = None
+) -> tuple[nn.Module, list[Outcome]]:
+    """As `rewrite_decoder`, for one of the two parts of a masked decode."""
+    if isinstance(module, LowerDecoder):
+        inner = len(module.up_block.resnets) + 2  # residual blocks, with the middle's
+        upsamplers, convs, norms = len(module.up_block.upsamplers or ()), 2 * inner + 1, 2 * inner + 1
+    else:
+        inner = sum(len(block.resnets) for block in module.up_blocks)
+        upsamplers = sum(len(block.upsamplers or ()) for block in module.up_blocks)
+        convs, norms = 2 * inner + 1, 2 * inner + 1
+    expected = {"sub_pixel_upsampling": upsamplers, "fuse_conv3x3": convs, "fuse_group_norm": norms}
+    return _rewrite_vae(module, names, expected, count)
 
 
 def _convs(resnets: Sequence[int]) -> int:

@@ -39,7 +39,7 @@ class Backend(ABC):
 
     def has(self, graph: GraphName) -> bool:
         """Whether the graph can be run: it is in the bundle, and this runtime has all that it needs for it."""
-        return graph in self.bundle.manifest.graphs
+        return graph in self.bundle.manifest.every_graph
 
     def note(self, *messages: str) -> None:
         """Adds notes for the user."""

@@ -35,6 +35,7 @@ class _Bound:
         self._binding = session.io_binding()
         self._inputs: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._output: Any = None
 
     def run(self, inputs: Mapping[str, Array]) -> Array:
         """The output, copied to the host."""
@@ -46,7 +47,7 @@ class _Bound:
             for name, array in inputs.items():
                 self._inputs[name].update_inplace(array)
         self.session.run_with_iobinding(self._binding)
-        output: Array = self._output.numpy()
+        output: Array = self._binding.copy_outputs_to_cpu()[0] if self._output is None else self._output.numpy()
         return output
 
     def _bind(self, inputs: Mapping[str, Array]) -> None:
@@ -58,8 +59,16 @@ class _Bound:
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         output = self._info.outputs[0]
-        batch = next(iter(inputs.values())).shape[0]  # the only dynamic dimension
-        shape = [batch if isinstance(size, str) else size for size in output.shape]
+        sizes = {
+            named: size
+            for tensor in self._info.inputs
+            for named, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True)
+        }
+        shape = [sizes.get(size) if isinstance(size, str) else size for size in output.shape]
+        if None in shape:  # a size that the graph computes: ONNX Runtime allocates the output
+            self._output = None
+            self._binding.bind_output(output.name, "cuda", 0)
+            return
         self._output = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(output.dtype), "cuda", 0)
         self._binding.bind_ortvalue_output(output.name, self._output)
 

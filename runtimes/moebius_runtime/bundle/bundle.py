@@ -42,13 +42,12 @@ class Bundle:
         return cls(Path(path), read_manifest(path), FileHashes(rehash=rehash))
 
     def graph(self, name: GraphName) -> GraphInfo:
-        """The description of a graph; `BundleError` when the bundle has none of that name."""
+        """The description of a graph or optional decoder; `BundleError` when the bundle has none of that name."""
         try:
-            return self.manifest.graphs[name]
+            return self.manifest.every_graph[name]
         except KeyError:
-            raise BundleError(
-                f"{self.path}: no graph {name!r}; the bundle holds {', '.join(self.manifest.graphs)}. Export it again."
-            ) from None
+            there = ", ".join(self.manifest.every_graph)
+            raise BundleError(f"{self.path}: no graph {name!r}; the bundle holds {there}. Export it again.") from None
 
     def precision_of(self, name: GraphName, wanted: Iterable[Precision]) -> Precision:
         """The first of the wanted precisions that the graph has a file of, else the graph's first."""

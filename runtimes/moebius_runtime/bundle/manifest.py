@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from moebius_runtime.bundle.checked import Field, StrictModel, first_problem, in_one_line, shortened
 from moebius_runtime.errors import BundleError, InputError
@@ -24,10 +24,20 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_cpu", "fp8"]
-GraphName = Literal["unet", "unet_conditional", "vae_encoder", "vae_decoder"]
+DecoderName = Literal["vae_decoder_lower", "vae_decoder_upper", "vae_decoder_tiny"]
+GraphName = Literal[
+    "unet",
+    "unet_conditional",
+    "vae_encoder",
+    "vae_decoder",
+    "vae_decoder_lower",
+    "vae_decoder_upper",
+    "vae_decoder_tiny",
+]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Timestep = Annotated[int, Field(ge=0, lt=10_000)]
 Macs = Annotated[int, Field(ge=0, le=1 << 60)]
 Dimension = Annotated[int, Field(ge=1, le=1 << 16)] | Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 
@@ -165,6 +175,19 @@ class Defaults(StrictModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModeDefaults(StrictModel):
+    """The bundle's own defaults of a mode; None takes the built-in one (`moebius_runtime.settings.modes`)."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    sampler: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    start: Literal["pixels", "cells"] | None = None
+    guidance_interval: Annotated[list[Timestep], Field(min_length=2, max_length=2)] | None = None  # both included
+    decode: Literal["full", "masked"] | None = None
+    vae_decoder: Literal["full", "tiny"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rewrite(StrictModel):
     """A graph rewrite, how often it fired, and the MACs of a call before and after it.
 
@@ -186,28 +209,48 @@ class Parity(StrictModel):
     max_error: Annotated[float, Field(ge=0)]
 
 
+def _tensor(name: str, shape: list[int | str], dtype: Literal["float32", "int64"] = "float32") -> TensorInfo:
+    return TensorInfo(name=name, dtype=dtype, shape=shape)
+
+
 def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry, guided: bool) -> None:
     """Checks the names, types and shapes that the pipeline uses (B, the number of pictures, is free)."""
     batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else 1
     channels, side, pixels = geometry.latent_channels, geometry.latent_size, geometry.image_size
     latent: list[int | str] = [batch, channels, side, side]
     image: list[int | str] = [batch, 3, pixels, pixels]
-    sample = TensorInfo(name="sample", dtype="float32", shape=[batch, 2 * channels + 1, side, side])
-    timestep = TensorInfo(name="timestep", dtype="int64", shape=[1])
-    guidance = TensorInfo(name="guidance_scale", dtype="float32", shape=[1])
-    inputs = {
-        "unet": [sample, timestep, guidance] if guided else [sample, timestep],
-        "unet_conditional": [sample, timestep],
-        "vae_encoder": [TensorInfo(name="image", dtype="float32", shape=image)],
-        "vae_decoder": [TensorInfo(name="latent", dtype="float32", shape=latent)],
+    unet = [_tensor("sample", [batch, 2 * channels + 1, side, side]), _tensor("timestep", [1], "int64")]
+    predicted, decoded = _tensor("noise_pred", latent), _tensor("image", image)
+    features = _features(name, graph)
+    inputs, output = {
+        "unet": ([*unet, _tensor("guidance_scale", [1])] if guided else unet, predicted),
+        "unet_conditional": (unet, predicted),
+        "vae_encoder": ([decoded], _tensor("latent", latent)),
+        "vae_decoder": ([_tensor("latent", latent)], decoded),
+        "vae_decoder_tiny": ([_tensor("latent", latent)], decoded),
+        "vae_decoder_lower": ([_tensor("latent", latent)], _tensor("features", features)),
+        "vae_decoder_upper": (
+            [
+                _tensor("features", [*features[:2], "height", "width"]),
+                _tensor("overview", features),
+                _tensor("inside", [features[0], 1, *features[2:]]),
+            ],
+            _tensor("image", [features[0], 3, "rows", "columns"]),
+        ),
     }[name]
-    output = {"vae_encoder": ("latent", latent), "vae_decoder": ("image", image)}.get(name, ("noise_pred", latent))
-    for got, expected in (
-        (graph.inputs, inputs),
-        (graph.outputs, [TensorInfo(name=output[0], dtype="float32", shape=output[1])]),
-    ):
+    for got, expected in ((graph.inputs, inputs), (graph.outputs, [output])):
         if got != expected:
             raise ValueError(f"graph {name} has {_tensors(got)}; expected {_tensors(expected)}")
+
+
+def _features(name: GraphName, graph: GraphInfo) -> list[int | str]:
+    """Shape of the features between the lower and the upper decoder, or of their overview: the network's own.
+
+    Only the rank, and that they are square, is expected.
+    """
+    own = {"vae_decoder_lower": graph.outputs[0], "vae_decoder_upper": graph.inputs[min(1, len(graph.inputs) - 1)]}
+    shape = own[name].shape if name in own else []
+    return [*shape[:3], shape[2]] if len(shape) == 4 else [1, 1, 1, 1]
 
 
 def _tensors(tensors: list[TensorInfo]) -> str:
@@ -230,6 +273,8 @@ class Manifest(StrictModel):
     parity: dict[str, Parity]
     tools: dict[ShortText, ShortText]
     guidance: GuidanceInfo | None = None
+    modes: dict[Literal["best", "balanced", "fast"], ModeDefaults] = field(default_factory=dict)
+    decoders: dict[DecoderName, GraphInfo] = field(default_factory=dict)  # other ways to decode, all optional
 
     def _check(self) -> None:
         for path in self.files:
@@ -237,7 +282,9 @@ class Manifest(StrictModel):
         missing = [name for name in ("unet", "vae_encoder", "vae_decoder") if name not in self.graphs]
         if missing:
             raise ValueError(f"no graph {', '.join(missing)}")
-        for name, graph in self.graphs.items():
+        if decoders := [name for name in self.graphs if name in get_args(DecoderName)]:
+            raise ValueError(f"graph {', '.join(decoders)} is among the graphs; expected it among the decoders")
+        for name, graph in self.every_graph.items():
             for path in (path for file in graph.files.values() for path in file.paths):
                 if path not in self.files:
                     raise ValueError(f"graph {name} names {path!r}, which is not among the files")
@@ -255,6 +302,14 @@ class Manifest(StrictModel):
                 )
         elif self.defaults.sampler == "lcm":
             raise ValueError("sampler lcm is the default, and no guidance is distilled")
+
+    @property
+    def every_graph(self) -> dict[GraphName, GraphInfo]:
+        """The graphs and the optional decoders."""
+        every: dict[GraphName, GraphInfo] = dict(self.graphs)
+        for name, graph in self.decoders.items():
+            every[name] = graph
+        return every
 
     @property
     def stand_in(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,46 @@ from moebius_runtime.regions.crop import window
 from moebius_runtime.regions.resampling import from_network
 from moebius_runtime.regions.squares import Square
 from moebius_runtime.settings.modes import Settings
+
+_LANCZOS = 3  # pixels on both sides that the resampling to the picture reads, more where it shrinks
+
+
+def pasted_box(
+    square: Square,
+    shape: tuple[int, int],
+    unknown: BoolArray,
+    size: int,
+    settings: Settings,
+    *,
+    compensate_colour: bool,
+) -> tuple[slice, slice]:
+    """Rows and columns of a square at the network's size that `paste` reads.
+
+    Args:
+        square: the square.
+        shape: height and width of the picture.
+        unknown: bool [H, W], the pixels that no square has filled yet.
+        size: S, the network's side in pixels.
+        settings: how to blend.
+        compensate_colour: whether `paste` will.
+    """
+    view, area = window(square.crop, shape), square.own(unknown)
+    scale = square.crop.side / size
+    used = blending.weights_of(area, settings.blend, scale, original=settings.mode.original) > 0
+    reach = math.ceil(_LANCZOS * max(1.0, 1 / scale)) + 1
+    parts = []
+    for axis, (part, corner) in enumerate(zip(view, (square.crop.top, square.crop.left), strict=True)):
+        lines = np.flatnonzero(used.any(axis=1 - axis))
+        first, last = int(lines[0]), int(lines[-1]) + 1
+        if compensate_colour:  # it compares the colours around the mask's bounding box
+            own = np.flatnonzero(area.any(axis=1 - axis))
+            ring = blending.ring_width(scale)
+            first, last = min(first, int(own[0]) - ring), max(last, int(own[-1]) + 1 + ring)
+        start = part.start - corner
+        low = math.floor((first + start) / scale) - reach
+        high = math.ceil((last + start) / scale) + reach
+        parts.append(slice(max(0, low), min(size, high)))
+    return parts[0], parts[1]
 
 
 def paste(

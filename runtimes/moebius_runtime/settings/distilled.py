@@ -34,13 +34,18 @@ def distilled_settings(settings: Settings, options: InpaintOptions, manifest: Ma
         settings = settings._replace(sampler="lcm", steps=steps)
     if manifest.guidance is None:
         return settings
+    if options.guidance_interval is not None:
+        raise InputError(
+            "guidance interval: this bundle's network has its guidance inside, at every step; leave it out, or use a "
+            "bundle of the network before its distillation"
+        )
     scale, asked = manifest.guidance.distilled, options.guidance_scale
     if asked is not None and asked != scale:
         raise InputError(
             f"guidance scale {asked:g}: this bundle's network was distilled at {scale:g} and has no other; leave "
             "--guidance-scale out, or use a bundle of the network before its distillation"
         )
-    return settings._replace(guidance_scale=scale)
+    return settings._replace(guidance_scale=scale, guidance_interval=None)
 
 
 def distilled_notes(settings: Settings, manifest: Manifest) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
-ModeName = Literal["reference", "best"]
+ModeName = Literal["reference", "best", "balanced", "fast"]
 Fit = Literal["crop", "whole"]
 Blend = Literal["soft", "hard"]
 Reduce = Literal["nearest", "max"]
 Dilation = int | Literal["auto"]
 Start = Literal["pixels", "cells"]
+Decode = Literal["full", "masked"]
+VaeDecoder = Literal["full", "tiny"]
+Interval = tuple[int, int]
+"""The lowest and the highest timestep at which guidance applies, both included."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,11 @@ class Mode:
         original: follow the original's procedure: start from the picture with the object in it, resample masked and
             invisible pixels with the rest, and feather across the mask's border. If False, no masked pixel can
             influence the result.
+        steps: inference steps; None takes the bundle's.
         sampler: a name of `moebius_runtime.sampling.samplers.SAMPLERS`.
+        guidance_interval: timesteps at which guidance applies; None is all of them.
+        decode: `full` decodes the whole square, `masked` the part that is pasted.
+        vae_decoder: `full` or `tiny`.
     """
 
     strength: float | None
@@ -39,17 +47,36 @@ class Mode:
     mask_dilate: Dilation
     start: Start | None
     original: bool
+    steps: int | None = None
     sampler: str = "ddim"
+    guidance_interval: Interval | None = None
+    decode: Decode = "full"
+    vae_decoder: VaeDecoder = "full"
 
+
+_BEST = Mode(
+    strength=1.0, fit="crop", blend="soft", mask_reduce="max", mask_dilate="auto", start="cells", original=False
+)
 
 MODES: dict[ModeName, Mode] = {
     "reference": Mode(
         strength=None, fit="whole", blend="soft", mask_reduce="nearest", mask_dilate=0, start=None, original=True
     ),
-    "best": Mode(
-        strength=1.0, fit="crop", blend="soft", mask_reduce="max", mask_dilate="auto", start="pixels", original=False
-    ),
+    "best": _BEST,
+    "balanced": replace(_BEST, steps=10, sampler="dpmpp-2m", decode="masked"),
+    "fast": replace(_BEST, steps=6, sampler="dpmpp-2m", decode="masked"),
 }
+"""The built-in sets, docs/speed.md. A bundle's manifest may have its own for every mode but `reference`."""
+
+DEFAULT_MODE: ModeName = "best"
+
+RECORDED = ("steps", "sampler", "strength", "start", "guidance_interval", "decode", "vae_decoder")
+"""Defaults of a mode that a manifest records: those that trade time for quality."""
+
+
+def recorded(mode: Mode) -> dict[str, Any]:
+    """Returns the defaults of a mode that a manifest records."""
+    return {name: getattr(mode, name) for name in RECORDED}
 
 
 class Settings(NamedTuple):
@@ -65,3 +92,6 @@ class Settings(NamedTuple):
     mask_dilate: Dilation
     start: Start | None
     sampler: str
+    guidance_interval: Interval | None
+    decode: Decode
+    vae_decoder: VaeDecoder

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice, repeat
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -11,11 +11,24 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from moebius_runtime.bundle.manifest import Defaults, Geometry
+from moebius_runtime.bundle.manifest import Defaults, Geometry, ModeDefaults
 from moebius_runtime.errors import InputError
 from moebius_runtime.sampling.choice import SAMPLER_NAMES
 from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, initial_noise, noise_stream
-from moebius_runtime.settings.modes import MODES, Blend, Dilation, Fit, ModeName, Reduce, Settings, Start
+from moebius_runtime.settings.modes import (
+    DEFAULT_MODE,
+    MODES,
+    Blend,
+    Decode,
+    Dilation,
+    Fit,
+    Mode,
+    ModeName,
+    Reduce,
+    Settings,
+    Start,
+    VaeDecoder,
+)
 
 _LITTLE_NOISE = 0.25  # of 1: with less, the start decides the result
 
@@ -25,13 +38,16 @@ class InpaintOptions:
     """How to fill a mask. `None` takes the mode's default, or the bundle's if the mode has none.
 
     Attributes:
-        mode: `best`: nothing under the mask influences the result, and every masked pixel is replaced. `reference`:
-            the original's own procedure, for comparisons. See `moebius_runtime.settings.modes`.
+        mode: `best`, `balanced` and `fast`: nothing under the mask influences the result, and every masked pixel is
+            replaced; they differ in time. `reference`: the original's own procedure, for comparisons. See
+            `moebius_runtime.settings.modes`.
         steps: number of inference steps; `strength` drops the first (1 - strength) of them.
         guidance_scale: scale of the classifier-free guidance, 0 to 100; 1 runs the conditional branch alone.
         strength: above 0 to 1; the start is noise on smooth latents without the object, at the level of the first step
             kept. In `reference` it is noise on the picture's own latents, and pure noise at 1.
         sampler: `ddim` (reference), `dpmpp-2m` or `unipc` (8 to 12 steps); `lcm` where the bundle was distilled for it.
+        guidance_interval: lowest and highest timestep at which guidance applies, both included. The conditional branch
+            alone runs elsewhere, at half the cost (Kynkäänniemi et al. 2024).
         seed: of the starting noise; square i of a picture takes seed + i, in the order of `find_squares`.
         noise: the whole starting noise, float32 [1, 4, S, S], which replaces the seed's and is used unchanged.
         fit: `crop` fills the mask by squares near the network's size, `whole` shrinks the whole picture.
@@ -40,17 +56,21 @@ class InpaintOptions:
         mask_reduce: `nearest` or `max`, see `moebius_runtime.images.masks.reduce_mask`.
         mask_dilate: pixels by which the mask is grown, or `auto`, see
             `moebius_runtime.images.masks.automatic_dilation`.
-        start: what the noise is laid on in mode `best`: `pixels`, smooth values at every masked pixel, encoded, or
-            `cells`, smooth values in latent space, which saves an encode.
+        start: what the noise is laid on, except in mode `reference`: `pixels`, smooth values at every masked pixel,
+            encoded, or `cells`, smooth values in latent space, which saves an encode.
+        decode: `full` decodes the whole square, `masked` only the part that is pasted, see
+            `moebius_runtime.decoding`.
+        vae_decoder: `full`, or `tiny`, a small decoder that loses fine detail.
         compensate_colour: shift the filled region towards the colours around it.
         max_squares: the most squares that a picture may take with fit `crop`, see `moebius_runtime.regions.squares`.
     """
 
-    mode: ModeName = "best"
+    mode: ModeName = DEFAULT_MODE
     steps: int | None = None
     guidance_scale: float | None = None
     strength: float | None = None
     sampler: str | None = None
+    guidance_interval: Sequence[int] | None = None
     seed: int = 0
     noise: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     fit: Fit | None = None
@@ -58,6 +78,8 @@ class InpaintOptions:
     mask_reduce: Reduce | None = None
     mask_dilate: Dilation | None = None
     start: Start | None = None
+    decode: Decode | None = None
+    vae_decoder: VaeDecoder | None = None
     compensate_colour: bool = False
     max_squares: int = 64
 
@@ -69,12 +91,16 @@ class InpaintOptions:
             ("blend", self.blend, (*get_args(Blend), None)),
             ("mask_reduce", self.mask_reduce, (*get_args(Reduce), None)),
             ("start", self.start, (*get_args(Start), None)),
+            ("decode", self.decode, (*get_args(Decode), None)),
+            ("vae_decoder", self.vae_decoder, (*get_args(VaeDecoder), None)),
         ):
             if value not in choices:
                 names = ", ".join(filter(None, choices))
                 raise InputError(f"{name.replace('_', '-')} {value!r}: expected one of {names}")
         if self.start is not None and MODES[self.mode].original:
             raise InputError(f"start {self.start!r}: mode {self.mode} starts from the picture itself; use mode best")
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         pixels = self.mask_dilate
         whole = isinstance(pixels, Integral) and not isinstance(pixels, bool) and pixels >= 0
         if not (pixels is None or pixels == "auto" or whole):
@@ -87,25 +113,69 @@ class InpaintOptions:
             raise InputError(f"max-squares {most!r}: expected a whole number, 1 or more")
 
 
-def settings_of(options: InpaintOptions, defaults: Defaults) -> Settings:
-    """Returns the values of a run from its options and its bundle's defaults."""
-    mode = MODES[options.mode]
+def _interval(given: object) -> tuple[int, int]:
+    """The two timesteps of a guidance interval; `InputError` unless they are whole numbers in order."""
+    ends = tuple(given) if isinstance(given, (list, tuple)) else ()
+    whole = len(ends) == 2 and all(isinstance(end, Integral) and not isinstance(end, bool) for end in ends)
+    if not whole or not 0 <= ends[0] <= ends[1]:
+        raise InputError(
+            f"guidance-interval {given!r}: expected the lowest and the highest timestep with guidance, such as 200, 800"
+        )
+    return int(ends[0]), int(ends[1])
+
+
+def settings_of(
+    options: InpaintOptions, defaults: Defaults, modes: Mapping[Any, ModeDefaults] | None = None
+) -> Settings:
+    """Returns the values of a run.
+
+    Args:
+        options: explicit values.
+        defaults: the bundle's.
+        modes: the bundle's own defaults of modes; None or a missing one takes the built-in set.
+
+    Raises:
+        InputError: two options contradict each other.
+    """
+    mode = _mode(options.mode, modes or {})
 
     def first(*values: Any) -> Any:
-        return next(value for value in values if value is not None)
+        return next((value for value in values if value is not None), None)
 
+    sampler = first(options.sampler, mode.sampler)
+    if sampler not in SAMPLER_NAMES:
+        raise InputError(
+            f"sampler {sampler!r}: the bundle's mode {options.mode} names it, and this version has only "
+            f"{', '.join(SAMPLER_NAMES)}; update moebius-edge, or name a sampler"
+        )
+    vae_decoder = first(options.vae_decoder, mode.vae_decoder)
+    if vae_decoder == "tiny" and options.decode == "masked":
+        raise InputError(
+            "decode 'masked': the tiny decoder always decodes the whole square; leave it out, or add vae-decoder full"
+        )
     return Settings(
         mode=mode,
-        steps=first(options.steps, defaults.num_inference_steps),
+        steps=first(options.steps, mode.steps, defaults.num_inference_steps),
         guidance_scale=first(options.guidance_scale, defaults.guidance_scale),
         strength=first(options.strength, mode.strength, defaults.strength),
         fit=first(options.fit, mode.fit),
         blend=first(options.blend, mode.blend),
         mask_reduce=first(options.mask_reduce, mode.mask_reduce),
         mask_dilate=first(options.mask_dilate, mode.mask_dilate),
-        start=options.start or mode.start,
-        sampler=first(options.sampler, mode.sampler),
+        start=first(options.start, mode.start),
+        sampler=sampler,
+        guidance_interval=first(options.guidance_interval, mode.guidance_interval),
+        decode="full" if vae_decoder == "tiny" else first(options.decode, mode.decode),
+        vae_decoder=vae_decoder,
     )
+
+
+def _mode(name: ModeName, modes: Mapping[Any, ModeDefaults]) -> Mode:
+    """A mode's built-in defaults with those of the bundle over them."""
+    if name not in modes:
+        return MODES[name]
+    own = {key: value for key, value in modes[name].model_dump().items() if value is not None}
+    return replace(MODES[name], **own)
 
 
 def option_notes(settings: Settings, timesteps: npt.NDArray[np.int64], schedule: NoiseSchedule) -> list[str]:

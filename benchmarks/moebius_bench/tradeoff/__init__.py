@@ -1,0 +1,1 @@
+"""Time against quality of modes and single options."""
