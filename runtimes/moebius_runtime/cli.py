@@ -226,7 +226,7 @@ def inpaint(
         blend=None if blend is None else blend.value,
         start=None if start is None else start.value,
         mask_reduce=None if mask_reduce is None else mask_reduce.value,
-        mask_dilate=None if mask_dilate is None else _dilation(mask_dilate),
+        mask_dilate=None if mask_dilate is None else parse_dilation(mask_dilate),
         compensate_colour=compensate_colour,
         max_squares=max_squares,
     )
@@ -258,7 +258,7 @@ def inpaint(
     raise typer.Exit(run_all(planned.jobs, out, pipeline, options, files))
 
 
-def _dilation(text: str) -> int | str:
+def parse_dilation(text: str) -> int | str:
     """Parses the value of `--mask-dilate`."""
     if text == "auto":
         return text
