@@ -256,14 +256,15 @@ class OpenShard:
                 if item.key not in self.lines and self._store.kind(self.result(file)) is not None:
                     self.record(Line(item.key, "ok", file))
         waiting = [item.key for item, _ in items if item.key not in self.lines]
-        same = before is not None and waiting and before.get("first") == waiting[0]
-        count = int(before.get("count", 0)) + 1 if same and before is not None else 1
-        if count > DEATHS:
+        deaths = 0
+        if before is not None and waiting:  # the process before this one died at what is now the first picture
+            deaths = int(before.get("deaths", 0)) * (before.get("first") == waiting[0]) + 1
+        if deaths >= DEATHS:
             reason = f"{DEATHS} processes died while they filled it (out of memory?); try it alone"
             self.record(Line(waiting.pop(0), "failed", error=reason))
-            count = 1
+            deaths = 0
         if waiting:
-            self._store.write(self._attempt, json.dumps({"first": waiting[0], "count": count}).encode())
+            self._store.write(self._attempt, json.dumps({"first": waiting[0], "deaths": deaths}).encode())
 
     def stopped(self) -> None:
         """Notes that this process ends without dying, so that its end is not counted against the picture in work."""

@@ -26,6 +26,8 @@ def connect(address: str) -> Any:
         RuntimeUnavailableError: Ray is not installed.
         InputError: there is no cluster at the address, or it runs another version of Ray or Python.
     """
+    if address != "local":  # lines of Ray's C++ core on the terminal; a new cluster's own logs stay complete
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data
@@ -49,7 +51,8 @@ def connect(address: str) -> Any:
             ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return ray
 
 

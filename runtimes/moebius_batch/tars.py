@@ -75,9 +75,9 @@ def index(path: Path, name: str, prefix: str) -> list[Item]:
 
 def _split(name: str) -> tuple[str, str]:
     """Key and suffix at the first dot of the last part: `a.b/01.mask.png` gives `a.b/01` and `.mask.png`."""
-    folder, _, last = name.removeprefix("./").rpartition("/")
+    folder, slash, last = name.removeprefix("./").rpartition("/")
     stem, dot, rest = last.partition(".")
-    return f"{folder}/{stem}" if folder else stem, (dot + rest).lower()
+    return folder + slash + stem, (dot + rest).lower()
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
