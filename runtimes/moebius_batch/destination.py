@@ -130,12 +130,18 @@ class Destination:
             return
         for name, value in record.items():
             if name != "source" and known.get(name) != json.loads(json.dumps(value)):
+                if self._is_untouched():  # the job before this one was refused before it filled anything
+                    self.store.write(path, json.dumps(record, indent=1).encode() + b"\n")
+                    return
                 was = json.dumps(known.get(name))[:100]
                 what = "the source's list of pictures" if name in ("list_sha256", "pictures", "shards") else name
                 raise InputError(
                     f"{self.out} holds the results of another job: its {what} was {was} and is now "
                     f"{json.dumps(value)[:100]}; choose another --out, or give the same source and options"
                 )
+
+    def _is_untouched(self) -> bool:
+        return not self._others() and all(self.store.kind(self._own(name)) is None for name in ("open", "shards"))
 
     def _others(self) -> str | None:
         """Name of a file that the destination holds, or None."""

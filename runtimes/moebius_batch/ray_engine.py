@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from moebius_batch.errors import FailingJobError, WorkerError
@@ -122,9 +122,8 @@ def map_rows(
     workers: int,
     cpus: int,
     gpus: int,
-    on_row: Callable[[dict[str, Any]], None],
-) -> None:
-    """Gives each row to one of `workers` actors and hands on the results as they come.
+) -> Iterator[dict[str, Any]]:
+    """Gives each row to one of `workers` actors and yields the results' objects as they come, in any order.
 
     Ray starts an actor again whose process or node dies, and runs its rows again.
 
@@ -136,7 +135,6 @@ def map_rows(
         workers: number of actors.
         cpus: of an actor.
         gpus: of an actor.
-        on_row: called with each result's object.
 
     Raises:
         WorkerError: a result has a key `error`.
@@ -157,7 +155,7 @@ def map_rows(
             content = json.loads(row["result"])
             if "error" in content:
                 raise WorkerError(content["error"], content["exit_code"])
-            on_row(content)
+            yield content
     except MoebiusError:
         raise
     except ray.exceptions.RayError as error:
@@ -194,7 +192,7 @@ def run_ray(
     if not gpus and settings.threads is None:
         settings = settings.model_copy(update={"threads": cpus})
     on_note(f"{count} workers on {sum(node['Alive'] for node in ray.nodes())} Ray nodes, {cpus} CPUs each")
-    map_rows(
+    for row in map_rows(
         ray,
         ShardWorker,
         (settings.model_dump_json(),),
@@ -202,5 +200,5 @@ def run_ray(
         workers=count,
         cpus=cpus,
         gpus=gpus,
-        on_row=lambda row: on_count(row["pictures"], row["failed"]),
-    )
+    ):
+        on_count(row["pictures"], row["failed"])

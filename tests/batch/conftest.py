@@ -22,7 +22,8 @@ _TOYS = sys.modules["toy_fixtures"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_TOYS)
 make_toy, toy_bundle = _TOYS.make_toy, _TOYS.toy_bundle
 
-RUNTIMES = Path(__file__).parents[2] / "runtimes"
+ROOT = Path(__file__).parents[2]
+RUNTIMES = ROOT / "runtimes"
 SIDE = 64
 OPTIONS = {"mode": "reference", "steps": 1, "strength": 1.0}  # the fastest: what is filled does not matter here
 OWN = "_moebius-batch"

@@ -45,7 +45,9 @@ def test_plain_keys_pass(key):
 
 
 def items(count):
-    return [Item(f"p{number}", f"p{number}.png", Blob(f"/x/p{number}.png", 3, "t"), Blob("m")) for number in range(count)]
+    return [
+        Item(f"p{number}", f"p{number}.png", Blob(f"/x/p{number}.png", 3, "t"), Blob("m")) for number in range(count)
+    ]
 
 
 def test_every_picture_is_in_one_shard_that_depends_on_its_key_alone():
