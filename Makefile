@@ -66,7 +66,7 @@ test-runtime:  ## The runtime's tests in an environment of their own, without Py
 	@echo "== runtime without PyTorch"
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort,serve]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
-	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve
+	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve tests/batch
 
 # What depends on the processor's instructions. `TESTS=tests` takes all (hours).
 TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py tests/calibration/test_int8_arrays.py \

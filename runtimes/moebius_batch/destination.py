@@ -29,6 +29,13 @@ from moebius_runtime.errors import InputError
 DEATHS = 3
 """A picture during which so many processes died is recorded as failed."""
 _JOURNAL_SECONDS = 15.0  # between two writes of a journal to a store that cannot append
+_NAMES = {  # of the record's fields, in messages
+    "list_sha256": "list of pictures",
+    "pictures": "number of pictures",
+    "shards": "number of shards (--shard-size)",
+    "mask_sha256": "mask",
+    "bundle_sha256": "bundle",
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class Destination:
             InputError: the destination holds another job's results, or files of no job.
         """
         path = self._own("job.json")
+        self.check_inside(path)
         known = self._read_json(path)
         if known is None and (there := self._others()):
             known = self._read_json(path)  # another process of this job may have written it meanwhile
@@ -134,7 +142,7 @@ class Destination:
                     self.store.write(path, json.dumps(record, indent=1).encode() + b"\n")
                     return
                 was = json.dumps(known.get(name))[:100]
-                what = "the source's list of pictures" if name in ("list_sha256", "pictures", "shards") else name
+                what = _NAMES.get(name, name)
                 raise InputError(
                     f"{self.out} holds the results of another job: its {what} was {was} and is now "
                     f"{json.dumps(value)[:100]}; choose another --out, or give the same source and options"
@@ -289,7 +297,6 @@ class OpenShard:
         """Writes a result whole or not at all; raises `StoreError`."""
         url = self.result(file)
         if not is_remote(url):
-            Path(url).parent.mkdir(parents=True, exist_ok=True)
             self.destination.check_inside(url)
         self._store.write(url, data)
 

@@ -17,6 +17,7 @@ from moebius_batch.items import Shard
 from moebius_batch.job import Settings, Write, blob_fields, record
 from moebius_batch.progress import JobProgress
 from moebius_batch.sources import Columns, Source, open_source
+from moebius_batch.stores import normal
 from moebius_runtime import console
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import Precision, content_digest
@@ -102,7 +103,7 @@ def _settings(request: Request, source: Source) -> Settings:
         masking=request.masking,
         seed=request.seed,
         quality=request.quality,
-        out=request.out,
+        out=normal(request.out),
         write=request.write or ("tars" if source.kind == "tars" else "folder"),
         mask=blob_fields(source.mask),
     )

@@ -217,11 +217,13 @@ class RemoteStore(Store):
         return sorted(found, key=lambda entry: entry.name)
 
     def read(self, url: str, entry: Entry | None = None, limit: int = MAX_PICTURE) -> bytes:
-        """See `Store.read`."""
-        with _refusals(url, InputError):
-            if entry is None and (size := self._fs.info(url).get("size")) and size > limit:
+        """See `Store.read`. A failing web server is an `InputError`: a table's other pictures come from others."""
+        with _refusals(url, InputError, InputError if self._protocol in ("http", "https") else StoreError):
+            web = self._protocol in ("http", "https")  # where not every server gives a size
+            size = entry.size if entry else 0 if web else self._fs.info(url).get("size") or 0
+            data = b"" if size > limit else bytes(self._fs.cat_file(url))
+            if max(size, len(data)) > limit:
                 raise InputError(f"cannot read {url}: it is over {limit >> 20} MiB")
-            data = bytes(self._fs.cat_file(url))
         if entry is not None and len(data) != entry.size:
             raise _changed(url)
         return data
@@ -303,33 +305,41 @@ def _reason(error: BaseException) -> str:
     return one_line(str(getattr(error, "strerror", None) or error or type(error).__name__))[:300]
 
 
+def _chain(error: BaseException | None) -> list[str]:
+    """Names of the classes of an error and of those that it came from."""
+    found: list[str] = []
+    while error is not None and len(found) < 10:
+        found.append(type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return found
+
+
 @contextmanager
-def _refusals(url: str, missing: type[MoebiusError]) -> Iterator[None]:
-    """Turns whatever a store's library raises into one sentence; `missing` for a file that is not there or locked."""
+def _refusals(url: str, missing: type[MoebiusError], failing: type[MoebiusError] = StoreError) -> Iterator[None]:
+    """Turns whatever a store's library raises into one sentence.
+
+    Args:
+        url: for the message.
+        missing: the error for a file that is not there or locked.
+        failing: the error for all else.
+    """
     try:
         yield
     except MoebiusError:
         raise
     except ImportError as error:
         raise RuntimeUnavailableError(f"{url}: {_reason(error)}. Install it: {_CLOUD}") from error
-    except FileNotFoundError as error:
-        raise missing(f"there is no {url}; check its name") from error
-    except PermissionError as error:
-        raise missing(f"{url}: access denied ({_reason(error)}); check the credentials and their rights") from error
     except Exception as error:  # each library has its own classes
-        chain: list[str] = []
-        cause: BaseException | None = error
-        while cause is not None and len(chain) < 10:
-            chain.append(type(cause).__name__)
-            cause = cause.__cause__ or cause.__context__
-        names = " ".join(chain)
+        names = " ".join(_chain(error))
+        if isinstance(error, FileNotFoundError) and not any(name in names for name in _UNREACHABLE):
+            raise missing(f"there is no {url}; check its name") from error
+        if isinstance(error, PermissionError):
+            raise missing(f"{url}: access denied ({_reason(error)}); check the credentials and their rights") from error
         if any(name in names for name in _CREDENTIALS):
-            raise StoreError(
+            raise failing(
                 f"{url}: no credentials were found ({_reason(error)}); set them as the store's own tools expect, such "
                 "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             ) from error
         if any(name in names for name in _UNREACHABLE):
-            raise StoreError(
-                f"{url} cannot be reached ({_reason(error)}); check the network and the endpoint"
-            ) from error
-        raise StoreError(f"{url}: the store fails ({type(error).__name__}: {_reason(error)})") from error
+            raise failing(f"{url} cannot be reached ({_reason(error)}); check the network and the endpoint") from error
+        raise failing(f"{url}: the store fails ({type(error).__name__}: {_reason(error)})") from error

@@ -20,8 +20,9 @@ from PIL import Image
 
 from moebius_batch import local, shards
 from moebius_batch.destination import DEATHS, Destination
-from moebius_batch.fill import Filler
+from moebius_batch.fill import Filled, Filler
 from moebius_batch.keys import seed_of
+from moebius_batch.progress import JobProgress
 from moebius_batch.run import Request
 from moebius_runtime import InpaintPipeline
 from moebius_runtime.errors import InputError, MoebiusError
@@ -329,3 +330,42 @@ def test_the_destination_may_lie_in_the_source(job, tmp_path):
     assert len(results(source / "out")) == 3
     with pytest.raises(InputError, match="is the source"):
         job(source, source, masks=mask_of(source))
+
+
+class Unfilled(Filler):
+    """Reads, decodes and encodes a picture, without a network between."""
+
+    pipeline = None
+
+    def take_notes(self):
+        return []
+
+    def __call__(self, item):
+        data = picture_bytes(load_picture(item.picture.url), "x.png")[0]
+        return Filled(data, f"{item.key}.png", ())
+
+
+@pytest.mark.slow
+@LINUX
+def test_memory_stays_flat_over_10000_pictures(job, tmp_path, monkeypatch):
+    source = make_pictures(tmp_path / "in", 10_000)
+    used = {}
+
+    def count(real, self, pictures, failed):
+        real(self, pictures, failed)
+        if self.done in (1000, 10_000):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            used[self.done] = pages * os.sysconf("SC_PAGE_SIZE")
+
+    monkeypatch.setattr(local, "Filler", Unfilled)
+    monkeypatch.setattr(JobProgress, "add", partialmethod_of(count, JobProgress.add))
+    assert job(source, tmp_path / "out", masks=mask_of(source)) == 0
+    assert used.keys() == {1000, 10_000}
+    assert used[10_000] - used[1000] < 8 << 20  # bytes; 9,000 kept pictures of 64x64 would be 110 MB
+
+
+def partialmethod_of(function, real):
+    def method(self, *arguments):
+        return function(real, self, *arguments)
+
+    return method

@@ -319,13 +319,20 @@ def test_destinations_of_others_are_refused(job, tmp_path):
         ({"seed": 1}, "its seed was 0 and is now 1"),
         ({"quality": 80}, "its quality was 95 and is now 80"),
         ({"options": {"steps": 2}}, "its options was"),
-        ({"masks": str(source / "0/p00000.png")}, "its mask_sha256 was"),
+        ({"masks": str(source / "0/p00000.png")}, "its mask was"),
         ({"write": "tars"}, "its write was"),
     ):
         with pytest.raises(InputError, match=text):
             job(source, out, **{"masks": masks, **change})
+    many = make_pictures(tmp_path / "many", 20)
+    assert job(many, tmp_path / "of-many", masks=masks) == 0
+    with pytest.raises(InputError, match=r"number of shards \(--shard-size\) was 16 and is now 20"):
+        job(many, tmp_path / "of-many", masks=masks, shard_size=1)
+    (many / "0/p00000.png").rename(many / "0/p.png")
+    with pytest.raises(InputError, match="its list of pictures was"):
+        job(many, tmp_path / "of-many", masks=masks)
     (source / "0/new.png").write_bytes(png(7))
-    with pytest.raises(InputError, match="the source's list of pictures was"):
+    with pytest.raises(InputError, match="its number of pictures was 3 and is now 4"):
         job(source, out, masks=masks)
     assert results(out) == before
     (out / OWN / "job.json").write_text("{")

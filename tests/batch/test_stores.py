@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import sys
+import threading
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,7 +18,7 @@ from moebius_batch.keys import CONTROL
 from moebius_batch.stores import LocalStore, joined, normal, store_of
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
 
-from .conftest import OWN, make_pictures, mask_of, mask_png, results
+from .conftest import OWN, make_pictures, mask_of, mask_png, png, report, results
 from .test_sources import pack, samples
 
 CLOUD = "pip install 'moebius-edge[cloud]'"
@@ -189,6 +192,31 @@ def test_a_store_without_whole_objects_gets_temporary_names(tmp_path, monkeypatc
         with pytest.raises(StoreError, match="broken"):
             store.write(target, b"333")
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a"]
+
+
+def test_a_web_server_that_fails_is_a_line_of_its_pictures(job, tmp_path):
+    """A table's pictures may come from many servers; here: one that answers, and a port where nothing listens."""
+    pytest.importorskip("fsspec", reason=CLOUD)
+    pytest.importorskip("aiohttp", reason=CLOUD)
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www/a.png").write_bytes(png(0))
+    handler = functools.partial(Quiet, directory=str(tmp_path / "www"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        (tmp_path / "t.csv").write_text(f"url\n{root}/a.png\n{root}/none.png\nhttp://127.0.0.1:9/b.png\n")
+        (tmp_path / "m.png").write_bytes(mask_png())
+        assert job(tmp_path / "t.csv", tmp_path / "out", masks=str(tmp_path / "m.png")) == 1
+        server.shutdown()
+    lines = report(tmp_path / "out")
+    assert {key: line["status"] for key, line in lines.items()} == {"a": "ok", "none": "failed", "b": "failed"}
+    assert "there is no http://" in lines["none"]["error"]
+    assert "cannot be reached" in lines["b"]["error"]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
