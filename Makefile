@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml $(KERNELS)
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (PyTorch is the large part; some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[ort,export,train,trt-rtx,serve,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[ort,export,train,trt-rtx,serve,cloud,ray,dev]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## Exports the small network that comes with the project and fills the hole of a photograph, on the CPU.
@@ -67,7 +67,7 @@ test-runtime:  ## The runtime's tests in an environment of their own, without Py
 	@echo "== runtime without PyTorch"
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(RUNTIME)/python -m pip install --quiet '.[ort,serve]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
-	OMP_NUM_THREADS=1 $(RUNTIME)/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve
+	OMP_NUM_THREADS=1 $(RUNTIME)/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve tests/batch
 
 test-avx2: $(VENV)/.ready  ## All tests, as on a processor with AVX2 and no AVX-512 (scripts/test-avx2.sh).
 	@echo "== tests on AVX2"

@@ -17,6 +17,7 @@ HOMES = {
     "moebius": ROOT,
     "moebius_runtime": ROOT / "runtimes",
     "moebius_serve": ROOT / "runtimes",
+    "moebius_batch": ROOT / "runtimes",
     "moebius_export": ROOT / "export",
     "moebius_calibration": ROOT / "calibration",
     "moebius_bench": ROOT / "benchmarks",
@@ -25,10 +26,11 @@ HOMES = {
 BELOW = {
     "moebius_runtime": set(),
     "moebius_serve": {"moebius_runtime"},
+    "moebius_batch": {"moebius_runtime"},
     "moebius": {"moebius_runtime"},
     "moebius_export": {"moebius", "moebius_runtime"},
     "moebius_calibration": {"moebius_export", "moebius", "moebius_runtime"},
-    "moebius_bench": {"moebius_export", "moebius", "moebius_runtime"},
+    "moebius_bench": {"moebius_export", "moebius", "moebius_batch", "moebius_runtime"},
 }
 # Folders of the export, lowest first: a folder imports only folders before it in this list, or the package's own files.
 EXPORT_ORDER = (

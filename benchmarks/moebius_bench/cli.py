@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class EngineName(str, Enum):
+    """--engine."""
+
+    local = "local"
+    ray = "ray"
 
 
 @app.callback()
@@ -177,12 +185,22 @@ def quality(
     lpips_weights: Annotated[
         Path | None, typer.Option(help="The LPIPS network, a TorchScript archive (a program: it is run).")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="local: this process. ray: a Ray cluster, whose nodes read the files.")
+    ] = EngineName.local,
+    address: Annotated[
+        str, typer.Option(help="The Ray cluster: auto, HOST:PORT, or local for a new one on this machine.")
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers on the Ray cluster. Default: as many as fit.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures, as JSON.")] = None,
 ) -> None:
     """Compares inpainted pictures with true ones: PSNR, SSIM, and FID and LPIPS where their networks are given."""
-    from moebius_bench.paper.quality import measure_quality, quality_lines
+    from moebius_bench.paper.quality import Cluster, measure_quality, quality_lines
 
-    result = measure_quality(real, fake, mask, fid_weights, lpips_weights, _announce)
+    cluster = Cluster(address, workers) if engine == EngineName.ray else None
+    result = measure_quality(real, fake, mask, fid_weights, lpips_weights, _announce, cluster)
     for line in quality_lines(result):
         console.out.print(line)
     if json_file is not None:

@@ -277,7 +277,7 @@ def inpaint(
         decode=None if decode is None else decode.value,
         vae_decoder=None if vae_decoder is None else vae_decoder.value,
         mask_reduce=None if mask_reduce is None else mask_reduce.value,
-        mask_dilate=None if mask_dilate is None else _dilation(mask_dilate),
+        mask_dilate=None if mask_dilate is None else parse_dilation(mask_dilate),
         compensate_colour=compensate_colour,
         max_squares=max_squares,
     )
@@ -317,7 +317,7 @@ def _interval(text: str) -> list[int]:
     return [int(low), int(high)]
 
 
-def _dilation(text: str) -> int | str:
+def parse_dilation(text: str) -> int | str:
     """Parses the value of `--mask-dilate`."""
     if text == "auto":
         return text

@@ -198,17 +198,28 @@ def test_fid_is_the_frechet_distance_of_the_archive_s_features(tmp_path, archive
 
 
 def test_fid_gets_the_true_and_the_filled_pictures(folders, tmp_path, monkeypatch):
-    seen = {}
+    seen = {True: [], False: []}
 
-    def fid(path, real, fake):
-        seen["real"], seen["fake"] = list(real), list(fake)
-        return 1.25
+    class Network:
+        def __init__(self, path):
+            assert path == tmp_path / "network.pt"
 
-    monkeypatch.setattr("moebius_bench.paper.perceptual.fid", fid)
+        def __call__(self, pixels):
+            return pixels
+
+    class Distance:
+        def add(self, features, real):
+            seen[real].append(features)
+
+        def compute(self):
+            return 1.25
+
+    monkeypatch.setattr("moebius_bench.paper.perceptual.FidNetwork", Network)
+    monkeypatch.setattr("moebius_bench.paper.perceptual.FidDistance", Distance)
     (tmp_path / "network.pt").write_bytes(b"x")
     result = measure_quality(*folders[:2], None, tmp_path / "network.pt", None)
-    for name, folder in zip(("real", "fake"), folders, strict=False):
-        for pixels, stem in zip(seen[name], "abc", strict=True):
+    for real, folder in zip((True, False), folders, strict=False):
+        for pixels, stem in zip(seen[real], "abc", strict=True):
             np.testing.assert_array_equal(pixels, np.asarray(Image.open(folder / f"{stem}.png")))
     assert result.fid == 1.25
     assert "FID" not in result.not_computed

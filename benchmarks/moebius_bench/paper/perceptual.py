@@ -10,7 +10,7 @@ the `lpips` package. An archive is a program that torch runs, so its hash is par
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,52 +55,81 @@ class LpipsNetwork:
         return distance
 
 
-def fid(path: Path, real: Iterable[Pixels], fake: Iterable[Pixels]) -> float:
-    """Fréchet Inception distance of two sets of pictures uint8 [H, W, 3], lower is nearer (Heusel et al., 2017).
+class FidNetwork:
+    """Features of pictures by an archive that takes uint8 [1, 3, H, W] and gives [1, F].
 
-    The archive takes uint8 [1, 3, H, W] and gives features [1, F]; where its `forward` has an argument
-    `return_features`, that is set. The statistics and their distance are torchmetrics'.
+    Where the archive's `forward` has an argument `return_features`, that is set.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._torch = _torch()
+        archive = _load(self._torch, path, "--fid-weights")
+        self._extract = _features(archive)
+        self._path = path
+
+    def __call__(self, picture: Pixels) -> npt.NDArray[np.float32]:
+        """The features of a picture uint8 [H, W, 3], float32 [1, F]; `InputError` if the archive is no such network."""
+        with self._torch.inference_mode(), _Refusals("--fid-weights", self._path):
+            features = self._extract(_tensor(self._torch, picture)).float()
+        if features.ndim != 2 or len(features) != 1:
+            raise InputError(
+                f"--fid-weights {self._path}: the archive gives {list(features.shape)} for one picture, expected "
+                "features [1, F]"
+            )
+        return np.asarray(features.numpy())
+
+
+class FidDistance:
+    """Statistics of the features of two sets and their Fréchet distance (Heusel et al., 2017), by torchmetrics.
 
     Raises:
         RuntimeUnavailableError: torch or torchmetrics is not installed.
-        InputError: the archive is not such a network, or a set has fewer than two pictures.
-        OutputError: the distance is not a finite number.
     """
-    torch = _torch()
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise RuntimeUnavailableError(f"FID needs torchmetrics ({error}); {_INSTALL}") from error
-    archive = _load(torch, path, "--fid-weights")
-    extract = _features(archive)
-    sets: dict[bool, Iterator[Pixels]] = {True: iter(real), False: iter(fake)}
-    metric = None
-    with torch.inference_mode():
-        for is_real, pictures in sets.items():
-            count = 0
-            for picture in pictures:
-                count += 1
-                with _Refusals("--fid-weights", path):
-                    features = extract(_tensor(torch, picture)).float()
-                if features.ndim != 2 or len(features) != 1:
-                    raise InputError(
-                        f"--fid-weights {path}: the archive gives {list(features.shape)} for one picture, "
-                        "expected features [1, F]"
-                    )
-                if metric is None:
-                    # The features are handed on as they are: torchmetrics' own network needs torch-fidelity.
-                    identity = torch.nn.Identity()
-                    identity.num_features = features.shape[1]
-                    metric = FrechetInceptionDistance(feature=identity, normalize=False, input_img_size=None)
-                    metric.eval()
-                metric.update(features, real=is_real)
-            if count < 2:
-                raise InputError(f"FID needs two pictures or more in each folder, got {count}")
-        assert metric is not None
-        distance = float(metric.compute())
-    if not np.isfinite(distance):
-        raise OutputError(f"FID is {distance}; the features of the pictures hold infinities")
-    return distance
+
+    def __init__(self) -> None:
+        self._torch = _torch()
+        try:
+            from torchmetrics.image.fid import FrechetInceptionDistance  # type: ignore[import-not-found,unused-ignore]
+        except ImportError as error:
+            raise RuntimeUnavailableError(f"FID needs torchmetrics ({error}); {_INSTALL}") from error
+        self._kind: Any = FrechetInceptionDistance
+        self._metric: Any = None
+        self._counts = {True: 0, False: 0}
+
+    def add(self, features: npt.NDArray[np.float32], real: bool) -> None:
+        """Adds the features of one picture, [1, F], to the true pictures or to the filled ones."""
+        self._counts[real] += 1
+        with self._torch.inference_mode():
+            if self._metric is None:
+                # The features are handed on as they are: torchmetrics' own network needs torch-fidelity.
+                identity = self._torch.nn.Identity()
+                identity.num_features = features.shape[1]
+                self._metric = self._kind(feature=identity, normalize=False, input_img_size=None).eval()
+            self._metric.update(self._torch.from_numpy(features), real=real)
+
+    def compute(self) -> float:
+        """The distance; lower is nearer.
+
+        Raises:
+            InputError: a set has fewer than two pictures.
+            OutputError: the distance is not a finite number.
+        """
+        if (fewest := min(self._counts.values())) < 2 or self._metric is None:
+            raise InputError(f"FID needs two pictures or more in each folder, got {fewest}")
+        with self._torch.inference_mode():
+            distance = float(self._metric.compute())
+        if not np.isfinite(distance):
+            raise OutputError(f"FID is {distance}; the features of the pictures hold infinities")
+        return distance
+
+
+def fid(path: Path, real: Iterable[Pixels], fake: Iterable[Pixels]) -> float:
+    """Fréchet Inception distance of two sets of pictures uint8 [H, W, 3]; errors as `FidNetwork` and `FidDistance`."""
+    network, distance = FidNetwork(path), FidDistance()
+    for is_real, pictures in ((True, real), (False, fake)):
+        for picture in pictures:
+            distance.add(network(picture), is_real)
+    return distance.compute()
 
 
 def _features(archive: Any) -> Callable[[Any], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,39 @@ class Quality(BaseModel):
     pictures: list[PairQuality]
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray cluster of `--engine ray`: its address, and the number of workers, None for as many as fit."""
+
+    address: str = "auto"
+    workers: int | None = None
+
+
+Features = npt.NDArray[np.float32]
+
+
+class PairComparison:
+    """Compares pairs, with the networks that are given; errors as `measure_quality`."""
+
+    def __init__(self, fid_weights: Path | None, lpips_weights: Path | None) -> None:
+        self._lpips = self._fid = None
+        if lpips_weights is not None:
+            from moebius_bench.paper.perceptual import LpipsNetwork
+
+            self._lpips = LpipsNetwork(lpips_weights)
+        if fid_weights is not None:
+            from moebius_bench.paper.perceptual import FidNetwork
+
+            self._fid = FidNetwork(fid_weights)
+
+    def __call__(self, stem: str, files: Sequence[Path]) -> tuple[PairQuality, tuple[Features, Features] | None]:
+        """The scores of a pair, and FID's features, [1, F] each, of the true and the filled picture."""
+        scores = _pair(stem, files, self._lpips)
+        if self._fid is None:
+            return scores, None
+        return scores, (self._fid(_rgb(files[0])), self._fid(_rgb(files[1])))
+
+
 def measure_quality(
     real: Path,
     fake: Path,
@@ -60,6 +94,7 @@ def measure_quality(
     fid_weights: Path | None,
     lpips_weights: Path | None,
     announce: Callable[[str], None] = lambda text: None,
+    cluster: Cluster | None = None,
 ) -> Quality:
     """All metrics whose networks are given, for two folders paired by stem.
 
@@ -70,34 +105,41 @@ def measure_quality(
         fid_weights: FID's network, see `moebius_bench.paper.perceptual`; without it FID is in `not_computed`.
         lpips_weights: LPIPS's network, likewise.
         announce: called with each stage.
+        cluster: the Ray cluster to compare on; None compares in this process. The result is the same.
 
     Raises:
         InputError: folders that do not pair, pictures of different sizes, an unusable network.
         RuntimeUnavailableError: a network was given but its library is not installed.
     """
     pairs = paired(real, fake, mask)
-    not_computed, networks = {}, {}
-    lpips = None
-    if lpips_weights is None:
-        not_computed["LPIPS"] = "its network was not given (--lpips-weights)"
-    else:
-        from moebius_bench.paper.perceptual import LpipsNetwork
-
-        lpips = LpipsNetwork(lpips_weights)
-        networks["LPIPS"] = sha256_file(lpips_weights)
-    announce(f"comparing {len(pairs)} pairs")
-    pictures = [_pair(stem, files, lpips) for stem, files in pairs]
+    not_computed = {
+        name: f"its network was not given ({option})"
+        for name, option, path in (("LPIPS", "--lpips-weights", lpips_weights), ("FID", "--fid-weights", fid_weights))
+        if path is None
+    }
     distance = None
-    if fid_weights is None:
-        not_computed["FID"] = "its network was not given (--fid-weights)"
-    else:
-        from moebius_bench.paper.perceptual import fid
+    if fid_weights is not None:
+        from moebius_bench.paper.perceptual import FidDistance
 
-        announce("features for FID")
-        truth = (_rgb(files[0]) for _, files in pairs)
-        filled = (_rgb(files[1]) for _, files in pairs)
-        distance = fid(fid_weights, truth, filled)
-        networks["FID"] = sha256_file(fid_weights)
+        distance = FidDistance()
+    announce(f"comparing {len(pairs)} pairs")
+    pictures = []
+    compared: Iterator[tuple[PairQuality, tuple[Features, Features] | None]]
+    if cluster is None:
+        compare = PairComparison(fid_weights, lpips_weights)
+        compared = (compare(stem, files) for stem, files in pairs)
+    else:
+        from moebius_bench.paper.quality_ray import compare_on_ray
+
+        compared = compare_on_ray(cluster, pairs, fid_weights, lpips_weights, announce)
+    for picture, features in compared:
+        pictures.append(picture)
+        if distance is not None and features is not None:
+            for one, is_real in zip(features, (True, False), strict=True):
+                distance.add(one, is_real)
+    networks = {
+        name: sha256_file(path) for name, path in (("LPIPS", lpips_weights), ("FID", fid_weights)) if path is not None
+    }
     if mask is None:
         not_computed["PSNR and SSIM inside the mask"] = "the masks were not given (--mask)"
     return Quality(
@@ -108,7 +150,7 @@ def measure_quality(
         psnr_in_mask=_mean([p.psnr_in_mask for p in pictures]),
         ssim_in_mask=_mean([p.ssim_in_mask for p in pictures]),
         lpips=_mean([p.lpips for p in pictures]),
-        fid=distance,
+        fid=None if distance is None else distance.compute(),
         not_computed=not_computed,
         networks=networks,
         pictures=pictures,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from moebius_runtime.errors import InputError
 from moebius_runtime.images.comparison import comparison_path
@@ -123,7 +123,7 @@ def _plan(image: Path, mask: Path, out: Path, recursive: bool) -> Plan:
         if out != STREAM and out.is_dir():
             if image == STREAM:
                 raise InputError(f"--out {out} is a folder; name a file for the picture from standard input")
-            out = out / _result_name(image)
+            out = out / result_name(image)
         return Plan([Job(image, mask, out)])
     if out == STREAM or out.is_file():
         what = "one stream" if out == STREAM else "a file"
@@ -203,7 +203,7 @@ def _by_stem(folder: Path, paths: list[Path], what: str) -> dict[Path, Path]:
 
 def _results(folder: Path, pictures: list[Path]) -> Mapping[Path, Path]:
     """{picture: path of its result in the output folder}. Where two names would collide, the old suffix is kept."""
-    plain = {path: path.relative_to(folder).with_name(_result_name(path)) for path in pictures}
+    plain = {path: path.relative_to(folder).with_name(result_name(path)) for path in pictures}
     count = Counter(plain.values())
     return {
         path: name if count[name] == 1 or name.name == path.name else name.with_name(f"{path.name}.png")
@@ -221,5 +221,6 @@ def _note(folder: Path, skipped: Counter[str]) -> str | None:
     return f"{folder}: left out: {', '.join(parts)}" if parts else None
 
 
-def _result_name(image: Path) -> str:
+def result_name(image: PurePath) -> str:
+    """The name of a picture's result: its own, with the suffix `.png` where its format is read but not written."""
     return image.name if image.suffix.lower() not in _WRITTEN_AS_PNG else f"{image.stem}.png"

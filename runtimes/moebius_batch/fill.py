@@ -1,0 +1,101 @@
+"""Fills one picture with a warm pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from moebius_batch.items import Item
+from moebius_batch.job import Settings
+from moebius_batch.keys import seed_of
+from moebius_runtime import console
+from moebius_runtime.commands.pairing import result_name
+from moebius_runtime.errors import InputError
+from moebius_runtime.images.masks import load_mask
+from moebius_runtime.images.pictures import NamedBytes, load_picture
+from moebius_runtime.images.saving import OUTPUT_FORMATS, check_can_save, picture_bytes
+from moebius_runtime.pipeline import InpaintPipeline, make_options
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A result file: its bytes, its name below the destination, and notes on what it could not keep."""
+
+    data: bytes
+    file: str
+    notes: tuple[str, ...]
+
+
+def result_file(item: Item) -> str:
+    """Name of a picture's result: its key, and its own suffix or, for formats that are not written, `.png`."""
+    suffix = PurePosixPath(result_name(PurePosixPath(item.file))).suffix
+    return item.key + (suffix if suffix.lower() in OUTPUT_FORMATS else ".png")
+
+
+class Filler:
+    """A pipeline with the options of a job, which is opened when it is first needed and stays loaded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._common: NamedBytes | None = None
+        self._opened: InpaintPipeline | None = None
+
+    @property
+    def pipeline(self) -> InpaintPipeline:
+        """The pipeline.
+
+        Raises:
+            MoebiusError: the bundle cannot be read or run on this machine, or does not serve the options.
+        """
+        if self._opened is None:
+            settings = self._settings
+            pipeline = InpaintPipeline.from_bundle(
+                settings.bundle,
+                settings.runtime,
+                threads=settings.threads,
+                memory="fast",
+                precision=settings.precision,
+                trust=settings.trust,
+            )
+            pipeline.check(make_options(**settings.options))
+            self._opened = pipeline
+        return self._opened
+
+    def take_notes(self) -> list[str]:
+        """Notes of the runtime and of the options, which hold for all pictures."""
+        notes = self.pipeline.backend.take_notes()
+        return [*notes, *self.pipeline.option_notes(make_options(**self._settings.options))]
+
+    def __call__(self, item: Item) -> Filled:
+        """The result of a picture.
+
+        Raises:
+            InputError: the picture or its mask is missing, broken, changed or of a kind that cannot be filled.
+            OutputError: the network's result is no picture, or the picture cannot be encoded.
+        """
+        settings = self._settings
+        options: dict[str, Any] = {**settings.options, "seed": seed_of(item.key, settings.seed)}
+        picture_file = NamedBytes(item.file, item.picture.read())
+        mask_file = self._mask(item)
+        with console.quiet_libraries():
+            picture = load_picture(picture_file)
+            file = result_file(item)
+            check_can_save(picture, file)
+            area = load_mask(mask_file, picture.shape, rotation=picture.orientation, **settings.masking)
+        chosen = make_options(**options)
+        result = self.pipeline.inpaint(picture, area, chosen)
+        data, lost = picture_bytes(result.picture, file, settings.quality)
+        common = self.pipeline.option_notes(chosen)
+        own = [note for note in result.notes if note not in common]
+        return Filled(data, file, (*picture.notes, *own, *lost))
+
+    def _mask(self, item: Item) -> NamedBytes:
+        if item.mask is not None:
+            return NamedBytes(f"the mask of {item.file}", item.mask.read())
+        common = self._settings.common_mask
+        if common is None:
+            raise InputError(f"{item.file} has no mask; give --masks, or KEY.mask.png beside it")
+        if self._common is None:
+            self._common = NamedBytes(common.url, common.read())
+        return self._common
