@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def int8(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, with its fp32 files.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `moebius-export onnx` wrote, with its fp32 files; hub:OWNER/REPO[@REVISION] is copied "
+            "to ./REPO first."
+        ),
+    ],
     target: Annotated[
         str,
         typer.Option(
@@ -110,6 +116,7 @@ def int8(
     from moebius_calibration.report import plan_table, print_findings
     from moebius_calibration.weights_only import weight_plans
     from moebius_runtime.bundle.bundle import Bundle
+    from moebius_runtime.bundle.copies import writable_folder
     from moebius_runtime.files import check_writable
 
     for option, value, choices in (
@@ -147,6 +154,9 @@ def int8(
         samples=samples,
         state=state,
     )
+    bundle, copied = writable_folder(bundle)
+    if copied:
+        console.err.print(f"copied to {bundle}")
     opened = Bundle.open(bundle)
     if target == "ort-cpu" and (words := kernels.in_words()) != kernels.BYTE_PRODUCTS:
         from moebius_runtime.backends import ort_integer
