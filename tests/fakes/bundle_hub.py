@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {})
         if path.startswith("/api/"):
             return self.api(path.removeprefix("/api/"), body)
-        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
             return self.batch(json.loads(body))
         owner, name, _, rest = path.strip("/").split("/", 3)
         return self.resolve(f"{owner}/{name}", rest)

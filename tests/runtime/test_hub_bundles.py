@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
+import pickle  # noqa: TID251 - what worker processes do with a pipeline
 import shutil
 import sys
 from collections import Counter
