@@ -52,6 +52,8 @@ class BundleHub:
     cut: dict[str, list[int]] = field(default_factory=dict)  # path -> bytes after which each answer is cut
     instead: Files = field(default_factory=dict)  # what is sent for a path in place of its content
     status: dict[str, int] = field(default_factory=dict)  # part of a URL -> status of the answer
+    cards: dict[str, dict] = field(default_factory=dict)  # metadata of a repository's card
+    card_errors: list[str] = field(default_factory=list)  # what is wrong with every pushed card
     address: str = ""
 
     def content(self, content: bytes) -> bytes:
@@ -101,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def api(self, path: str, body: bytes) -> None:
         if path == "validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
+            errors = [{"message": text} for text in self.hub.card_errors]
+            return self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
         if path == "repos/create":
             wanted = json.loads(body)
             name = f"{wanted['organization']}/{wanted['name']}"
@@ -126,12 +129,13 @@ class Handler(BaseHTTPRequestHandler):
         files = repo.commits[commit]
         if what == "revision":
             siblings = [self.sibling(one) for one in files]
-            return self.answer(200, {"id": match[1], "sha": commit, "siblings": siblings, "private": repo.private})
+            info = {"id": match[1], "sha": commit, "siblings": siblings, "private": repo.private}
+            return self.answer(200, info | ({"cardData": card} if (card := self.hub.cards.get(match[1])) else {}))
         if what == "preupload":
             asked = json.loads(body)["files"]
             modes = [self.upload_mode(one["path"], files) for one in asked]
             return self.answer(200, {"files": modes})
-        return self.take_commit(repo, revision, dict(files), body)
+        return self.take_commit(match[1], revision, dict(files), body)
 
     def sibling(self, name: str) -> dict[str, object]:
         return {"rfilename": name}
@@ -146,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
             )
         return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
 
-    def take_commit(self, repo: Repo, revision: str, files: Files, body: bytes) -> None:
+    def take_commit(self, repo: str, revision: str, files: Files, body: bytes) -> None:
         for line in body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -158,8 +162,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = f"lfs:{value['oid']}".encode()
             elif entry["key"] == "deletedFile":
                 del files[value["path"]]
-        name = repo.commit(files, revision)
-        return self.answer(200, {"commitUrl": f"{self.hub.address}/commit/{name}", "commitOid": name})
+        oid = self.hub.repos[repo].commit(files, revision)
+        return self.answer(200, {"commitUrl": f"{self.hub.address}/{repo}/commit/{oid}", "commitOid": oid})
 
     def batch(self, wanted: dict) -> None:
         objects = []

@@ -107,7 +107,7 @@ def model_card(bundle: Bundle, target: HubName, licence: Licence, reports: Seque
         model=manifest.model,
         geometry=manifest.geometry,
         defaults=manifest.defaults,
-        engine="fp16" if "fp16" in precisions else precisions[0].replace("int8_cpu", "fp16"),
+        engine=next((one for one in ("fp16", "bf16", "fp32", "int8", "fp8") if one in precisions), None),
         licence=f"`{licence.identifier}`: {_cell(licence.reason)}.",
         sizes=[(precision, *_size(bundle, _needed(bundle, precision))) for precision in precisions],
         whole=_size(bundle, set(manifest.files)),
