@@ -388,6 +388,7 @@ def test_offline_and_without_the_extra(bundle_hub, bundle, run, monkeypatch):
 # --- commands that read and write bundles of a hub ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_precision_of_a_bundle_of_a_hub_writes_a_copy(bundle_hub, fused_bundle, run):
     run("push", fused_bundle, TARGET)
     code, out, err = run("precision", TARGET, "--to", "bf16")
@@ -399,6 +400,39 @@ def test_precision_of_a_bundle_of_a_hub_writes_a_copy(bundle_hub, fused_bundle, 
     code, _, err = run("precision", TARGET, "--to", "bf16")
     assert code == 2
     assert "name that folder in place of hub:me/bundle" in err[-1]
+
+
+@pytest.mark.parametrize("arguments", [("precision", "--to", "bf16"), ("int8", "--target", "ort-cpu")])
+def test_commands_that_write_take_a_copy(bundle_hub, bundle, run, arguments):
+    run("push", bundle, TARGET)
+    Path("bundle").mkdir()
+    code, _, err = run(arguments[0], TARGET, *arguments[1:])
+    assert code == 2
+    assert f"{TARGET} is copied to the folder bundle before it is changed, and there is one already" in err[-1]
+
+
+def test_the_benchmark_measures_a_folder(bundle_hub, bundle, run, monkeypatch):
+    """Its processes open the bundle by its folder: none of them asks the hub."""
+    import typer
+
+    from moebius_bench import cli
+
+    run("push", bundle, TARGET)
+    measured = []
+
+    def measure(variants, plan):
+        measured.extend(variants)
+        raise typer.Exit(0)
+
+    monkeypatch.setattr(cli, "_measure", measure)
+    monkeypatch.setattr(sys, "argv", ["moebius-bench", TARGET, "--precision", "int8_cpu"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    (variant,) = measured
+    folder = Path(variant.bundle)
+    assert folder.is_relative_to(Path.cwd() / "moebius")
+    assert (folder / "unet/model_int8_cpu.onnx").is_file()
+    assert not (folder / "unet/model.onnx").exists()  # the fp32 file of the guided network is not needed
 
 
 def test_trt_of_a_precision_that_the_hub_lacks(bundle_hub, bundle, run, monkeypatch):

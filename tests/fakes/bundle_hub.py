@@ -128,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
         files = repo.commits[commit]
         if what == "revision":
-            siblings = [self.sibling(one) for one in files]
+            siblings = [{"rfilename": one, "size": len(self.hub.content(files[one]))} for one in files]
             info = {"id": match[1], "sha": commit, "siblings": siblings, "private": repo.private}
             return self.answer(200, info | ({"cardData": card} if (card := self.hub.cards.get(match[1])) else {}))
         if what == "preupload":
@@ -136,9 +136,6 @@ class Handler(BaseHTTPRequestHandler):
             modes = [self.upload_mode(one["path"], files) for one in asked]
             return self.answer(200, {"files": modes})
         return self.take_commit(match[1], revision, dict(files), body)
-
-    def sibling(self, name: str) -> dict[str, object]:
-        return {"rfilename": name}
 
     def upload_mode(self, path: str, files: Files) -> dict[str, object]:
         large = path.endswith(LARGE)

@@ -219,6 +219,22 @@ def test_a_damaged_blob_is_fetched_again(hub, monkeypatch):
     assert blob_of(bundle.remote.snapshot, file).read_bytes() == content
 
 
+def test_a_damaged_copy_is_made_again_from_the_cache(hub, monkeypatch):
+    """Where the file system has no hard links, the bundle's own file can be damaged and the cache's not."""
+    monkeypatch.setattr("moebius_runtime.files.folders.os.link", _no_links)
+    folder = InpaintPipeline.from_bundle(NAME, threads=1).backend.bundle.path
+    (folder / "unet/model.onnx.data").write_bytes(b"damage")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    InpaintPipeline.from_bundle(NAME, threads=1).backend.load("unet")
+
+
+def test_a_manifest_that_is_too_large_is_not_downloaded(hub):
+    repo = hub.repos["owner/bundle"]
+    repo.commit(repo.commits[commit(hub)] | {"manifest.json": b" " * ((4 << 20) + 1)})
+    assert "its manifest.json has 4194305 bytes, expected at most 4194304; nothing was downloaded" in refusal()
+    assert not hub.sent
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 
@@ -464,11 +480,25 @@ def test_a_cache_that_cannot_be_written(hub, monkeypatch, tmp_path):
         Bundle.open(NAME)
 
 
-def test_a_file_system_without_hard_links(hub, monkeypatch):
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(errno.EPERM, "no hard links here")
+def _no_links(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, "no hard links here")
 
-    monkeypatch.setattr("moebius_runtime.files.folders.os.link", refused)
+
+def test_a_file_system_without_hard_links(hub, monkeypatch):
+    monkeypatch.setattr("moebius_runtime.files.folders.os.link", _no_links)
     pipeline = InpaintPipeline.from_bundle(NAME, threads=1)
     pipeline.backend.load("unet")
     assert hub_module.blob_of(pipeline.backend.bundle.remote.snapshot, "unet/model.onnx").stat().st_nlink == 1
+
+
+def test_a_cache_without_links(hub, two_precisions, monkeypatch):
+    """As on Windows without the right to make them: the snapshot holds the files themselves."""
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    bundle = InpaintPipeline.from_bundle(NAME, threads=1).backend.bundle
+    assert not any(path.is_symlink() for path in bundle.remote.snapshot.rglob("*"))
+    assert InpaintPipeline.from_bundle(bundle.remote.snapshot, threads=1).backend.bundle.remote is None
+    file = "unet/model.onnx.data"
+    (bundle.remote.snapshot / file).write_bytes(b"damage")
+    (bundle.path / file).unlink(missing_ok=True)
+    InpaintPipeline.from_bundle(NAME, threads=1).backend.load("unet")
+    assert (bundle.remote.snapshot / file).read_bytes() == (two_precisions / file).read_bytes()

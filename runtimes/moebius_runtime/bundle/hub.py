@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebius_runtime.bundle.manifest import MANIFEST_NAME
+from moebius_runtime.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from moebius_runtime.errors import BundleError, InputError
 from moebius_runtime.files import link_file, open_plain
 from moebius_runtime.files.cache import cache_folder
@@ -134,31 +134,30 @@ class HubFiles:
         Raises:
             BundleError: it cannot be fetched, or is not the manifest's.
         """
-        fresh = False
-        if not (self.folder / file).is_file():
-            fresh = self._provide(file)
+        fresh = not (self.folder / file).is_file() and self._provide(file)
         try:
             return check(file)
         except BundleError as error:
-            if self.source is None:
-                raise
-            if not fresh and offline():
+            damaged = error
+        for again in () if fresh else (False, True):  # the cache's copy, then the hub's
+            if again and self.source is None:
+                raise damaged
+            if again and offline():
                 raise BundleError(
                     f"{self.name}: {file} is damaged in the cache {self.snapshot}, and {OFFLINE}; run once with "
                     "network access, which downloads it again"
-                ) from error
-        if not fresh:
-            self._provide(file, again=True)
+                ) from damaged
+            self._provide(file, again)
             try:
                 return check(file)
-            except BundleError:
-                pass  # reported below: what the hub has now differs as well
+            except BundleError as error:
+                damaged = error
         (self.folder / file).unlink(missing_ok=True)
         raise BundleError(
             f"{self.name}: {file} at {self.commit[:12]} is not the file that the manifest names (size or SHA-256 "
             "differ), so it was tampered with, or a mirror changed it; it was not used. Do not use this bundle unless "
             "you know why."
-        )
+        ) from damaged
 
     def place_manifest(self) -> None:
         """Puts the manifest into the folder; errors as `checked`."""
@@ -230,9 +229,12 @@ def _manifest(hub: Any, source: HubName, notes: list[str]) -> Path:
         try:
             with quiet_retries(notes.append):
                 info = hub.HfApi(endpoint=address).model_info(
-                    source.repo, revision=source.revision or "main", timeout=float(constants.HF_HUB_ETAG_TIMEOUT)
+                    source.repo,
+                    revision=source.revision or "main",
+                    timeout=float(constants.HF_HUB_ETAG_TIMEOUT),
+                    files_metadata=True,
                 )
-                _check_listing(source, [one.rfilename for one in info.siblings or []])
+                _check_listing(source, {one.rfilename: one.size for one in info.siblings or []})
                 manifest = Path(_hf_download(hub, source, MANIFEST_NAME, source.revision or "main", address))
         except BundleError:
             raise
@@ -252,13 +254,18 @@ def _manifest(hub: Any, source: HubName, notes: list[str]) -> Path:
     return cached
 
 
-def _check_listing(source: HubName, files: list[str]) -> None:
-    """Refuses a repository without a manifest."""
+def _check_listing(source: HubName, files: dict[str, int | None]) -> None:
+    """Refuses a repository without a manifest, or with one that would be refused after its download. Sizes in bytes."""
     if MANIFEST_NAME not in files:
         held = f"it holds {', '.join(sorted(files)[:3])[:200]}" if files else "it is empty"
         raise BundleError(
             f"{source}: the repository holds no bundle (no {MANIFEST_NAME}; {held}); expected one that "
             "`moebius-export push` wrote"
+        )
+    if (files[MANIFEST_NAME] or 0) > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{source}: its {MANIFEST_NAME} has {files[MANIFEST_NAME]} bytes, expected at most {MAX_MANIFEST_BYTES}; "
+            "nothing was downloaded"
         )
 
 
