@@ -1,11 +1,15 @@
 """Bundles that tests share. Each is made once per run, also when pytest-xdist runs several workers."""
 
+import importlib.util
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -171,3 +175,42 @@ def _made_once(folder: Path, make) -> Path:
         if not folder.exists():
             make(folder)
     return folder
+
+
+@pytest.fixture
+def bundle_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A hub that takes commits (tests/fakes/bundle_hub.py), empty caches, and no way to another hub."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    fake = _fake("bundle_hub")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    slept: list[float] = []  # the library waits between its tries
+    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=slept.append, time=time.time))
+    with fake.running() as hub:
+        for name, value in {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "MOEBIUS_CACHE": str(tmp_path / "moebius"),
+            "NO_PROXY": "127.0.0.1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        # huggingface_hub has read its environment when it was imported.
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield hub
+
+
+def _fake(name: str) -> ModuleType:
+    """tests/fakes/NAME.py."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "fakes" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moebius_bench.measure.results import Report
     from moebius_bench.measure.rounds import Measured, Plan
     from moebius_bench.measure.variants import Variant
+    from moebius_runtime.bundle.manifest import Precision
 
 DEFAULT_COMMAND = "run"
 _BUSY = 0.5  # a load average above it means that something else was running
@@ -46,7 +47,10 @@ def _commands(version: console.Version = False) -> None:
 
 @app.command(name=DEFAULT_COMMAND)
 def run_command(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles to measure; several are compared.")],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(help="Bundles to measure; several are compared. Folders, or hub:OWNER/REPO[@REVISION]."),
+    ],
     runtime: Annotated[
         str,
         typer.Option(help="Runtimes of moebius-inpaint, separated by commas; each is measured or reported as failed."),
@@ -87,16 +91,18 @@ def run_command(
     from moebius_bench.measure.plain import plain_bundle
     from moebius_bench.measure.rounds import Plan
     from moebius_bench.measure.variants import combine, parse_list
+    from moebius_runtime.bundle.copies import fetched_folder
 
     if mask is not None and image is None:
         raise InputError("--mask without --image; name the picture that the mask belongs to")
     for path in (file for file in (json_file, html_file) if file is not None):
         if not path.parent.is_dir():
             raise InputError(f"{path}: its folder does not exist; make it first")
+    kinds_of_files = [entry or "" for entry in parse_list(precision, str, "--precision")]
     variants = combine(
-        [str(bundle) for bundle in bundles],
+        [str(fetched_folder(bundle, cast("list[Precision]", kinds_of_files))) for bundle in bundles],
         [entry or "" for entry in parse_list(runtime, str, "--runtime")],
-        [entry or "" for entry in parse_list(precision, str, "--precision")],
+        kinds_of_files,
         parse_list(threads, int, "--threads"),
         parse_list(steps, int, "--steps"),
     )
@@ -135,8 +141,10 @@ def efficiency(
 ) -> None:
     """Prints the columns of the paper's tables 1 and 2 for this model, with the figures of the paper."""
     from moebius_bench.paper.efficiency import efficiency_table, measured_row, to_json
+    from moebius_runtime.bundle.copies import fetched_folder
 
-    row = measured_row(None if bundle is None else str(bundle), steps, threads, rounds, _announce)
+    folder = None if bundle is None else str(fetched_folder(bundle, ["fp32"]))
+    row = measured_row(folder, steps, threads, rounds, _announce)
     console.out.print(efficiency_table(row), soft_wrap=False)
     if json_file is not None:
         _write(json_file, to_json(row))

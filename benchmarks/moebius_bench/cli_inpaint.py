@@ -22,7 +22,8 @@ _CLASSICAL = ("mean", "telea", "ns")
 
 def inpaint(
     bundles: Annotated[
-        list[Path] | None, typer.Argument(help="Bundles to evaluate, with the classical methods.")
+        list[Path] | None,
+        typer.Argument(help="Bundles to evaluate, with the classical methods: folders, or hub:OWNER/REPO."),
     ] = None,
     data: Annotated[
         list[str] | None,

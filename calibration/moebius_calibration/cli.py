@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 def int8(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, with its fp32 files.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `moebius-export onnx` wrote, with its fp32 files; hub:OWNER/REPO[@REVISION] is copied "
+            "to ./REPO first."
+        ),
+    ],
     target: Annotated[
         str,
         typer.Option(
@@ -112,6 +118,7 @@ def int8(
     from moebius_calibration.report import plan_table, print_findings
     from moebius_calibration.weights_only import weight_plans
     from moebius_runtime.bundle.bundle import Bundle
+    from moebius_runtime.bundle.copies import writable_folder
     from moebius_runtime.files import check_writable
 
     for option, value, choices in (
@@ -137,6 +144,9 @@ def int8(
         if path is not None:
             check_writable(path)
     whole = search or weights_only
+    bundle, copied = writable_folder(bundle)
+    if copied:
+        console.err.print(f"copied to {bundle}")
     opened = Bundle.open(bundle)
     options = Int8Options(
         target=target,  # type: ignore[arg-type]

@@ -1,22 +1,22 @@
 """Downloads weights from a Hugging Face repository or a mirror, through huggingface_hub and its cache.
 
-The mirror (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE`) are read at each request, so a program may set
-them after importing huggingface_hub. Timeouts are the library's (`HF_HUB_ETAG_TIMEOUT`,
-`HF_HUB_DOWNLOAD_TIMEOUT`: seconds without a byte, 10 by default), its retries are bounded by
-`moebius.weights.hub_answers`.
+Timeouts are the library's (`HF_HUB_ETAG_TIMEOUT`, `HF_HUB_DOWNLOAD_TIMEOUT`: seconds without a byte, 10 by default),
+its retries are bounded by `moebius_runtime.files.hub_answers`. Bundles in a hub are `moebius_runtime.bundle.hub`'s.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moebius.errors import CheckpointError
-from moebius.weights.hub_answers import OFFLINE, Trouble, check_endpoint, explain, first_line, is_missing, quiet_retries
 from moebius.weights.hub_cache import CachedWeights, blob_of, find, published_hash
 from moebius.weights.sources import HubSource, LocatedFile, Progress, choose_weights
+from moebius_runtime.errors import InputError
+from moebius_runtime.files import hub_library
+from moebius_runtime.files.hub_answers import OFFLINE, Trouble, explain, is_missing, quiet_retries
+from moebius_runtime.files.hub_library import offline as offline
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -116,35 +116,23 @@ def fetch_file(source: HubSource, name: str, progress: Progress | None = None) -
     return _file_from_cache(source, name, _not_delivered(address, path, listing))
 
 
-def offline() -> bool:
-    """Whether the environment forbids network access, as huggingface_hub reads it."""
-    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return value.upper() in ("1", "ON", "YES", "TRUE")
-
-
 def endpoint() -> str:
     """The hub's address, or that of the mirror in `HF_ENDPOINT`.
 
     Raises:
         CheckpointError: `HF_ENDPOINT` is not a valid address.
     """
-    return check_endpoint((os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"))
+    try:
+        return hub_library.endpoint()
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _library() -> ModuleType:
     try:
-        import huggingface_hub
-        from huggingface_hub import constants, errors  # noqa: F401
-    except ImportError as error:
-        raise CheckpointError(
-            "weights from a hub need the package huggingface_hub; install moebius-edge[export], or name a local file"
-        ) from error
-    except ValueError as error:  # it reads its environment here
-        raise CheckpointError(
-            f"huggingface_hub cannot use its settings ({first_line(error)}); check the variables HF_*, of which "
-            "timeouts are whole seconds, and HF_ENDPOINT"
-        ) from error
-    return huggingface_hub
+        return hub_library.import_hub("weights from a hub", "export", "name a local file")
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _listing(hub: ModuleType, source: HubSource, address: str) -> _Listing:
@@ -261,9 +249,7 @@ def _cached(source: HubSource, trouble: Trouble, error: Exception | None = None)
 def _cache_folder() -> Path:
     """The cache folder of huggingface_hub."""
     _library()
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+    return hub_library.hub_cache()
 
 
 def _commit_of(file: Path, source: HubSource) -> str:

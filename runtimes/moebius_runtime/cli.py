@@ -113,7 +113,13 @@ def inpaint(
     out: Annotated[
         Path, typer.Option(help="The result, or a folder for a folder of pictures; - writes to standard output.")
     ],
-    bundle: Annotated[Path, typer.Option(help="The bundle: what `moebius-export onnx` wrote.")] = DEFAULT_BUNDLE,
+    bundle: Annotated[
+        Path,
+        typer.Option(
+            help="The bundle: the folder that `moebius-export onnx` wrote, or hub:OWNER/REPO[@REVISION] (extra hub), "
+            "of which only the files that the runtime and precision need are fetched."
+        ),
+    ] = DEFAULT_BUNDLE,
     runtime: Annotated[
         str,
         typer.Option(

@@ -146,15 +146,20 @@ class InpaintPipeline:
         precision: Precision | None = None,
         trust: bool = False,
     ) -> InpaintPipeline:
-        """Opens a bundle folder; for runtime, threads, precision and trust see `create_backend`.
+        """Opens a bundle; for runtime, threads, precision and trust see `create_backend`.
+
+        Args:
+            path: a folder, or `hub:OWNER/REPO[@REVISION]`. Of a hub's bundle the files that this runtime and precision
+                need are fetched here, and no others; later calls need no network.
 
         Raises:
-            BundleError: the bundle is missing or damaged.
+            BundleError: the bundle is missing or damaged, or cannot be fetched.
             InputError: an argument has a wrong type or value.
             RuntimeUnavailableError: the runtime is unknown or not installed.
             EngineError: the runtime needs engines, and none of the bundle's fits.
         """
         backend = create_backend(Bundle.open(path), runtime, threads=threads, precision=precision, trust=trust)
+        backend.fetch()
         return cls(backend, memory=memory)
 
     def __call__(

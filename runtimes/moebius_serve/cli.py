@@ -24,7 +24,9 @@ app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="What `moebius-export onnx` wrote.")] = DEFAULT_BUNDLE,
+    bundle: Annotated[
+        Path, typer.Argument(help="The folder that `moebius-export onnx` wrote, or hub:OWNER/REPO[@REVISION].")
+    ] = DEFAULT_BUNDLE,
     host: Annotated[str, typer.Option(help="Address to listen on. Others than loopback need --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port, which is printed.")] = 8080,
     runtime: Annotated[

@@ -18,8 +18,8 @@ import torch
 from fake_hub import COMMIT, EXPECTED, OLD_COMMIT, Hub, weights  # loaded by conftest.py
 from safetensors.torch import save as to_safetensors
 
-from moebius.weights import hub_answers
 from moebius.weights.checkpoint import CheckpointError, load_checkpoint, load_config
+from moebius_runtime.files import hub_answers
 
 constants = pytest.importorskip("huggingface_hub.constants")
 

@@ -9,6 +9,7 @@ import typer
 from moebius_export.commands.doctor import doctor
 from moebius_export.commands.onnx import onnx
 from moebius_export.commands.precision import precision
+from moebius_export.commands.push import push
 from moebius_export.commands.trt import trt
 from moebius_export.commands.tune import tune
 from moebius_export.commands.verify import verify
@@ -23,7 +24,7 @@ def _commands(version: console.Version = False) -> None:
     """Exports PyTorch weights to a bundle that a device runs without PyTorch."""
 
 
-for _command in (onnx, precision, trt, verify, doctor, tune):
+for _command in (onnx, precision, trt, verify, doctor, tune, push):
     app.command()(_command)
 for _entry in metadata.entry_points(group="moebius_export.commands"):
     app.command(_entry.name)(_entry.load())

@@ -14,7 +14,10 @@ _STYLES = {"ok": "green", "missing": "yellow", "wrong": "bold red", "failed": "b
 
 
 def doctor(
-    bundle: Annotated[Path | None, typer.Argument(help="Also check this bundle: its files and its engines.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Also check this bundle: its files and its engines. hub:OWNER/REPO is fetched whole."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
 ) -> None:
     """Reports what this machine can run, whether a bundle and its engines fit it, and commands that fix what does not.

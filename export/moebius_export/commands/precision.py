@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from moebius_runtime import console
+from moebius_runtime.bundle.copies import writable_folder
 from moebius_runtime.bundle.manifest import Manifest
 from moebius_runtime.commands.stages import Stages
 from moebius_runtime.errors import InputError
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def precision(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, with its fp32 files.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `moebius-export onnx` wrote, with its fp32 files; hub:OWNER/REPO[@REVISION] is copied "
+            "to ./REPO first."
+        ),
+    ],
     to: Annotated[str, typer.Option(help="fp16 or bf16.")] = "fp16",
     vae: Annotated[
         str, typer.Option(help="Type that the VAE computes in: fp32, or fp16 or bf16 where measurements allow it.")
@@ -140,6 +147,9 @@ def precision(
         keep=(keep,) if keep is not None else (),  # type: ignore[arg-type]
         **{name: value for name, value in counts.items() if value is not None},
     )
+    bundle, copied = writable_folder(bundle)
+    if copied:
+        console.err.print(f"copied to {bundle}")
     type_bundle(bundle, options, only=only, reapply=reapply, report=report, search=search, shipped=plan, save=save_plan)
 
 

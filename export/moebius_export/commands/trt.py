@@ -36,9 +36,13 @@ if TYPE_CHECKING:
 
 
 def trt(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle; exported first if it does not exist.")] = Path(
-        "moebius-bundle"
-    ),
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the bundle, exported first if it does not exist; or hub:OWNER/REPO[@REVISION], whose "
+            "engines stay in the cache."
+        ),
+    ] = Path("moebius-bundle"),
     fp16: Annotated[bool, typer.Option("--fp16", help="Build FP16 engines.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="Build float32 engines.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Build BF16 engines (Ampere and later).")] = False,

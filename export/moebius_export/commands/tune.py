@@ -12,7 +12,7 @@ from moebius_runtime import console
 
 
 def tune(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, fused.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, fused; or hub:OWNER/REPO.")],
     out: Annotated[Path, typer.Option(help="File to write the lowerings to; an older one there is replaced.")] = Path(
         "lowerings.json"
     ),

@@ -12,7 +12,9 @@ from moebius_runtime.errors import InputError
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `moebius-export onnx` wrote.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Folder that `moebius-export onnx` wrote, or hub:OWNER/REPO[@REVISION].")
+    ],
     weights: Annotated[
         str | None, typer.Option(help="PyTorch's weights, if they are not at the origin in the manifest.")
     ] = None,

@@ -11,7 +11,6 @@ from moebius_export.doctor.gpu import Gpu
 from moebius_export.doctor.libraries import Found
 from moebius_export.doctor.rows import Row, Verdict
 from moebius_runtime.bundle.bundle import Bundle
-from moebius_runtime.bundle.manifest import check_file
 from moebius_runtime.bundle.passport import (
     ENGINES,
     EngineBackend,
@@ -41,7 +40,7 @@ def check_whole_bundle(path: Path, libraries: Mapping[str, Found], gpu: Gpu, pro
     """Hashes every file of a bundle and validates its engines against this machine.
 
     Args:
-        path: folder of the bundle.
+        path: folder of the bundle, or `hub:OWNER/REPO[@REVISION]`, all of whose files are fetched.
         libraries: the installed libraries.
         gpu: the GPU of this machine.
         progress: called with the name of each file before it is hashed.
@@ -52,10 +51,12 @@ def check_whole_bundle(path: Path, libraries: Mapping[str, Found], gpu: Gpu, pro
         return Checked((Row("manifest", str(error), Verdict.wrong),), False)
     rows = [_manifest_row(bundle), *_file_rows(bundle, progress)]
     sound = all(row.verdict is Verdict.ok for row in rows)
-    engines = [_engine_row(bundle, folder, backend, libraries, gpu, progress) for folder, backend in _folders(path)]
+    engines = [
+        _engine_row(bundle, folder, backend, libraries, gpu, progress) for folder, backend in _folders(bundle.path)
+    ]
     if not engines:
         rows.append(Row("engines", "none; only TensorRT needs them", Verdict.missing, _build(path)))
-    stray = _strays(path)
+    stray = _strays(bundle.path)
     if stray:
         names = ", ".join(name[:80] for name in stray)
         rows.append(
@@ -77,7 +78,7 @@ def _file_rows(bundle: Bundle, progress: Progress) -> list[Row]:
     for name in bundle.manifest.files:
         progress(name)
         try:
-            check_file(bundle.path, bundle.manifest, name)
+            bundle.file(name)
         except BundleError as error:
             problems[str(error)] = None
     if not problems:

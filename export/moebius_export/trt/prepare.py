@@ -9,6 +9,7 @@ from moebius_export.errors import ExportError
 from moebius_export.trt.events import Note, Report, Stage, Step
 from moebius_export.trt.options import BuildOptions
 from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.hub import hub_name
 from moebius_runtime.bundle.manifest import MANIFEST_NAME, GraphName
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
@@ -20,7 +21,7 @@ def prepare(path: Path, options: BuildOptions, report: Report) -> Bundle:
     Raises:
         BundleError, ExportError: as `ensure_bundle` and `ensure_precision`.
     """
-    if not path.exists():
+    if not _named(path):
         report(Stage("export", f"there is no bundle at {path}"))
     bundle = ensure_bundle(path, lambda graph, phase: report(Step(graph, phase, None)))
     if missing := _missing(bundle, options):
@@ -37,14 +38,14 @@ def ensure_bundle(path: Path, progress: Callable[[str, str], None]) -> Bundle:
     """Opens the bundle at `path`. Exports it first if nothing is there, which is the only case that needs PyTorch.
 
     Args:
-        path: folder of the bundle.
+        path: folder of the bundle, or `hub:OWNER/REPO[@REVISION]`; engines of the latter go to its folder in the cache.
         progress: called with (graph, stage) during the export.
 
     Raises:
         BundleError: `path` holds something else, or a damaged bundle.
         ExportError: there is no bundle, and PyTorch or another package of the extra `export` is not installed.
     """
-    if not path.exists():
+    if not _named(path):
         try:
             from moebius_export.onnx_export.export import ExportOptions, export_onnx
         except ModuleNotFoundError as error:
@@ -81,6 +82,12 @@ def ensure_precision(
     missing = _missing(bundle, options)
     if not missing:
         return bundle
+    if bundle.remote is not None:
+        raise ExportError(
+            f"{bundle.name}: no {precision} file of {', '.join(missing)}; a commit of a hub is not changed, so write "
+            f"them into a copy and build from that: moebius-export "
+            + (f"int8 {bundle.name}" if precision in ("int8", "fp8") else f"precision {bundle.name} --to {precision}")
+        )
     what = f"{bundle.path / MANIFEST_NAME}: no {precision} file of {', '.join(missing)}"
     if precision in ("int8", "fp8"):
         target = " --target tensorrt-fp8" if precision == "fp8" else ""
@@ -106,6 +113,11 @@ def ensure_precision(
     plans = make_plans(bundle, quick_options(to=precision, keep=keep), report, note)
     write_typed(bundle, plans, only=False, progress=report)
     return Bundle.open(bundle.path)
+
+
+def _named(path: Path) -> bool:
+    """Whether a bundle is there already, on this machine or in a hub."""
+    return hub_name(path) is not None or path.exists()
 
 
 def _missing(bundle: Bundle, options: BuildOptions) -> list[GraphName]:

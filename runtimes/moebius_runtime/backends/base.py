@@ -84,6 +84,18 @@ class Backend(ABC):
         """Refuses damaged files of a graph before it is loaded; errors as `run`."""
         self.bundle.model_file(graph)
 
+    def fetch(self) -> None:
+        """Fetches all that this runtime reads of a bundle in a hub, so that later calls need no network.
+
+        Raises:
+            BundleError: as `Bundle.model_file`.
+        """
+        self.note(*self.bundle.take_notes())
+        if self.bundle.remote is not None:
+            for graph in self.bundle.manifest.graphs:
+                if self.has(graph):
+                    self.verify(graph)
+
     def is_loaded(self, graph: GraphName) -> bool:
         """Whether the graph is in memory."""
         return graph in self._loaded

@@ -94,9 +94,9 @@ def choose_engines(
         EngineError: a graph that every picture needs has no engine that fits; with the reasons.
     """
     folders = engine_folders(bundle.path, backend)
-    build = f"moebius-export trt {bundle.path} {build_flag(precision or 'fp16')} --backend {backend}"
+    build = f"moebius-export trt {bundle.name} {build_flag(precision or 'fp16')} --backend {backend}"
     if not folders:
-        raise EngineError(f"{bundle.path} holds no engines for {backend}. Build them on this device: {build}")
+        raise EngineError(f"{bundle.name} holds no engines for {backend}. Build them on this device: {build}")
     fitting: list[Candidate] = []
     refused: list[str] = []
     notes: dict[Path, tuple[str, ...]] = {}

@@ -109,8 +109,8 @@ class TensorRTBackend(Backend):
     def _chosen(self, graph: GraphName) -> Candidate:
         if graph not in self._engines:
             raise EngineError(
-                f"{self.bundle.path}: no engine of {graph} fits this device, only of {', '.join(self._engines)}. "
-                f"Build it: moebius-export trt {self.bundle.path} --fp16 --backend {self.library}"
+                f"{self.bundle.name}: no engine of {graph} fits this device, only of {', '.join(self._engines)}. "
+                f"Build it: moebius-export trt {self.bundle.name} --fp16 --backend {self.library}"
             )
         return self._engines[graph]
 

@@ -7,13 +7,15 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from moebius.errors import CheckpointError
-from moebius.weights.sources import HubSource, Progress
+from moebius_runtime.errors import InputError
+
+Progress = Callable[[str], None]
 
 OFFLINE = "offline mode (HF_HUB_OFFLINE) is on"
 _TRANSIENT = (408, 425, 429)  # and 500 to 599: another answer is likely later
@@ -24,6 +26,18 @@ _LONGEST_WAIT = 60.0  # seconds that a hub may ask to wait before the next try
 _WAIT = re.compile(r"(?:Waiting|Retrying in) (\d+(?:\.\d+)?)s")
 _RETRY = re.compile(r"\[Retry \d+/\d+\]|[Tt]rying to resume")
 _STATUS = re.compile(r"HTTP Error (\d{3})")
+
+
+class Repository(Protocol):
+    """A repository of a hub, as OWNER/REPO, and the requested revision; None means `main`."""
+
+    @property
+    def repo(self) -> str:
+        """OWNER/REPO."""
+
+    @property
+    def revision(self) -> str | None:
+        """A branch, a tag or a commit."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ def check_endpoint(address: str) -> str:
     """Checks that the hub's address is valid, and returns it.
 
     Raises:
-        CheckpointError: it has no `http://` or `https://`, or no host.
+        InputError: it has no `http://` or `https://`, or no host.
     """
     try:
         parts = urlsplit(address)
@@ -60,15 +74,25 @@ def check_endpoint(address: str) -> str:
     if not good or any(char.isspace() for char in address):
         bare = address.partition("://")[2] or address
         guess = f"https://{bare}" if re.fullmatch(r"[\w.-]+(:\d+)?(/[\w./-]*)?", bare) else "https://hf-mirror.com"
-        raise CheckpointError(
+        raise InputError(
             f"HF_ENDPOINT is {address!r}; expected an address with https:// or http://, such as {guess}. "
             "Unset it for https://huggingface.co"
         )
     return address
 
 
-def explain(error: BaseException, source: HubSource, address: str, cache: str) -> Trouble:
-    """Translates an exception of huggingface_hub into a reason and advice."""
+def explain(
+    error: BaseException, source: Repository, address: str, cache: str, access: Literal["read", "write"] = "read"
+) -> Trouble:
+    """Translates an exception of huggingface_hub into a reason and advice.
+
+    Args:
+        error: the exception.
+        source: the repository that was asked for.
+        address: the hub's.
+        cache: folder of huggingface_hub's cache.
+        access: what the request needed the right to do.
+    """
     from huggingface_hub import errors
 
     while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -89,7 +113,7 @@ def explain(error: BaseException, source: HubSource, address: str, cache: str) -
         return Trouble(f"{source.repo} is no name of a repository ({first_line(error)})", "check it", False)
     status = error.status if isinstance(error, GaveUp) else _status(error)
     if status:
-        return _of_status(status, error, source, address)
+        return _of_status(status, error, source, address, access)
     if isinstance(error, GaveUp):
         return Trouble(f"{address} {error}", f"try again later, set HF_ENDPOINT to a mirror, {local}", True)
     if isinstance(error, errors.FileMetadataError | ValueError | TypeError | KeyError | AttributeError):
@@ -110,7 +134,7 @@ def explain(error: BaseException, source: HubSource, address: str, cache: str) -
     return Trouble(what, advice, True)
 
 
-def _of_status(status: int, error: BaseException, source: HubSource, address: str) -> Trouble:
+def _of_status(status: int, error: BaseException, source: Repository, address: str, access: str) -> Trouble:
     answered, other = f"{address} answered with HTTP status {status}", "set HF_ENDPOINT to a mirror"
     if status == 429:
         wait = _retry_after(error)
@@ -125,7 +149,7 @@ def _of_status(status: int, error: BaseException, source: HubSource, address: st
         return Trouble(what, "run `hf auth login` again, or unset HF_TOKEN and run `hf auth logout`", False)
     if status == 403:
         what = f"{answered}: access to {source.repo} is refused"
-        return Trouble(what, "use a token that may read it (`hf auth login`), or check the proxy", False)
+        return Trouble(what, f"use a token that may {access} it (`hf auth login`), or check the proxy", False)
     if status in (404, 410):
         what = f"{answered}: there is no {source.repo}, or not this file or revision of it"
         hint = "check the name" if address == "https://huggingface.co" else "check the name, or unset HF_ENDPOINT"

@@ -1,0 +1,1 @@
+"""Publishing bundles in a repository of a Hugging Face hub, with a model card."""
