@@ -71,6 +71,14 @@ def fused_bundle(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def inlined_bundle(shared_folder: Path, fused_bundle: Path) -> Path:
+    """The fused bundle with standard operators only: what `moebius-export inline` writes. Read only."""
+    from moebius_export.onnx_export.inline import inline_bundle
+
+    return _made_once(shared_folder / "inlined-bundle", lambda folder: inline_bundle(fused_bundle, folder))
+
+
+@pytest.fixture(scope="session")
 def tensorrt_bundle(shared_folder: Path, fused_bundle: Path) -> Path:
     """The fused bundle with Local-λ as `--target tensorrt` lowers it. Read only."""
     return _made_once(shared_folder / "tensorrt-bundle", lambda folder: _lower_for_tensorrt(fused_bundle, folder))

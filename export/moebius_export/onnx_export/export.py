@@ -26,6 +26,7 @@ from moebius.weights.load import (
     load_vae,
 )
 from moebius_export.errors import ExportError
+from moebius_export.graph.standard import INLINE_RULE, standard_only
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
 from moebius_export.network.module_cost import module_macs
@@ -69,7 +70,8 @@ class ExportOptions:
     `batch` is B of every graph's input; `dynamic_batch` leaves it open instead. `rules` are the exact rewrites to
     apply (`moebius_export.rules`), all by default, none for the unfused network. `target` is the target of the λ
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
-    the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's.
+    the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. `inline` writes
+    standard ONNX operators only.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -81,6 +83,7 @@ class ExportOptions:
     target: Target = DEFAULT_TARGET
     lowering: Lowering | None = None
     guidance_scale: float | None = None
+    inline: bool = False
 
     @property
     def lowered(self) -> Lowering:
@@ -214,6 +217,9 @@ def _write_graphs(
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
+            if options.inline:
+                model, calls = standard_only(model)
+                rewrites[name] = [*rewrites[name], Rewrite(graph=name, name=INLINE_RULE, count=calls)]
             files[name] = "model.onnx" if name == group else "model_conditional.onnx"
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))
