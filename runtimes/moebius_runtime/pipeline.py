@@ -142,8 +142,9 @@ class InpaintPipeline:
         memory: Memory = "low",
         precision: Precision | None = None,
         trust: bool = False,
+        device: str | None = None,
     ) -> InpaintPipeline:
-        """Opens a bundle folder; for runtime, threads, precision and trust see `create_backend`.
+        """Opens a bundle folder; for runtime, threads, precision, trust and device see `create_backend`.
 
         Raises:
             BundleError: the bundle is missing or damaged.
@@ -151,7 +152,9 @@ class InpaintPipeline:
             RuntimeUnavailableError: the runtime is unknown or not installed.
             EngineError: the runtime needs engines, and none of the bundle's fits.
         """
-        backend = create_backend(Bundle.open(path), runtime, threads=threads, precision=precision, trust=trust)
+        backend = create_backend(
+            Bundle.open(path), runtime, threads=threads, precision=precision, trust=trust, device=device
+        )
         return cls(backend, memory=memory)
 
     def __call__(

@@ -71,7 +71,9 @@ def test_auto_without_a_gpu(toy_bundle, no_gpu):
     assert (backend.name, backend.threads) == ("ort-cpu", 1)
     first, *why = backend.take_notes()
     assert first == "--runtime auto: ort-cpu is run"
-    assert [note.split(" was not taken: ")[0] for note in why] == ["tensorrt", "tensorrt-rtx", "ort-cuda"]
+    assert [note.split(" was not taken: ")[0] for note in why] == [
+        *("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-webgpu", "openvino"),
+    ]
     assert "no GPU driver" in why[0]
     assert "cannot be imported" in why[1]
     assert "CUDAExecutionProvider" in why[2]

@@ -26,6 +26,7 @@ _DISTRIBUTIONS = (
     "onnxruntime-openvino",
     "onnxruntime-qnn",
     "onnxruntime-rocm",
+    "onnxruntime-webgpu",
 )
 
 UNREAD: tuple[Precision, ...] = ("bf16",)

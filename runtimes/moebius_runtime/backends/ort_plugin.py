@@ -1,0 +1,275 @@
+"""ONNX Runtime's providers that come as plugins, and WebGPU built into its wheel.
+
+A plugin is a library in a Python package of its own: ONNX Runtime registers it, lists its devices, and a session gets
+exactly one of them. Nodes may not fall back to the CPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moebius_runtime.backends.base import Array
+from moebius_runtime.backends.ort import OrtBackend, import_onnxruntime
+from moebius_runtime.backends.ort_gpu import PROBE
+from moebius_runtime.bundle.bundle import Bundle
+from moebius_runtime.bundle.manifest import GraphName, Precision
+from moebius_runtime.errors import InputError, RuntimeUnavailableError
+
+# An ONNX file, IR 8, opset 13: y = Mul(x, x), float16 [1]. As bytes, so that a device needs no onnx package.
+PROBE_F16 = bytes.fromhex(
+    "08083a390a0e0a01780a017812017922034d756c120570726f62655a0f0a0178120a0a08080a12040a020801620f0a0179120a0a08080a"
+    "12040a02080142040a00100d"
+)
+_LEAST_ORT = (1, 24)  # the plugins are built against its interface
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A provider: its name in ONNX Runtime, the Python package of its library, and our extra that installs it."""
+
+    provider: str
+    package: str
+    extra: str
+    needs: str
+
+    @property
+    def module(self) -> str:
+        """The package's module."""
+        return self.package.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class PluginDevice:
+    """A device of a provider. `handle` is ONNX Runtime's, None where the provider is built in and chooses itself."""
+
+    name: str
+    kind: str
+    handle: Any = field(default=None, compare=False, repr=False)
+
+
+PLUGINS: Mapping[str, Plugin] = {
+    "ort-webgpu": Plugin(
+        "WebGpuExecutionProvider",
+        "onnxruntime-ep-webgpu",
+        "webgpu",
+        "a GPU with a Vulkan, Direct3D 12 or Metal driver",
+    ),
+    "ort-openvino": Plugin(
+        "OpenVINOExecutionProvider",
+        "onnxruntime-ep-openvino",
+        "ort-openvino",
+        "an Intel CPU, GPU or NPU with its driver",
+    ),
+}
+
+_registering = threading.Lock()
+
+
+def plugin_devices(ort: Any, plugin: Plugin, runtime: str) -> list[PluginDevice]:
+    """The devices of a provider; registers its library first where it is a plugin.
+
+    A provider that is built into the installed ONNX Runtime is used as it is. It may list no device and still find
+    one, so it counts as one device of the kind `built in`.
+
+    Raises:
+        RuntimeUnavailableError: neither is installed, ONNX Runtime is too old, or the library cannot be loaded.
+    """
+    if plugin.provider in ort.get_available_providers():
+        listed = _listed(ort, plugin) if hasattr(ort, "get_ep_devices") else []
+        return listed or [PluginDevice("the device that the provider chooses", "built in")]
+    if not hasattr(ort, "register_execution_provider_library") or _version(ort.__version__) < _LEAST_ORT:
+        raise RuntimeUnavailableError(
+            f"runtime {runtime!r} needs ONNX Runtime {_LEAST_ORT[0]}.{_LEAST_ORT[1]} or later, which loads plugins; "
+            f"here is {ort.__version__}. Run `pip install --upgrade onnxruntime`."
+        )
+    try:
+        module = importlib.import_module(plugin.module)
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"runtime {runtime!r} needs the package {plugin.package}, which cannot be imported ({error}). Install it "
+            f'with `pip install "moebius-edge[{plugin.extra}]"`.'
+        ) from error
+    with _registering:  # a second registration of one library is an error
+        if not _listed(ort, plugin) and plugin.module not in _registered(ort):
+            try:
+                ort.register_execution_provider_library(plugin.module, module.get_library_path())
+            except Exception as error:  # its exceptions share no base class of their own
+                raise RuntimeUnavailableError(
+                    f"runtime {runtime!r}: ONNX Runtime {ort.__version__} cannot load {plugin.package} "
+                    f"({_one_line(error)}). Update both: `pip install --upgrade onnxruntime {plugin.package}`."
+                ) from error
+            _registered(ort).add(plugin.module)
+    return _listed(ort, plugin)
+
+
+def choose_device(found: Sequence[PluginDevice], wanted: str | None, plugin: Plugin, runtime: str) -> PluginDevice:
+    """The device that `--device` names: by its number in the list, or by a part of its name. None takes the first.
+
+    Raises:
+        RuntimeUnavailableError: there is no device.
+        InputError: none or several have that name.
+    """
+    if not found:
+        raise RuntimeUnavailableError(
+            f"runtime {runtime!r}: {plugin.package} is installed and lists no device; it needs {plugin.needs}"
+        )
+    if wanted is None:
+        return found[0]
+    listed = "; ".join(f"{index}: {device.name}" for index, device in enumerate(found))
+    if wanted.isdecimal() and int(wanted) < len(found):
+        return found[int(wanted)]
+    fitting = [device for device in found if not wanted.isdecimal() and wanted.lower() in device.name.lower()]
+    if len(fitting) != 1:
+        raise InputError(
+            f"--device {wanted!r}: expected a number or a part of one name of the devices of {runtime}: {listed}"
+        )
+    return fitting[0]
+
+
+class OrtPluginBackend(OrtBackend):
+    """ONNX Runtime with one device of a plugin's provider. Nothing of a graph may fall back to the CPU."""
+
+    plugin: ClassVar[Plugin]
+    preferred: tuple[Precision, ...] = ("fp32",)
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        precision: Precision | None = None,
+        device: str | None = None,
+    ) -> None:
+        if threads is not None:
+            raise InputError(f"runtime {self.name!r} runs on another device than the CPU; leave --threads out")
+        ort = import_onnxruntime(self.name, self.plugin.extra)
+        self._asked_device = device
+        self.device = choose_device(plugin_devices(ort, self.plugin, self.name), device, self.plugin, self.name)
+        self._ort = ort
+        self._probe()
+        if self._computes_f16():
+            self.preferred = ("fp16", "fp32")
+        super().__init__(bundle, precision=precision)
+        if precision == "fp16" and "fp16" not in self.preferred:
+            raise RuntimeUnavailableError(
+                f"runtime {self.name!r}: {self.device.name} does not compute in fp16 (WebGPU's shader-f16); leave "
+                "--precision out"
+            )
+
+    @property
+    def providers(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `OrtBackend`."""
+        return (self.plugin.provider,)
+
+    def arguments(self) -> dict[str, Any]:
+        """See `Backend`."""
+        return {"precision": self._precision, "device": self._asked_device}
+
+    def options(self) -> dict[str, str]:
+        """The provider's options."""
+        return {}
+
+    def _new_options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 4
+        self._pin(options)
+        return options
+
+    def _pin(self, options: Any) -> None:
+        """Makes the device the only place where nodes of a session may run."""
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if self.device.handle is not None:
+            options.add_provider_for_devices([self.device.handle], self.options())
+
+    def _provider_options(self) -> list[Any]:
+        # A session whose options name devices takes no list of providers.
+        return [] if self.device.handle is not None else [(self.plugin.provider, self.options())]
+
+    def _prepare(self, options: Any, graph: GraphName, path: Path) -> None:
+        """Registers no compiled kernels, which are for the CPU; functions are inlined."""
+        self._pin(options)
+
+    def _probe(self) -> None:
+        """Runs one value on the device, because its driver is opened only by a session."""
+        try:
+            self._run_probe(PROBE, np.array([3.0], np.float32))
+        except Exception as error:  # its exceptions share no base class of their own
+            raise RuntimeUnavailableError(
+                f"runtime {self.name!r}: ONNX Runtime {self._ort.__version__} cannot use {self.device.name} "
+                f"({_one_line(error)}); it needs {self.plugin.needs}"
+            ) from error
+
+    def _computes_f16(self) -> bool:
+        """Whether the device computes in float16, found by one multiplication: a session loads without it too."""
+        try:
+            return bool(self._run_probe(PROBE_F16, np.array([3.0], np.float16))[0] == 9)
+        except Exception:  # an error is the answer
+            return False
+
+    def _run_probe(self, model: bytes, x: Array) -> Array:
+        session = self._ort.InferenceSession(
+            model, self._new_options(), providers=self._provider_options(), enable_fallback=0
+        )
+        if (got := session.get_providers())[:1] != [self.plugin.provider]:
+            raise RuntimeUnavailableError(f"asked for {self.plugin.provider}, got {', '.join(got)}")
+        output: Array = session.run(None, {"x": x})[0]
+        return output
+
+    def describe(self) -> dict[str, str]:
+        """See `OrtBackend`; with the device, without the threads, which do not matter here."""
+        described = super().describe()
+        del described["threads"]
+        return described | {"device": self.device.name}
+
+
+class OrtWebGpuBackend(OrtPluginBackend):
+    """ONNX Runtime's WebGPU provider: any GPU with a Vulkan, Direct3D 12 or Metal driver."""
+
+    name = "ort-webgpu"
+    plugin = PLUGINS["ort-webgpu"]
+
+
+class OrtOpenVinoBackend(OrtPluginBackend):
+    """OpenVINO as a provider of ONNX Runtime, which also reads bundles with functions."""
+
+    name = "ort-openvino"
+    plugin = PLUGINS["ort-openvino"]
+
+
+def _listed(ort: Any, plugin: Plugin) -> list[PluginDevice]:
+    """The provider's devices in ONNX Runtime's list, GPUs that are no part of the CPU first."""
+    found = []
+    for entry in ort.get_ep_devices():
+        if entry.ep_name != plugin.provider:
+            continue
+        device = entry.device
+        kind = getattr(device.type, "name", str(device.type))
+        metadata = {str(key): str(value) for key, value in dict(device.metadata).items()}
+        number = f"{device.vendor or 'vendor'} {device.vendor_id:#06x}:{device.device_id:#06x}"
+        words = metadata.get("Description") or number
+        found.append((metadata.get("Discrete") != "1", PluginDevice(f"{kind} {words}", kind, entry)))
+    return [device for _, device in sorted(found, key=lambda pair: pair[0])]
+
+
+def _registered(ort: Any) -> set[str]:
+    """Names of the libraries that this process has registered with this module."""
+    if not hasattr(ort, "_moebius_registered"):
+        ort._moebius_registered = set()
+    found: set[str] = ort._moebius_registered
+    return found
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:80]} ... {text[-200:]}"  # the reason is often at the end
