@@ -133,6 +133,52 @@ def choose_device(found: Sequence[PluginDevice], wanted: str | None, plugin: Plu
     return fitting[0]
 
 
+def check_device(ort: Any, plugin: Plugin, device: PluginDevice, runtime: str) -> None:
+    """Runs one value on a device, because its driver is opened only by a session.
+
+    Raises:
+        RuntimeUnavailableError: the device cannot run it, or the session would run it on the CPU.
+    """
+    try:
+        _run_probe(ort, plugin, device, PROBE, np.array([3.0], np.float32))
+    except Exception as error:  # its exceptions share no base class of their own
+        raise RuntimeUnavailableError(
+            f"runtime {runtime!r}: ONNX Runtime {ort.__version__} cannot use {device.name} ({_one_line(error)}); it "
+            f"needs {plugin.needs}"
+        ) from error
+
+
+def _computes_f16(ort: Any, plugin: Plugin, device: PluginDevice) -> bool:
+    """Whether a device computes in float16, found by one multiplication: a session loads without it too."""
+    try:
+        return bool(_run_probe(ort, plugin, device, PROBE_F16, np.array([3.0], np.float16))[0] == 9)
+    except Exception:  # an error is the answer
+        return False
+
+
+def _run_probe(ort: Any, plugin: Plugin, device: PluginDevice, model: bytes, x: Array) -> Array:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    _pin(options, device)
+    session = ort.InferenceSession(model, options, providers=_providers(plugin, device), enable_fallback=0)
+    if (got := session.get_providers())[:1] != [plugin.provider]:
+        raise RuntimeUnavailableError(f"asked for {plugin.provider}, got {', '.join(got)}")
+    output: Array = session.run(None, {"x": x})[0]
+    return output
+
+
+def _pin(options: Any, device: PluginDevice) -> None:
+    """Makes a device the only place where nodes of a session may run."""
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if device.handle is not None:
+        options.add_provider_for_devices([device.handle], {})
+
+
+def _providers(plugin: Plugin, device: PluginDevice) -> list[Any]:
+    """The session's list of providers, which is empty where its options name the device."""
+    return [] if device.handle is not None else [(plugin.provider, {})]
+
+
 class OrtPluginBackend(OrtBackend):
     """ONNX Runtime with one device of a plugin's provider. Nothing of a graph may fall back to the CPU."""
 
@@ -152,9 +198,8 @@ class OrtPluginBackend(OrtBackend):
         ort = import_onnxruntime(self.name, self.plugin.extra)
         self._asked_device = device
         self.device = choose_device(plugin_devices(ort, self.plugin, self.name), device, self.plugin, self.name)
-        self._ort = ort
-        self._probe()
-        if self._computes_f16():
+        check_device(ort, self.plugin, self.device, self.name)
+        if _computes_f16(ort, self.plugin, self.device):
             self.preferred = ("fp16", "fp32")
         super().__init__(bundle, precision=precision)
         if precision == "fp16" and "fp16" not in self.preferred:
@@ -172,55 +217,12 @@ class OrtPluginBackend(OrtBackend):
         """See `Backend`."""
         return {"precision": self._precision, "device": self._asked_device}
 
-    def options(self) -> dict[str, str]:
-        """The provider's options."""
-        return {}
-
-    def _new_options(self) -> Any:
-        options = self._ort.SessionOptions()
-        options.log_severity_level = 4
-        self._pin(options)
-        return options
-
-    def _pin(self, options: Any) -> None:
-        """Makes the device the only place where nodes of a session may run."""
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        if self.device.handle is not None:
-            options.add_provider_for_devices([self.device.handle], self.options())
-
     def _provider_options(self) -> list[Any]:
-        # A session whose options name devices takes no list of providers.
-        return [] if self.device.handle is not None else [(self.plugin.provider, self.options())]
+        return _providers(self.plugin, self.device)
 
     def _prepare(self, options: Any, graph: GraphName, path: Path) -> None:
         """Registers no compiled kernels, which are for the CPU; functions are inlined."""
-        self._pin(options)
-
-    def _probe(self) -> None:
-        """Runs one value on the device, because its driver is opened only by a session."""
-        try:
-            self._run_probe(PROBE, np.array([3.0], np.float32))
-        except Exception as error:  # its exceptions share no base class of their own
-            raise RuntimeUnavailableError(
-                f"runtime {self.name!r}: ONNX Runtime {self._ort.__version__} cannot use {self.device.name} "
-                f"({_one_line(error)}); it needs {self.plugin.needs}"
-            ) from error
-
-    def _computes_f16(self) -> bool:
-        """Whether the device computes in float16, found by one multiplication: a session loads without it too."""
-        try:
-            return bool(self._run_probe(PROBE_F16, np.array([3.0], np.float16))[0] == 9)
-        except Exception:  # an error is the answer
-            return False
-
-    def _run_probe(self, model: bytes, x: Array) -> Array:
-        session = self._ort.InferenceSession(
-            model, self._new_options(), providers=self._provider_options(), enable_fallback=0
-        )
-        if (got := session.get_providers())[:1] != [self.plugin.provider]:
-            raise RuntimeUnavailableError(f"asked for {self.plugin.provider}, got {', '.join(got)}")
-        output: Array = session.run(None, {"x": x})[0]
-        return output
+        _pin(options, self.device)
 
     def describe(self) -> dict[str, str]:
         """See `OrtBackend`; with the device, without the threads, which do not matter here."""
