@@ -58,6 +58,17 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(shared_folder: Path) -> Iterator[None]:
+    """Keeps what runtimes cache, such as verdicts of devices, out of the user's folder."""
+    before = os.environ.get("MOEBIUS_CACHE")
+    os.environ["MOEBIUS_CACHE"] = str(shared_folder / "cache")
+    yield
+    del os.environ["MOEBIUS_CACHE"]
+    if before is not None:
+        os.environ["MOEBIUS_CACHE"] = before
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(shared_folder: Path) -> Path:
     """A real export of the network as written: preset tiny, stand-in weights, 128x128 pictures. Read only: copy it."""

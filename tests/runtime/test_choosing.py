@@ -163,10 +163,13 @@ def test_the_project_states_its_entry_point():
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_the_command_runs_engines_and_says_nothing_more(run, here, toy_bundle, monkeypatch, tmp_path):
+def test_the_command_runs_engines_and_says_nothing_more(
+    run, here, toy_bundle, monkeypatch, tmp_path, reseal, checks_of
+):
     machine = gpu.make_machine(monkeypatch, tmp_path / "cache")
     (here / "moebius-bundle").unlink()
     shutil.copytree(toy_bundle.path, here / "moebius-bundle")
+    reseal(here / "moebius-bundle", checks=checks_of(toy_bundle))
     machine.build(here / "moebius-bundle")
     arguments = ("a.png", "--mask", "m.png", "--steps", 2)
     code, _, err = run(*arguments, "--out", "gpu.png", "--runtime", "tensorrt")

@@ -68,7 +68,7 @@ def test_a_library_is_registered_once(toy_bundle, monkeypatch):
     first = opened(toy_bundle, device="0")
     opened(toy_bundle)
     assert copy.copy(first).arguments() == {"precision": None, "device": "0"}
-    assert ort.registered == ["onnxruntime_ep_webgpu"]
+    assert ort.registered == ["onnxruntime-ep-webgpu"]
 
 
 def test_the_device_is_chosen_by_number_or_name_and_listed(toy_bundle, monkeypatch):

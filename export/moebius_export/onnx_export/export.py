@@ -37,11 +37,13 @@ from moebius_export.onnx_export.parity import check_parity, reference_output, un
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.rules.base import Outcome
 from moebius_runtime.backends.ort import import_onnxruntime
+from moebius_runtime.bundle.check_values import make_check
 from moebius_runtime.bundle.manifest import (
     MANIFEST_NAME,
     Defaults,
     FileInfo,
     Geometry,
+    GraphCheck,
     GraphFile,
     GraphInfo,
     GraphName,
@@ -98,6 +100,7 @@ class _Written:
     info: GraphInfo
     parity: Parity
     rewrites: list[Rewrite]
+    check: GraphCheck
 
 
 def export_onnx(
@@ -232,8 +235,16 @@ def _write_graphs(
         progress(name, "compare")
         parity = check_parity(spec, path, references[name])
         paths = GraphFile(model=f"{group}/{files[name]}", weights=f"{group}/model.onnx.data")
-        written[name] = _Written(_graph_info(spec, references[name], paths), parity, rewrites[name])
+        info = _graph_info(spec, references[name], paths)
+        written[name] = _Written(info, parity, rewrites[name], _graph_check(spec, references[name]))
     return written
+
+
+def _graph_check(spec: GraphSpec, reference: np.ndarray) -> GraphCheck:
+    """The values by which a device is checked, of the first picture where the batch is open."""
+    inputs = {name: t.numpy()[:1] if name in spec.dynamic else t.numpy() for name, t in spec.inputs.items()}
+    drawn = next(iter(spec.inputs.values())).shape[0]
+    return make_check(inputs, reference[:1] if spec.dynamic else reference, drawn)
 
 
 def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tuple[nn.Module, list[Rewrite]]:
@@ -301,6 +312,7 @@ def _manifest(
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
+        checks={name: graph.check for name, graph in graphs.items()},
         tools={name: metadata.version(name) for name in _TOOLS}
         | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},
     )

@@ -114,6 +114,7 @@ def _automatic(bundle: Bundle, threads: int | None, precision: Precision | None,
                 precision=precision,
                 trust=trust and "tensorrt" in runtime,
             )
+            backend.refuse_known_failure()
         except MoebiusError as error:
             reasons.append(f"{runtime} was not taken: {error}")
         else:

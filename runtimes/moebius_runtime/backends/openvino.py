@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moebius_runtime.backends.base import Array, Backend, in_words
+from moebius_runtime.backends.self_check import Computes
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.graph_files import function_domains
 from moebius_runtime.bundle.manifest import GraphName, Precision
@@ -99,6 +101,13 @@ class OpenVinoBackend(Backend):
         """See `Backend`."""
         threads = self.threads if self.device == _CPU else None
         return {"threads": threads, "precision": self._precision, "device": self.device}
+
+    def computes(self, graph: GraphName) -> Computes:
+        """See `Backend`."""
+        file = self.bundle.graph(graph).files[self.precision(graph)]
+        versions = f"OpenVINO {self._openvino.__version__}, system {platform.release()} {platform.version()}"
+        digest = self.bundle.manifest.files[file.model].sha256
+        return Computes(f"{self.device} {self._full_name}", versions, self.precision(graph), digest)
 
     def verify(self, graph: GraphName) -> None:
         """See `Backend`."""

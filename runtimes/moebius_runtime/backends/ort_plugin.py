@@ -6,10 +6,11 @@ exactly one of them. Nodes may not fall back to the CPU.
 
 from __future__ import annotations
 
-import importlib
+import platform
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,17 +33,16 @@ _LEAST_ORT = (1, 24)  # the plugins are built against its interface
 
 @dataclass(frozen=True)
 class Plugin:
-    """A provider: its name in ONNX Runtime, the Python package of its library, and our extra that installs it."""
+    """A provider: its name in ONNX Runtime, the package of its library, and our extra that installs it.
+
+    `library` imports the package and returns the path of its library; `needs` says what a device needs.
+    """
 
     provider: str
     package: str
     extra: str
     needs: str
-
-    @property
-    def module(self) -> str:
-        """The package's module."""
-        return self.package.replace("-", "_")
+    library: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,32 @@ class PluginDevice:
     handle: Any = field(default=None, compare=False, repr=False)
 
 
+def _webgpu_library() -> str:
+    import onnxruntime_ep_webgpu
+
+    return str(onnxruntime_ep_webgpu.get_library_path())
+
+
+def _openvino_library() -> str:
+    import onnxruntime_ep_openvino
+
+    return str(onnxruntime_ep_openvino.get_library_path())
+
+
 PLUGINS: Mapping[str, Plugin] = {
     "ort-webgpu": Plugin(
         "WebGpuExecutionProvider",
         "onnxruntime-ep-webgpu",
         "webgpu",
         "a GPU with a Vulkan, Direct3D 12 or Metal driver",
+        _webgpu_library,
     ),
     "ort-openvino": Plugin(
         "OpenVINOExecutionProvider",
         "onnxruntime-ep-openvino",
         "ort-openvino",
         "an Intel CPU, GPU or NPU with its driver",
+        _openvino_library,
     ),
 }
 
@@ -90,22 +104,22 @@ def plugin_devices(ort: Any, plugin: Plugin, runtime: str) -> list[PluginDevice]
             f"here is {ort.__version__}. Run `pip install --upgrade onnxruntime`."
         )
     try:
-        module = importlib.import_module(plugin.module)
+        library = plugin.library()
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"runtime {runtime!r} needs the package {plugin.package}, which cannot be imported ({error}). Install it "
             f'with `pip install "moebius-edge[{plugin.extra}]"`.'
         ) from error
     with _registering:  # a second registration of one library is an error
-        if not _listed(ort, plugin) and plugin.module not in _registered(ort):
+        if not _listed(ort, plugin) and plugin.package not in _registered(ort):
             try:
-                ort.register_execution_provider_library(plugin.module, module.get_library_path())
+                ort.register_execution_provider_library(plugin.package, library)
             except Exception as error:  # its exceptions share no base class of their own
                 raise RuntimeUnavailableError(
                     f"runtime {runtime!r}: ONNX Runtime {ort.__version__} cannot load {plugin.package} "
                     f"({_one_line(error)}). Update both: `pip install --upgrade onnxruntime {plugin.package}`."
                 ) from error
-            _registered(ort).add(plugin.module)
+            _registered(ort).add(plugin.package)
     return _listed(ort, plugin)
 
 
@@ -182,6 +196,7 @@ def _providers(plugin: Plugin, device: PluginDevice) -> list[Any]:
 class OrtPluginBackend(OrtBackend):
     """ONNX Runtime with one device of a plugin's provider. Nothing of a graph may fall back to the CPU."""
 
+    reference = False
     plugin: ClassVar[Plugin]
     preferred: tuple[Precision, ...] = ("fp32",)
 
@@ -224,6 +239,11 @@ class OrtPluginBackend(OrtBackend):
         """Registers no compiled kernels, which are for the CPU; functions are inlined."""
         _pin(options, self.device)
 
+    def _device_and_driver(self) -> tuple[str, str | None]:
+        # No driver of every vendor states its version: most are part of the system's kernel and packages.
+        package = _package_version(self.plugin.package)
+        return self.device.name, f"{package}system {platform.release()} {platform.version()}"
+
     def describe(self) -> dict[str, str]:
         """See `OrtBackend`; with the device, without the threads, which do not matter here."""
         described = super().describe()
@@ -253,10 +273,10 @@ def _listed(ort: Any, plugin: Plugin) -> list[PluginDevice]:
             continue
         device = entry.device
         kind = getattr(device.type, "name", str(device.type))
-        metadata = {str(key): str(value) for key, value in dict(device.metadata).items()}
+        facts = {str(key): str(value) for key, value in dict(device.metadata).items()}
         number = f"{device.vendor or 'vendor'} {device.vendor_id:#06x}:{device.device_id:#06x}"
-        words = metadata.get("Description") or number
-        found.append((metadata.get("Discrete") != "1", PluginDevice(f"{kind} {words}", kind, entry)))
+        words = facts.get("Description") or number
+        found.append((facts.get("Discrete") != "1", PluginDevice(f"{kind} {words}", kind, entry)))
     return [device for _, device in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -270,6 +290,13 @@ def _registered(ort: Any) -> set[str]:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+
+
+def _package_version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}, "
+    except metadata.PackageNotFoundError:  # built in
+        return ""
 
 
 def _one_line(error: Exception) -> str:

@@ -174,6 +174,19 @@ class Parity(StrictModel):
     max_error: Annotated[float, Field(ge=0)]
 
 
+class GraphCheck(StrictModel):
+    """What a graph gives on seeded inputs, by PyTorch at export: see `moebius_runtime.bundle.check_values`.
+
+    `drawn` is the number of pictures whose inputs are drawn; a graph with an open batch runs the first of them.
+    """
+
+    drawn: Annotated[int, Field(ge=1, le=64)]
+    inputs_sha256: Sha256
+    norm: Annotated[float, Field(gt=0)]
+    projections: Annotated[list[float], Field(min_length=8, max_length=64)]
+    values: Annotated[list[float], Field(min_length=1, max_length=64)]
+
+
 def _check_signature(name: GraphName, graph: GraphInfo, geometry: Geometry) -> None:
     """Checks the names, types and shapes that the pipeline uses (B, the number of pictures, is free)."""
     batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else 1
@@ -216,6 +229,7 @@ class Manifest(StrictModel):
     rewrites: list[Rewrite]
     parity: dict[str, Parity]
     tools: dict[ShortText, ShortText]
+    checks: dict[GraphName, GraphCheck] = {}
 
     @field_validator("files")
     @classmethod
