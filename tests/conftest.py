@@ -71,6 +71,17 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(shared_folder: Path) -> Iterator[None]:
+    """Keeps what runtimes cache, such as verdicts of devices, out of the user's folder."""
+    before = os.environ.get("MOEBIUS_CACHE")
+    os.environ["MOEBIUS_CACHE"] = str(shared_folder / "cache")
+    yield
+    del os.environ["MOEBIUS_CACHE"]
+    if before is not None:
+        os.environ["MOEBIUS_CACHE"] = before
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(shared_folder: Path) -> Path:
     """A real export of the network as written: preset tiny, stand-in weights, 128x128 pictures. Read only: copy it."""
@@ -81,6 +92,14 @@ def tiny_bundle(shared_folder: Path) -> Path:
 def fused_bundle(shared_folder: Path) -> Path:
     """The same with every rewrite, for ort-cpu: what `moebius-export onnx` writes by default. Read only."""
     return _made_once(shared_folder / "fused-bundle", _export_tiny)
+
+
+@pytest.fixture(scope="session")
+def inlined_bundle(shared_folder: Path, fused_bundle: Path) -> Path:
+    """The fused bundle with standard operators only: what `moebius-export inline` writes. Read only."""
+    from moebius_export.onnx_export.inline import inline_bundle
+
+    return _made_once(shared_folder / "inlined-bundle", lambda folder: inline_bundle(fused_bundle, folder))
 
 
 @pytest.fixture(scope="session")

@@ -123,10 +123,18 @@ def inpaint(
     runtime: Annotated[
         str,
         typer.Option(
-            help="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx or torch. If it is unavailable, the command "
-            "fails; it never falls back silently. auto takes the best that runs here and prints why."
+            help="ort-cpu, ort-cuda, ort-tensorrt, ort-webgpu, ort-openvino, openvino, tensorrt, tensorrt-rtx or "
+            "torch. If it is unavailable, the command fails; it never falls back silently. auto takes the best that "
+            "runs here and prints why."
         ),
     ] = "ort-cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device of ort-webgpu, ort-openvino or openvino: its number, its name or a part of it. Default: the "
+            "first (openvino: CPU). `--device list` fails with the list of devices."
+        ),
+    ] = None,
     precision: Annotated[
         PrecisionName | None,
         typer.Option(
@@ -296,6 +304,7 @@ def inpaint(
         memory="fast" if keep_loaded else "low",
         precision=None if precision is None else precision.value,
         trust=trust,
+        device=device,
     )
     for note in pipeline.backend.take_notes():
         console.warn(note)

@@ -37,6 +37,10 @@ class RuntimeUnavailableError(MoebiusError):
     """The requested runtime is unavailable."""
 
 
+class DeviceError(MoebiusError):
+    """A device or its driver gives other values for a graph than PyTorch gave at export."""
+
+
 class CudaError(MoebiusError):
     """A call of the CUDA runtime failed: too little memory, a broken driver, or an error on the device."""
 

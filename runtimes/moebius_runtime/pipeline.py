@@ -145,8 +145,9 @@ class InpaintPipeline:
         memory: Memory = "low",
         precision: Precision | None = None,
         trust: bool = False,
+        device: str | None = None,
     ) -> InpaintPipeline:
-        """Opens a bundle; for runtime, threads, precision and trust see `create_backend`.
+        """Opens a bundle; for runtime, threads, precision, trust and device see `create_backend`.
 
         Args:
             path: a folder, or `hub:OWNER/REPO[@REVISION]`. Of a hub's bundle the files that this runtime and precision
@@ -158,7 +159,9 @@ class InpaintPipeline:
             RuntimeUnavailableError: the runtime is unknown or not installed.
             EngineError: the runtime needs engines, and none of the bundle's fits.
         """
-        backend = create_backend(Bundle.open(path), runtime, threads=threads, precision=precision, trust=trust)
+        backend = create_backend(
+            Bundle.open(path), runtime, threads=threads, precision=precision, trust=trust, device=device
+        )
         backend.fetch()
         return cls(backend, memory=memory)
 

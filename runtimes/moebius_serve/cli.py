@@ -32,6 +32,7 @@ def serve(
     runtime: Annotated[
         str, typer.Option(help="As in `moebius-inpaint`; auto: the best that can run here.")
     ] = "ort-cpu",
+    device: Annotated[str | None, typer.Option(help="Of the runtime, as in `moebius-inpaint`.")] = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the U-Net, as in `moebius-inpaint`.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU. Default: the physical cores.")] = None,
     mode: Annotated[ModeName, typer.Option(help="Taken where a request names none.")] = DEFAULT,
@@ -81,7 +82,12 @@ def serve(
     listening = _listen(host, port)
     found = None if segmenter is None else Segmenter(segmenter, threads)
     pipeline = InpaintPipeline.from_bundle(
-        bundle, runtime, threads=threads, memory="fast", precision=None if precision is None else precision.value
+        bundle,
+        runtime,
+        threads=threads,
+        memory="fast",
+        precision=None if precision is None else precision.value,
+        device=device,
     )
     pipeline.check(InpaintOptions(mode=mode.value))
     for note in pipeline.backend.take_notes():

@@ -19,6 +19,7 @@ from moebius_export.onnx_export.convert import IR_VERSION, OPSET, GraphSpec
 from moebius_export.onnx_export.export import ExportOptions, example_inputs, export_onnx
 from moebius_export.onnx_export.parity import check_parity, reference_output, run_file, unet_references
 from moebius_runtime import Bundle, InpaintOptions
+from moebius_runtime.bundle.check_values import check_inputs, inputs_digest, relative_error
 from moebius_runtime.bundle.manifest import read_manifest
 
 TINY = {"weights": "stand-in", "vae": "stand-in", "preset": "tiny"}
@@ -51,6 +52,18 @@ def test_layout_and_manifest(tiny_bundle):
     ]
     for graph in manifest.graphs:
         Bundle.open(tiny_bundle).model_file(graph)
+
+
+@pytest.mark.parametrize("graph", ["unet", "unet_conditional", "vae_encoder", "vae_decoder"])
+def test_the_manifest_holds_pytorchs_values_to_check_devices_by(fused_bundle, graph):
+    """The runtime draws the inputs again; a float32 run is 3e-6 from PyTorch (3e-5 is the export's own budget)."""
+    bundle = Bundle.open(fused_bundle)
+    check, info = bundle.manifest.checks[graph], bundle.graph(graph)
+    inputs = check_inputs(info, check.drawn)
+    assert inputs_digest(inputs) == check.inputs_sha256
+    output = run_file(bundle.model_file(graph), inputs)
+    assert relative_error(check, output) < 3e-5
+    assert relative_error(check, output[..., ::-1]) > 0.5
 
 
 def test_graphs_are_of_the_pinned_versions_with_the_manifests_inputs(tiny_bundle):

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from moebius_runtime.bundle import manifest as schema
+from moebius_runtime.bundle.check_values import check_inputs, make_check
 from moebius_runtime.files import sha256_file
 
 try:
@@ -277,6 +278,26 @@ def edit_manifest() -> Callable[..., None]:
         path.write_text(json.dumps(content))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def checks_of() -> Callable[[Toy], dict[str, schema.GraphCheck]]:
+    """checks_of(toy): the values by which a device is checked, from the toy's float64 loops."""
+
+    def make(toy: Toy) -> dict[str, schema.GraphCheck]:
+        outputs = {
+            "unet": lambda i: toy.unet(i["sample"], 500, 2.5),
+            "unet_conditional": lambda i: toy.conditional(i["sample"], 500),
+            "vae_encoder": lambda i: toy.encode(i["image"]),
+            "vae_decoder": lambda i: toy.decode(i["latent"]),
+        }
+        found = {}
+        for graph, info in schema.read_manifest(toy.path).graphs.items():
+            inputs = check_inputs(info, 1)
+            found[graph] = make_check(inputs, outputs[graph](inputs).astype(np.float32), 1)
+        return found
+
+    return make
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -47,6 +47,9 @@ FORBIDDEN = {
 ALLOWED = {"numpy", "PIL", "moebius_runtime"}
 ONLY_IN = {
     "onnxruntime": {"backends/ort.py"},
+    "onnxruntime_ep_openvino": {"backends/ort_plugin.py"},
+    "onnxruntime_ep_webgpu": {"backends/ort_plugin.py"},
+    "openvino": {"backends/openvino.py"},
     "cuda": {"backends/cuda.py"},
     "tensorrt": {"backends/trt_library.py"},
     "tensorrt_rtx": {"backends/trt_library.py"},

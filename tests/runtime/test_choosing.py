@@ -71,7 +71,9 @@ def test_auto_without_a_gpu(toy_bundle, no_gpu):
     assert (backend.name, backend.threads) == ("ort-cpu", 1)
     first, *why = backend.take_notes()
     assert first == "--runtime auto: ort-cpu is run"
-    assert [note.split(" was not taken: ")[0] for note in why] == ["tensorrt", "tensorrt-rtx", "ort-cuda"]
+    assert [note.split(" was not taken: ")[0] for note in why] == [
+        *("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-webgpu", "openvino"),
+    ]
     assert "no GPU driver" in why[0]
     assert "cannot be imported" in why[1]
     assert "CUDAExecutionProvider" in why[2]
@@ -161,10 +163,13 @@ def test_the_project_states_its_entry_point():
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_the_command_runs_engines_and_says_nothing_more(run, here, toy_bundle, monkeypatch, tmp_path):
+def test_the_command_runs_engines_and_says_nothing_more(
+    run, here, toy_bundle, monkeypatch, tmp_path, reseal, checks_of
+):
     machine = gpu.make_machine(monkeypatch, tmp_path / "cache")
     (here / "moebius-bundle").unlink()
     shutil.copytree(toy_bundle.path, here / "moebius-bundle")
+    reseal(here / "moebius-bundle", checks=checks_of(toy_bundle))
     machine.build(here / "moebius-bundle")
     arguments = ("a.png", "--mask", "m.png", "--steps", 2)
     code, _, err = run(*arguments, "--out", "gpu.png", "--runtime", "tensorrt")

@@ -7,6 +7,7 @@ from importlib import metadata
 import typer
 
 from moebius_export.commands.doctor import doctor
+from moebius_export.commands.inline import inline
 from moebius_export.commands.onnx import onnx
 from moebius_export.commands.precision import precision
 from moebius_export.commands.push import push
@@ -24,7 +25,7 @@ def _commands(version: console.Version = False) -> None:
     """Exports PyTorch weights to a bundle that a device runs without PyTorch."""
 
 
-for _command in (onnx, precision, trt, verify, doctor, tune, push):
+for _command in (onnx, inline, precision, trt, verify, doctor, tune, push):
     app.command()(_command)
 for _entry in metadata.entry_points(group="moebius_export.commands"):
     app.command(_entry.name)(_entry.load())

@@ -73,6 +73,14 @@ def onnx(
         str | None,
         typer.Option(help="Target of the fused λ operators: ort-cpu (default), tensorrt or generic."),
     ] = None,
+    inline: Annotated[
+        bool,
+        typer.Option(
+            "--inline",
+            help="Write standard ONNX operators only, for OpenVINO, ncnn, TVM and other readers. The compiled kernels "
+            "of ort-cpu need the functions, so that runtime is slower without them.",
+        ),
+    ] = False,
     lowering: Annotated[
         Path | None,
         typer.Option(help="File of `moebius-export tune` with the layout of these operators; default: shipped."),
@@ -96,7 +104,7 @@ def onnx(
     if named is None:
         raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
     body = None if lowering is None else lowering_of(lowering, named)
-    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, named, body, guidance_scale)
+    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, named, body, guidance_scale, inline)
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description:<16}"),

@@ -17,6 +17,9 @@ LIBRARIES = tuple(name for name in QUESTIONS if name != "device")
 
 _INSTALL = {
     "onnxruntime": 'pip install "moebius-edge[ort]", or "moebius-edge[ort-gpu]" for NVIDIA GPUs',
+    "ort-webgpu": 'pip install "moebius-edge[webgpu]"',
+    "ort-openvino": 'pip install "moebius-edge[ort-openvino]"',
+    "openvino": 'pip install "moebius-edge[openvino]"',
     "tensorrt": "install NVIDIA's packages for this system (python3-libnvinfer): docs/tensorrt.md",
     "tensorrt_rtx": 'pip install "moebius-edge[trt-rtx]"',
     "cuda": 'pip install "moebius-edge[trt]"',
@@ -26,6 +29,9 @@ _INSTALL = {
 _COMPILE = "faster on a processor with them: install moebius-edge where there is a C++ compiler (docs/kernels.md)"
 _PURPOSE = {
     "onnxruntime": "for --runtime ort-*",
+    "ort-webgpu": "for --runtime ort-webgpu, on GPUs of every vendor",
+    "ort-openvino": "for --runtime ort-openvino, on Intel's CPUs, GPUs and NPUs",
+    "openvino": "for --runtime openvino, on CPUs, and on Intel's GPUs and NPUs",
     "tensorrt": "for --runtime tensorrt",
     "tensorrt_rtx": "for --runtime tensorrt-rtx",
     "cuda": "for --runtime tensorrt and tensorrt-rtx",
@@ -33,6 +39,7 @@ _PURPOSE = {
     "triton": "for the Triton kernel of --runtime torch",
 }
 _SHOWN = {"cuda": "CUDA bindings", "tensorrt_rtx": "tensorrt-rtx", "kernels": "compiled kernels"}
+_SHOWN |= {"ort-webgpu": "WebGPU provider", "ort-openvino": "OpenVINO provider", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ def _facts(name: str, answer: Answer) -> str:
     text = str(value["version"]) or "of unknown version"
     if name == "onnxruntime":
         return f"{text}, {', '.join(provider.removesuffix('ExecutionProvider') for provider in value['providers'])}"
+    if "devices" in value:
+        return f"{text}, {'; '.join(value['devices']) or 'no device'}"
     if name == "torch":
         return f"{text}, " + ("CPU only" if not value["cuda"] else f"CUDA {value['cuda']}")
     return text

@@ -46,6 +46,41 @@ def ask_tensorrt_rtx() -> Facts:
     return ask_tensorrt("tensorrt_rtx")
 
 
+def ask_openvino() -> Facts:
+    """Version, and the devices with their names."""
+    from moebius_runtime.backends.openvino import devices, import_openvino
+
+    module = import_openvino()
+    return {
+        "version": str(module.__version__),
+        "devices": [f"{name} {words}" for name, words in devices(module).items()],
+    }
+
+
+def ask_plugin(runtime: str) -> Facts:
+    """Version of the package of a provider of ONNX Runtime, and its devices."""
+    from moebius_runtime.backends.ort import import_onnxruntime
+    from moebius_runtime.backends.ort_plugin import PLUGINS, check_device, plugin_devices
+
+    plugin = PLUGINS[runtime]
+    ort = import_onnxruntime(runtime, plugin.extra)
+    found = plugin_devices(ort, plugin, runtime)
+    for device in found:
+        check_device(ort, plugin, device, runtime)
+    version = _version(plugin.package) or f"built into ONNX Runtime {ort.__version__}"
+    return {"version": version, "devices": [device.name for device in found]}
+
+
+def ask_ort_webgpu() -> Facts:
+    """As `ask_plugin`, of WebGPU."""
+    return ask_plugin("ort-webgpu")
+
+
+def ask_ort_openvino() -> Facts:
+    """As `ask_plugin`, of OpenVINO."""
+    return ask_plugin("ort-openvino")
+
+
 def ask_cuda() -> Facts:
     """Version of the CUDA bindings, whose module has another name before 12.6."""
     try:
@@ -92,6 +127,9 @@ def ask_triton() -> Facts:
 
 QUESTIONS: dict[str, Callable[[], Facts | None]] = {
     "onnxruntime": ask_onnxruntime,
+    "ort-webgpu": ask_ort_webgpu,
+    "ort-openvino": ask_ort_openvino,
+    "openvino": ask_openvino,
     "tensorrt": ask_tensorrt,
     "tensorrt_rtx": ask_tensorrt_rtx,
     "cuda": ask_cuda,

@@ -12,7 +12,10 @@ from moebius_export.doctor.rows import Row, Verdict
 from moebius_runtime import kernels
 from moebius_runtime.backends.ort_integer import SATURATES
 
-RUNTIMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "torch")
+RUNTIMES = (
+    *("ort-cpu", "ort-cuda", "ort-tensorrt", "ort-webgpu", "ort-openvino"),
+    *("openvino", "tensorrt", "tensorrt-rtx", "torch"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ def _ort(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> RuntimeStatus:
     return RuntimeStatus(name, tuple(reasons))
 
 
+def _with_devices(name: str, libraries: Mapping[str, Found], gpu: Gpu) -> RuntimeStatus:
+    """A runtime whose library lists its own devices."""
+    library = libraries[name]
+    shown = {"ort-webgpu": "the WebGPU provider", "ort-openvino": "the OpenVINO provider", "openvino": "OpenVINO"}[name]
+    reasons = _library(shown, library)
+    found = library.answer.value["devices"] if not reasons else []
+    if not reasons and not found:
+        reasons.append(f"{shown} lists no device")
+    return RuntimeStatus(name, tuple(reasons), f"on {'; '.join(found)}")
+
+
 def _on_the_cpu(library: Found, compiled: Found) -> str:
     """The compiled kernels in use, and what they mean for INT8."""
     notes = []
@@ -107,6 +121,9 @@ _CHECKS: dict[str, Callable[[str, Mapping[str, Found], Gpu], RuntimeStatus]] = {
     "ort-cpu": _ort,
     "ort-cuda": _ort,
     "ort-tensorrt": _ort,
+    "ort-webgpu": _with_devices,
+    "ort-openvino": _with_devices,
+    "openvino": _with_devices,
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt,
     "torch": _torch,

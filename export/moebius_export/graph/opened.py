@@ -42,7 +42,12 @@ def opened(path: Path, keep: Collection[str] = ()) -> onnx.ModelProto:
     Raises:
         ExportError: a node without a name, or two of one name; control flow; a shape that cannot be inferred.
     """
-    model = _inlined(onnx.load(str(path), load_external_data=False), keep)
+    return opened_model(onnx.load(str(path), load_external_data=False), keep)
+
+
+def opened_model(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """As `opened`, of a model in memory, which may be changed; errors as there."""
+    model = _inlined(model, keep)
     _name_values(model.graph)
     _constants_to_initializers(model.graph)
     del model.graph.value_info[:]

@@ -27,6 +27,7 @@ from moebius.weights.load import (
     load_vae,
 )
 from moebius_export.errors import ExportError
+from moebius_export.graph.standard import INLINE_RULE, standard_only
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
 from moebius_export.network.masked_decoder import BLOCK, LowerDecoder, UpperDecoder
@@ -45,12 +46,14 @@ from moebius_export.rules import (
 )
 from moebius_export.rules.base import Outcome
 from moebius_runtime.backends.ort import import_onnxruntime
+from moebius_runtime.bundle.check_values import make_check
 from moebius_runtime.bundle.manifest import (
     MANIFEST_NAME,
     DecoderName,
     Defaults,
     FileInfo,
     Geometry,
+    GraphCheck,
     GraphFile,
     GraphInfo,
     GraphName,
@@ -85,7 +88,7 @@ class ExportOptions:
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
     the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. Weights whose
     `config.json` records distilled guidance have that one alone, and perhaps a sampler and a number of steps. `masked`
-    also exports the decoder in two parts, for `--decode masked`.
+    also exports the decoder in two parts, for `--decode masked`. `inline` writes standard ONNX operators only.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -98,6 +101,7 @@ class ExportOptions:
     lowering: Lowering | None = None
     guidance_scale: float | None = None
     masked: bool = True
+    inline: bool = False
 
     @property
     def lowered(self) -> Lowering:
@@ -112,6 +116,7 @@ class _Written:
     info: GraphInfo
     parity: Parity
     rewrites: list[Rewrite]
+    check: GraphCheck
 
 
 def export_onnx(
@@ -263,6 +268,9 @@ def _write_graphs(
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
+            if options.inline:
+                model, calls = standard_only(model)
+                rewrites[name] = [*rewrites[name], Rewrite(graph=name, name=INLINE_RULE, count=calls)]
             files[name] = "model.onnx" if name == group else f"model{name.removeprefix(group)}.onnx"
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))
@@ -275,8 +283,16 @@ def _write_graphs(
         progress(name, "compare")
         parity = check_parity(spec, path, references[name])
         paths = GraphFile(model=f"{group}/{files[name]}", weights=f"{group}/model.onnx.data")
-        written[name] = _Written(_graph_info(spec, references[name], paths), parity, rewrites[name])
+        info = _graph_info(spec, references[name], paths)
+        written[name] = _Written(info, parity, rewrites[name], _graph_check(spec, references[name]))
     return written
+
+
+def _graph_check(spec: GraphSpec, reference: np.ndarray) -> GraphCheck:
+    """The values by which a device is checked, of the first picture where the batch is open."""
+    inputs = {name: t.numpy()[:1] if name in spec.dynamic else t.numpy() for name, t in spec.inputs.items()}
+    drawn = next(iter(spec.inputs.values())).shape[0]
+    return make_check(inputs, reference[:1] if spec.dynamic else reference, drawn)
 
 
 def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tuple[nn.Module, list[Rewrite]]:
@@ -365,6 +381,7 @@ def _manifest(
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
+        checks={name: graph.check for name, graph in graphs.items()},
         tools={name: metadata.version(name) for name in _TOOLS}
         | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},
     )

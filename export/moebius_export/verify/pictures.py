@@ -94,6 +94,7 @@ def fill_emulated(bundle: Bundle, precision: Precision, scene: Scene, on_step: O
 
 
 def _fill(backend: Backend, latents: _Latents, scene: Scene, on_step: OnStep) -> Filled:
+    backend.self_check = False  # a wrong file is to be run here, and its fault reported
     try:
         pipeline = InpaintPipeline(backend)
         result = pipeline.inpaint(Picture(scene.picture, "RGB"), scene.mask, scene.options, on_step)

@@ -6,14 +6,15 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moebius_runtime.backends.self_check import Computes, check_graph, known_failure
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, TensorInfo
-from moebius_runtime.errors import BundleError, InputError
+from moebius_runtime.errors import BundleError, DeviceError, InputError
 
 Array = NDArray[Any]
 _MAX_THREADS = 1024
@@ -26,6 +27,8 @@ class Backend(ABC):
     """
 
     name: str
+    reference: ClassVar[bool] = False
+    """Whether the export compared its files with PyTorch on this runtime, so that a missing check needs no note."""
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
@@ -36,6 +39,9 @@ class Backend(ABC):
         self._place = bundle.path.absolute()  # the current folder may change before it is pickled
         self._loaded: dict[GraphName, Any] = {}
         self._notes: list[str] = []
+        self.self_check = True  # False runs a graph that is known to be wrong, to find the fault
+        self._trusted: set[GraphName] = set()
+        self._noted: set[str] = set()
 
     def has(self, graph: GraphName) -> bool:
         """Whether the graph can be run: it is in the bundle, and this runtime has all that it needs for it."""
@@ -62,6 +68,7 @@ class Backend(ABC):
         Raises:
             BundleError: the graph's files are missing or damaged, it cannot be run, or its output is not that of
                 the manifest.
+            DeviceError: the device computes the graph wrongly.
             ValueError: an input differs from the manifest (a bug of the caller, not of the user).
         """
         info = self.bundle.graph(graph)
@@ -104,7 +111,13 @@ class Backend(ABC):
         """Loads a graph before its first run."""
         with self.lock:
             if graph not in self._loaded:
-                self._loaded[graph] = self._load(graph)
+                handle = self._load(graph)
+                try:
+                    self._check_device(graph, handle)
+                except BaseException:
+                    self._unload(handle)
+                    raise
+                self._loaded[graph] = handle
 
     def release(self, graph: GraphName | None = None) -> None:
         """Frees a graph's memory, or that of all graphs; the next run loads it again."""
@@ -112,6 +125,36 @@ class Backend(ABC):
             for name in [graph] if graph else list(self._loaded):
                 if name in self._loaded:
                     self._unload(self._loaded.pop(name))
+
+    def computes(self, graph: GraphName) -> Computes | None:
+        """The device and versions that compute a graph, by which verdicts of the device's check are kept.
+
+        None, the default, means that the runtime is not checked.
+        """
+        del graph
+        return None
+
+    def _check_device(self, graph: GraphName, handle: Any) -> None:
+        """Compares a graph's result on stored inputs with PyTorch's, once per device, driver and version.
+
+        Raises:
+            DeviceError: they differ.
+        """
+        if not self.self_check or graph in self._trusted or (computes := self.computes(graph)) is None:
+            return
+        note = check_graph(self.bundle, graph, self.name, computes, lambda inputs: self._run(handle, inputs))
+        self._trusted.add(graph)
+        if note and not self.reference and note not in self._noted:
+            self._noted.add(note)
+            self.note(note)
+
+    def refuse_known_failure(self) -> None:
+        """Raises `DeviceError` if an earlier check found that this device computes a graph wrongly."""
+        found = {
+            graph: one for graph in self.bundle.manifest.graphs if self.has(graph) and (one := self.computes(graph))
+        }
+        if problem := known_failure(self.bundle, self.name, found):
+            raise DeviceError(problem)
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments except the bundle, from which another process can create the same backend.

@@ -10,11 +10,13 @@ from typing import Any
 
 from moebius_runtime import kernels
 from moebius_runtime.backends.base import Array, Backend, in_words
+from moebius_runtime.backends.self_check import Computes
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.graph_files import function_domains
 from moebius_runtime.bundle.manifest import GraphName, Precision
 from moebius_runtime.errors import BundleError, RuntimeUnavailableError
 from moebius_runtime.files import native_path
+from moebius_runtime.hardware.host import processor_name
 from moebius_runtime.hardware.processors import physical_cores as physical_cores
 
 # Wheels that all install the module `onnxruntime` and overwrite each other's files.
@@ -25,6 +27,7 @@ _DISTRIBUTIONS = (
     "onnxruntime-openvino",
     "onnxruntime-qnn",
     "onnxruntime-rocm",
+    "onnxruntime-webgpu",
 )
 
 UNREAD: tuple[Precision, ...] = ("bf16",)
@@ -112,6 +115,7 @@ class OrtBackend(Backend):
     """
 
     name = "ort-cpu"
+    reference = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     preferred: tuple[Precision, ...] = ("fp32", "int8_cpu")
 
@@ -139,6 +143,24 @@ class OrtBackend(Backend):
     def arguments(self) -> dict[str, Any]:
         """See `Backend`."""
         return {"threads": self.threads, "precision": self._precision}
+
+    def computes(self, graph: GraphName) -> Computes:
+        """See `Backend`."""
+        file = self.bundle.graph(graph).files[self.precision(graph)]
+        versions = f"ONNX Runtime {self._ort.__version__}"
+        if words := self._kernels.get(graph):
+            versions += f", kernels {words}"
+        device, driver = self._device_and_driver()
+        return Computes(
+            device,
+            f"{versions}, {driver}" if driver else versions,
+            self.precision(graph),
+            self.bundle.manifest.files[file.model].sha256,
+        )
+
+    def _device_and_driver(self) -> tuple[str, str | None]:
+        """The device's name, and its driver where it has one."""
+        return processor_name(), None
 
     def verify(self, graph: GraphName) -> None:
         """See `Backend`."""

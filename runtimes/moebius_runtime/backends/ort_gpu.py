@@ -16,6 +16,7 @@ from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphInfo, GraphName, Precision
 from moebius_runtime.errors import InputError, OutputError, RuntimeUnavailableError
 from moebius_runtime.files.cache import cache_folder
+from moebius_runtime.hardware.devices import current_device
 
 # An ONNX file, IR 8, opset 13: y = Identity(x), float32 [1]. As bytes, so that a device needs no onnx package.
 PROBE = bytes.fromhex(
@@ -77,6 +78,7 @@ class OrtCudaBackend(OrtBackend):
     """ONNX Runtime's CUDA provider. Nothing of a graph may fall back to the CPU."""
 
     name = "ort-cuda"
+    reference = False
     providers: tuple[str, ...] = (_CUDA,)
     preferred: tuple[Precision, ...] = ("fp16", "fp32")
 
@@ -91,6 +93,10 @@ class OrtCudaBackend(OrtBackend):
     def arguments(self) -> dict[str, Any]:
         """See `Backend`. A GPU takes no number of threads."""
         return {"precision": self._precision}
+
+    def _device_and_driver(self) -> tuple[str, str | None]:
+        device = current_device()
+        return ("the GPU", None) if device is None else (f"{device.name} (SM {device.sm})", f"driver {device.driver}")
 
     def _check_available(self) -> None:
         there = self._ort.get_available_providers()

@@ -10,6 +10,7 @@ from moebius_runtime.backends.base import Array, Backend, in_words
 from moebius_runtime.backends.cuda import Stream, load_cuda
 from moebius_runtime.backends.engine_runner import ActivationMemory, EngineRunner, graphs_wanted
 from moebius_runtime.backends.engines import Candidate, choose_engines
+from moebius_runtime.backends.self_check import Computes
 from moebius_runtime.backends.trt_library import Library
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
@@ -68,6 +69,14 @@ class TensorRTBackend(Backend):
     def has(self, graph: GraphName) -> bool:
         """See `Backend`."""
         return graph in self._engines
+
+    def computes(self, graph: GraphName) -> Computes:
+        """See `Backend`."""
+        chosen, device = self._chosen(graph), self._device
+        info = None if chosen.trusted else chosen.info(graph)
+        versions = f"{self.library} {self._library.version}, driver {device.driver}"
+        digest = None if info is None else info.sha256
+        return Computes(f"{device.name} (SM {device.sm})", versions, chosen.precision, digest)
 
     def verify(self, graph: GraphName) -> None:
         """Raises `EngineError` for an engine that is missing, not its passport's, or invalid here according to RTX."""

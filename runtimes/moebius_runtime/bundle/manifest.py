@@ -209,6 +209,20 @@ class Parity(StrictModel):
     max_error: Annotated[float, Field(ge=0)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GraphCheck(StrictModel):
+    """What a graph gives on seeded inputs, by PyTorch at export: see `moebius_runtime.bundle.check_values`.
+
+    `drawn` is the number of pictures whose inputs are drawn; a graph with an open batch runs the first of them.
+    """
+
+    drawn: Annotated[int, Field(ge=1, le=64)]
+    inputs_sha256: Sha256
+    norm: Annotated[float, Field(gt=0)]
+    projections: Annotated[list[float], Field(min_length=8, max_length=64)]
+    values: Annotated[list[float], Field(min_length=1, max_length=64)]
+
+
 def _tensor(name: str, shape: list[int | str], dtype: Literal["float32", "int64"] = "float32") -> TensorInfo:
     return TensorInfo(name=name, dtype=dtype, shape=shape)
 
@@ -275,6 +289,7 @@ class Manifest(StrictModel):
     guidance: GuidanceInfo | None = None
     modes: dict[Literal["best", "balanced", "fast"], ModeDefaults] = field(default_factory=dict)
     decoders: dict[DecoderName, GraphInfo] = field(default_factory=dict)  # other ways to decode, all optional
+    checks: dict[GraphName, GraphCheck] = field(default_factory=dict)
 
     def _check(self) -> None:
         for path in self.files:

@@ -11,12 +11,18 @@ import re
 from pathlib import Path
 
 
+def processor_name(root: Path = Path("/")) -> str:
+    """The processor's name, else its architecture."""
+    cpuinfo = read_text(root / "proc/cpuinfo") or ""
+    return _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or platform.machine()
+
+
 def describe_host(root: Path = Path("/")) -> dict[str, str]:
     """Processor, cores, clocks, memory, system and Python; what cannot be read is left out, not guessed."""
     cpuinfo = read_text(root / "proc/cpuinfo") or ""
     facts = {
         "board": read_text(root / "proc/device-tree/model"),
-        "cpu": _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or None,
+        "cpu": processor_name(root),
         "architecture": platform.machine(),
         "cores": _cores(cpuinfo),
         "governor": _governors(root),

@@ -139,12 +139,27 @@ def test_a_desktop_where_everything_fits(machines, tmp_path):
         cuda={"version": "13.0.3", "file": "x"},
         torch=machines.TORCH,
         triton={"version": "3.9.0"},
+        openvino={"version": "2026.4.1", "devices": ["CPU AMD EPYC"]},
+        **{"ort-webgpu": {"version": "0.4.0", "devices": ["GPU Arc", "GPU Iris"]}},
+        **{"ort-openvino": {"version": "1.8.1", "devices": ["NPU Intel AI Boost"]}},
     )
     rows, runtimes = libraries(machines.machine(tmp_path, run=machines.smi(), ask=ask))
     assert {row.verdict for row in rows.values()} == {Verdict.ok}
     assert all(runtime.usable for runtime in runtimes.values())
     assert runtimes["tensorrt-rtx"].note == "on NVIDIA GeForce RTX 4070, SM 89"
     assert rows["onnxruntime"].found == "1.27.0, Tensorrt, CUDA, CPU"
+    assert rows["WebGPU provider"].found == "0.4.0, GPU Arc; GPU Iris"
+    assert runtimes["ort-webgpu"].note == "on GPU Arc; GPU Iris"
+
+
+def test_providers_without_a_device(machines, tmp_path):
+    ask = machines.answers(onnxruntime=machines.ORT, **{"ort-webgpu": {"version": "0.4.0", "devices": []}})
+    rows, runtimes = libraries(machines.machine(tmp_path, ask=ask))
+    assert rows["WebGPU provider"].found == "0.4.0, no device"
+    assert runtimes["ort-webgpu"].reasons == ("the WebGPU provider lists no device",)
+    assert rows["OpenVINO"].found == "not installed; for --runtime openvino, on CPUs, and on Intel's GPUs and NPUs"
+    assert rows["OpenVINO"].fix == 'pip install "moebius-edge[openvino]"'
+    assert runtimes["openvino"].reasons == ("OpenVINO is not installed",)
 
 
 @pytest.mark.parametrize(
