@@ -10,7 +10,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-avx2 fuzz lint clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 fuzz lint clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,10 @@ test-runtime:  ## The runtime's tests in an environment of their own, without Py
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/bin/python -m pip install --quiet '.[ort,serve]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
 	OMP_NUM_THREADS=1 $(VENV)-runtime/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve
+
+test-webgpu: $(VENV)/.ready  ## WebGPU on a Vulkan driver in software, plugin providers, OpenVINO: environments of their own (chromium; minutes).
+	@echo "== WebGPU, plugin providers and OpenVINO"
+	PYTHON=$(PYTHON) scripts/test-webgpu.sh $(BIN)/python
 
 # What depends on the processor's instructions. `TESTS=tests` takes all (hours).
 TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py tests/calibration/test_int8_arrays.py \

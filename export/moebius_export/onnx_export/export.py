@@ -26,13 +26,13 @@ from moebius.weights.load import (
     load_vae,
 )
 from moebius_export.errors import ExportError
-from moebius_export.graph.standard import INLINE_RULE, standard_only
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.onnx_export.earlier import keep_earlier
+from moebius_export.onnx_export.inline import standard_form
 from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
 from moebius_export.rules import RULE_NAMES, check_names, rewrite_decoder, rewrite_encoder, rewrite_unet
 from moebius_export.rules.base import Outcome
@@ -73,7 +73,7 @@ class ExportOptions:
     apply (`moebius_export.rules`), all by default, none for the unfused network. `target` is the target of the λ
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
     the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. `inline` writes
-    standard ONNX operators only.
+    standard ONNX operators only, as does the target `webgpu`.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -220,9 +220,9 @@ def _write_graphs(
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
-            if options.inline:
-                model, calls = standard_only(model)
-                rewrites[name] = [*rewrites[name], Rewrite(graph=name, name=INLINE_RULE, count=calls)]
+            if options.inline or options.target == "webgpu":
+                model, more = standard_form(name, model, for_gpu=options.target == "webgpu")
+                rewrites[name] = [*rewrites[name], *more]
             files[name] = "model.onnx" if name == group else "model_conditional.onnx"
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))
