@@ -11,7 +11,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-avx2 test-avx2-emulated fuzz lint release-lint dist sbom newest clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated fuzz lint release-lint dist sbom newest clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,10 @@ test-runtime:  ## The runtime's tests in an environment of their own, without Py
 test-avx2: $(VENV)/.ready  ## All tests, as on a processor with AVX2 and no AVX-512 (scripts/test-avx2.sh).
 	@echo "== tests on AVX2"
 	OMP_NUM_THREADS=1 scripts/test-avx2.sh $(BIN)/python -n $(WORKERS) --dist loadgroup -m "not full and not slow"
+
+test-webgpu: $(VENV)/.ready  ## WebGPU on a Vulkan driver in software, plugin providers, OpenVINO: environments of their own (chromium; minutes).
+	@echo "== WebGPU, plugin providers and OpenVINO"
+	PYTHON=$(PYTHON) scripts/test-webgpu.sh $(BIN)/python
 
 # What depends on the processor's instructions.
 TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py tests/calibration/test_int8_arrays.py \

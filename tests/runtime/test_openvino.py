@@ -139,23 +139,26 @@ def test_it_is_not_installed(toy_bundle, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("machine", "library", "domains", "taken", "words"),
+    ("machine", "flags", "library", "domains", "taken", "words"),
     [
-        ("x86_64", False, set(), "openvino", None),
-        ("x86_64", True, set(), "openvino", None),  # kernels that this bundle's graphs do not call
-        ("x86_64", True, {"moebius"}, "ort-cpu", "the compiled kernels of ort-cpu run this bundle"),
-        ("x86_64", False, {"moebius"}, "ort-cpu", "standard operators only"),
-        ("aarch64", False, set(), "ort-cpu", "on aarch64 it was not compared"),
+        ("x86_64", "sse2 avx2", False, set(), "openvino", None),
+        ("x86_64", "sse2 avx2", True, set(), "openvino", None),  # kernels that this bundle's graphs do not call
+        ("x86_64", "avx2", True, {"moebius"}, "ort-cpu", "the compiled kernels of ort-cpu run this bundle"),
+        ("x86_64", "avx2", False, {"moebius"}, "ort-cpu", "standard operators only"),
+        ("x86_64", "avx2 avx512f", False, set(), "ort-cpu", "not faster than ort-cpu on a processor with AVX-512"),
+        ("x86_64", "", False, set(), "ort-cpu", "on x86-64 with AVX2 only"),
+        ("aarch64", "", False, set(), "ort-cpu", "on x86-64 with AVX2 only"),
     ],
 )
 def test_auto_takes_it_where_it_is_faster(
-    toy_bundle, installed, monkeypatch, tmp_path, machine, library, domains, taken, words
+    toy_bundle, installed, monkeypatch, tmp_path, machine, flags, library, domains, taken, words
 ):
     installed()
     gpu.make_machine(monkeypatch, tmp_path / "cache").device = None
     for name in ("tensorrt_rtx", "onnxruntime_ep_webgpu"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("moebius_runtime.backends.processor_flags", lambda: frozenset(flags.split()))
     monkeypatch.setattr(kernels, "library_path", lambda: Path("kernels.so") if library else None)
     for module in ("moebius_runtime.backends", "moebius_runtime.backends.openvino"):
         monkeypatch.setattr(f"{module}.function_domains", lambda path: domains)

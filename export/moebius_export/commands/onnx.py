@@ -71,7 +71,10 @@ def onnx(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="Target of the fused λ operators: ort-cpu (default), tensorrt or generic."),
+        typer.Option(
+            help="Target of the fused λ operators: ort-cpu (default), tensorrt, webgpu or generic. webgpu also writes "
+            "standard operators only, without what that provider computes wrongly."
+        ),
     ] = None,
     inline: Annotated[
         bool,

@@ -19,7 +19,7 @@ from moebius.network.lambda_ops import default_tile
 from moebius_export.errors import ExportError
 from moebius_runtime.bundle.json_files import read_json, write_json
 
-Target = Literal["ort-cpu", "tensorrt", "generic"]
+Target = Literal["ort-cpu", "tensorrt", "webgpu", "generic"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 DEFAULT_TARGET: Target = "ort-cpu"
 

@@ -27,7 +27,6 @@ from moebius.weights.load import (
     load_vae,
 )
 from moebius_export.errors import ExportError
-from moebius_export.graph.standard import INLINE_RULE, standard_only
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
 from moebius_export.network.masked_decoder import BLOCK, LowerDecoder, UpperDecoder
@@ -35,6 +34,7 @@ from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet, unet_graphs
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.onnx_export.earlier import keep_earlier
+from moebius_export.onnx_export.inline import standard_form
 from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
 from moebius_export.rules import (
     RULE_NAMES,
@@ -88,7 +88,8 @@ class ExportOptions:
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
     the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. Weights whose
     `config.json` records distilled guidance have that one alone, and perhaps a sampler and a number of steps. `masked`
-    also exports the decoder in two parts, for `--decode masked`. `inline` writes standard ONNX operators only.
+    also exports the decoder in two parts, for `--decode masked`. `inline` writes
+    standard ONNX operators only, as does the target `webgpu`.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -268,9 +269,9 @@ def _write_graphs(
             model = to_onnx(replace(spec, module=module), lambda stage, name=name: progress(name, stage))  # type: ignore[misc]
             progress(name, "write")
             weights.add(model)
-            if options.inline:
-                model, calls = standard_only(model)
-                rewrites[name] = [*rewrites[name], Rewrite(graph=name, name=INLINE_RULE, count=calls)]
+            if options.inline or options.target == "webgpu":
+                model, more = standard_form(name, model, for_gpu=options.target == "webgpu")
+                rewrites[name] = [*rewrites[name], *more]
             files[name] = "model.onnx" if name == group else f"model{name.removeprefix(group)}.onnx"
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))

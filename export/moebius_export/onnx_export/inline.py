@@ -10,8 +10,11 @@ import numpy as np
 import onnx
 
 from moebius_export.errors import ExportError
+from moebius_export.graph.cost import node_costs, total_macs
+from moebius_export.graph.opened import Weights
 from moebius_export.graph.sessions import session_of_functions
 from moebius_export.graph.standard import INLINE_RULE, standard_only
+from moebius_export.graph.webgpu import Read, for_webgpu
 from moebius_export.onnx_export.parity import RELATIVE_BUDGET
 from moebius_export.trajectories.scenes import seeded_inputs
 from moebius_runtime.backends.ort import UNREAD
@@ -31,7 +34,40 @@ from moebius_runtime.files import atomic_write, placed_whole, sha256_file
 _SEED = 11
 
 
-def inline_bundle(path: str | Path, out: Path, progress: Callable[[str], None] = lambda text: None) -> Manifest:
+def standard_form(
+    graph: GraphName, model: onnx.ModelProto, *, for_gpu: bool = False, read: Read | None = None
+) -> tuple[onnx.ModelProto, list[Rewrite]]:
+    """Returns a graph of standard operators, and its rewrites for the manifest.
+
+    Args:
+        graph: its name.
+        model: its weights are not read.
+        for_gpu: also apply the rules of `moebius_export.graph.webgpu`.
+        read: see there.
+
+    Raises:
+        ExportError: see `standard_only` and `for_webgpu`.
+    """
+    result, calls = standard_only(model)
+    rewrites = [Rewrite(graph=graph, name=INLINE_RULE, count=calls)] if calls else []
+    if for_gpu:
+        before = total_macs(node_costs(result))
+        result, counts = for_webgpu(result, read)
+        after = total_macs(node_costs(result))
+        for name, count in counts.items():
+            padded = {"macs_before": before, "macs_after": after} if name == "pad_conv_channels" else {}
+            if count:
+                rewrites.append(Rewrite(graph=graph, name=name, count=count, **padded))
+    return result, rewrites
+
+
+def inline_bundle(
+    path: str | Path,
+    out: Path,
+    progress: Callable[[str], None] = lambda text: None,
+    *,
+    for_gpu: bool = False,
+) -> Manifest:
     """Writes a bundle to `out` whose graphs have standard ONNX operators only, and returns its manifest.
 
     Every file with functions is written again and compared with the old one on seeded inputs. Weights files are
@@ -42,6 +78,8 @@ def inline_bundle(path: str | Path, out: Path, progress: Callable[[str], None] =
         path: of a bundle.
         out: a new folder.
         progress: called with each file.
+        for_gpu: also lower Local-λ for the target `webgpu` and apply the rules of `moebius_export.graph.webgpu`, to
+            the files in fp32 and fp16.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -62,10 +100,14 @@ def inline_bundle(path: str | Path, out: Path, progress: Callable[[str], None] =
         for graph, info in bundle.manifest.graphs.items():
             for precision, file in info.files.items():
                 old = bundle.model_file(graph, precision)
-                if not function_domains(old):
+                for_this = for_gpu and precision in ("fp32", "fp16")
+                if not function_domains(old) and not for_this:
                     continue
                 progress(f"{graph} {precision}")
-                model, calls = standard_only(onnx.load(str(old), load_external_data=False))
+                model = onnx.load(str(old), load_external_data=False)
+                if for_this:
+                    model = _lowered(model)
+                model, more = standard_form(graph, model, for_gpu=for_this, read=Weights(old.parent).array)
                 new = folder / file.model
                 with atomic_write(new) as stream:
                     stream.write(model.SerializeToString(deterministic=True))
@@ -73,15 +115,23 @@ def inline_bundle(path: str | Path, out: Path, progress: Callable[[str], None] =
                 files[file.model] = FileInfo(size=new.stat().st_size, sha256=sha256_file(new))
                 made[graph, precision] = _compared(bundle, graph, precision, old, new)
                 if precision == "fp32":
-                    rewrites.append(Rewrite(graph=graph, name=INLINE_RULE, count=calls))
+                    rewrites += more
         if not made:
             raise ExportError(f"{path}: no graph has functions, so all its operators are standard already")
-        more: dict[str, Parity] = {graph: parity for (graph, precision), parity in made.items() if precision == "fp32"}
-        parity = {name: _sum(old, more.get(name)) for name, old in bundle.manifest.parity.items()}
+        added: dict[str, Parity] = {graph: parity for (graph, precision), parity in made.items() if precision == "fp32"}
+        parity = {name: _sum(old, added.get(name)) for name, old in bundle.manifest.parity.items()}
         update = {"files": files, "rewrites": rewrites, "parity": parity}
         manifest = Manifest.model_validate(bundle.manifest.model_copy(update=update).model_dump())
         write_manifest(manifest, folder)
     return manifest
+
+
+def _lowered(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with Local-λ as the target `webgpu` has it, where it is one node."""
+    from moebius_export.lowering.lowering import shipped
+    from moebius_export.lowering.relower import local_lambdas, relowered
+
+    return relowered(model, shipped()["webgpu"]) if local_lambdas(model) else model
 
 
 def _compared(bundle: Bundle, graph: GraphName, precision: Precision, old: Path, new: Path) -> Parity:

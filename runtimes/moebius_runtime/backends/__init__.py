@@ -12,6 +12,7 @@ from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.graph_files import function_domains
 from moebius_runtime.bundle.manifest import Precision
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
+from moebius_runtime.hardware.host import processor_flags
 
 AUTO = "auto"
 GROUP = "moebius_runtime.backends"  # entry points of other packages: name of the runtime = its Backend class
@@ -128,13 +129,16 @@ def _automatic(bundle: Bundle, threads: int | None, precision: Precision | None,
 def _not_worth_it(bundle: Bundle, runtime: str) -> str | None:
     """Why `auto` does not take OpenVINO, or None: by the measurements in docs/runtimes.md.
 
-    On x86-64 it is faster than ONNX Runtime without the compiled kernels and slower than with them. Nothing was
-    measured on other processors.
+    It is faster than ONNX Runtime without the compiled kernels on x86-64 with AVX2, slower than with them, and not
+    faster where there is AVX-512. Nothing was measured on other processors.
     """
     if runtime != "openvino":
         return None
-    if platform.machine() not in _X86_64:
-        return f"on {platform.machine()} it was not compared with ort-cpu; name it with --runtime openvino"
+    flags = processor_flags()
+    if platform.machine() not in _X86_64 or "avx2" not in flags:
+        return "it was compared with ort-cpu on x86-64 with AVX2 only; name it with --runtime openvino"
+    if "avx512f" in flags:
+        return "it is not faster than ort-cpu on a processor with AVX-512 (docs/runtimes.md)"
     compiled = kernels.library_path() is not None and "fp32" in bundle.graph("unet").files
     if compiled and kernels.DOMAIN in function_domains(bundle.model_file("unet")):
         return "the compiled kernels of ort-cpu run this bundle, which is faster (docs/runtimes.md)"

@@ -47,6 +47,9 @@ def check_inputs(info: GraphInfo, drawn: int) -> dict[str, Array]:
         drawn: number of pictures to draw.
     """
     rng = np.random.RandomState(_INPUT_SEED)
+    sizes = {tensor.name: tensor.shape for tensor in info.inputs}
+    if "inside" in sizes:
+        return _upper_inputs(rng, [int(size) for size in sizes["overview"]])
     inputs: dict[str, Array] = {}
     for tensor in info.inputs:
         kept = 1 if isinstance(tensor.shape[0], str) else drawn
@@ -66,6 +69,25 @@ def check_inputs(info: GraphInfo, drawn: int) -> dict[str, Array]:
         else:
             inputs[tensor.name] = rng.standard_normal(shape).astype(np.float32)[:kept]
     return inputs
+
+
+def _upper_inputs(rng: np.random.RandomState, overview: list[int]) -> dict[str, Array]:
+    """Inputs of the decoder's upper part, whose window is open: about a quarter of the square, in the top left corner.
+
+    Args:
+        rng: a fresh generator.
+        overview: shape [1, C, s, s]; a cell of it stands for 4 x 4 of the features.
+    """
+    _, channels, side, _ = overview
+    rows, columns = side // 2, side // 2 + 1
+    inside = np.zeros((1, 1, side, side), np.float32)
+    inside[:, :, :rows, :columns] = 1
+    features = rng.standard_normal((1, channels, 4 * rows, 4 * columns)).astype(np.float32)
+    return {
+        "features": features,
+        "overview": rng.standard_normal((1, channels, side, side)).astype(np.float32),
+        "inside": inside,
+    }
 
 
 def make_check(inputs: Mapping[str, Array], output: Array, drawn: int) -> GraphCheck:

@@ -17,6 +17,11 @@ def processor_name(root: Path = Path("/")) -> str:
     return _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or platform.machine()
 
 
+def processor_flags(root: Path = Path("/")) -> frozenset[str]:
+    """The instruction sets that the processor lists, such as `avx2`; empty where the system does not state them."""
+    return frozenset((_field(read_text(root / "proc/cpuinfo") or "", "flags") or "").split())
+
+
 def describe_host(root: Path = Path("/")) -> dict[str, str]:
     """Processor, cores, clocks, memory, system and Python; what cannot be read is left out, not guessed."""
     cpuinfo = read_text(root / "proc/cpuinfo") or ""
