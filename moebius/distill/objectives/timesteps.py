@@ -138,6 +138,21 @@ def predict_clean(
     return (noisy - spread * predicted) / signal
 
 
+def snr_weights(
+    timesteps: Tensor, bars: Tensor, least: float, most: float, prediction_type: PredictionType = "epsilon"
+) -> Tensor:
+    """Loss weights with which the error of the clean latents counts clamp(SNR, least, most) times; [B, 1, 1, 1].
+
+    SNR = a / (1 - a). An error of the noise is the error of the clean latents times SNR, an error of the velocity times
+    SNR + 1, so the weights are clamp(SNR, least, most) / SNR and / (SNR + 1). `most` alone is min-SNR (Hang et al.
+    2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"); `least` 1 is the truncated SNR of Salimans and
+    Ho (2022), which keeps the last timesteps: they decide what a masked region shows.
+    """
+    signal, spread = _factors(timesteps, bars, bars)
+    snr = (signal / spread).square()
+    return snr.clamp(least, most) / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
 def _factors(timesteps: Tensor, bars: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(a) and sqrt(1 - a), each [B, 1, 1, 1]: in float64 up to the one rounding, to float32 at least."""
     chosen = bars.to(timesteps.device)[timesteps].double()[:, None, None, None]
