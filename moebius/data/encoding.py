@@ -217,7 +217,9 @@ def _encode(samples: list[Sample], stream: SampleStream, vae: Autoencoder, optio
     with computing:
         latents = vae.encoder(image)
         masked = [vae.encoder(image * ~mask[:, index]) for index in range(options.masks_per_picture)]
-        starts = [_filled(samples, masks[:, index]) for index in range(options.masks_per_picture if options.starts else 0)]
+        starts = [
+            _filled(samples, masks[:, index]) for index in range(options.masks_per_picture if options.starts else 0)
+        ]
         filled = [vae.encoder(start.to(device)) for start in starts]
     step = vae.config.downscale
     return {

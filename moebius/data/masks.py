@@ -151,7 +151,9 @@ def _blob(rng: Rng, centre: Point, diameter: float) -> list[Point]:
     points = []
     for index in range(_BLOB_POINTS):
         angle = 2 * math.pi * index / _BLOB_POINTS
-        radius = diameter / 2 * max(1 + sum(size * math.cos(order * angle + phase) for order, size, phase in waves), 0.2)
+        radius = (
+            diameter / 2 * max(1 + sum(size * math.cos(order * angle + phase) for order, size, phase in waves), 0.2)
+        )
         x, y = radius * math.cos(angle), radius * across * math.sin(angle)
         points.append(
             (
@@ -198,7 +200,9 @@ class MaskSettings:
         if self.side < _LEAST_SIDE:
             raise DataError(f"masks of side={self.side}: expected {_LEAST_SIDE} pixels or more")
         if not 1 <= low <= high <= self.side - 2 * _MARGIN:
-            raise DataError(f"masks of box_side={low}, {high}: expected 1 <= least <= most <= {self.side - 2 * _MARGIN}")
+            raise DataError(
+                f"masks of box_side={low}, {high}: expected 1 <= least <= most <= {self.side - 2 * _MARGIN}"
+            )
         if not 0 < self.most <= 1:
             raise DataError(f"masks of most={self.most}: expected a share above 0 and up to 1")
         if not 0 <= self.painted <= 1:
@@ -214,9 +218,7 @@ HOLES = MappingProxyType(
     {
         "training": MaskSettings(),  # the recipe's
         "small": MaskSettings(strokes=2, width=80, length=160, boxes=2, box_side=(32, 128), most=0.15),
-        "painted": MaskSettings(
-            strokes=2, width=80, length=160, boxes=2, box_side=(32, 128), most=0.15, painted=0.7
-        ),
+        "painted": MaskSettings(strokes=2, width=80, length=160, boxes=2, box_side=(32, 128), most=0.15, painted=0.7),
     }
 )
 """Named settings. `small`: masked regions that a small network can learn to fill; `painted`: mostly painted ones."""

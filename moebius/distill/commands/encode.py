@@ -127,7 +127,13 @@ def encode_command(
 
 
 def _stream(
-    data: list[str], size: int, scene_size: int | None, masks: MaskSettings, crops: CropSettings, seed: int, threads: int
+    data: list[str],
+    size: int,
+    scene_size: int | None,
+    masks: MaskSettings,
+    crops: CropSettings,
+    seed: int,
+    threads: int,
 ) -> Any:
     from moebius.data.datasets import SampleStream
     from moebius.distill.loop.assembly import joined

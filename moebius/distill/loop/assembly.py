@@ -168,6 +168,10 @@ def _check_latents(stream: EncodedStream, settings: Settings, sizes: Preset, cat
             f"{settings.data.latents} holds latents of {made.latent_size}x{made.latent_size}; the student takes "
             f"{wanted}x{wanted}, so encode pictures of {wanted * made.downscale} pixels"
         )
+    if settings.start is not None and not made.starts:
+        raise TrainingError(
+            f"{settings.data.latents} holds no latents of the filled start, which `start` needs; encode with --starts"
+        )
     if made.num_categories != categories:
         raise TrainingError(
             f"{settings.data.latents} was encoded for {made.num_categories} categories and the network has "

@@ -29,6 +29,7 @@ from moebius.distill.objectives.timesteps import (
     sample_noise,
     sample_timesteps,
     snr_weights,
+    target_for,
     velocity,
 )
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
@@ -122,6 +123,7 @@ class DiffusionTask(Task):
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
         self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
         self._crop, self._hole_weight, self._snr = settings.data.latent_crop, settings.hole_weight, settings.snr
+        self._start = settings.start
         self._bars = alphas_cumprod()
 
     def samples(self, batch: Batch | LatentBatch) -> LatentBatch:
@@ -147,11 +149,25 @@ class DiffusionTask(Task):
             sample_timesteps(shape[0], context.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
         )
         noise = context.own(sample_noise(shape, context.generator, offset=drawn.noise_offset))
+        if self._start is not None:
+            return sample, self._noised_start(sample, noise, timesteps, context)
         target = noise
         if self.prediction_type == "v_prediction":
             target = velocity(sample.latents, noise, timesteps, self._bars)
         seen_latents = add_noise(sample.latents, noise, timesteps, self._bars)
         return sample, Noised(seen_latents, target, timesteps, self.prediction_type)
+
+    def _noised_start(self, sample: LatentBatch, noise: Tensor, timesteps: Tensor, context: TrainContext) -> Noised:
+        """A batch in which a share of samples is noise on the filled start; the target is the true picture."""
+        assert self._start is not None and sample.start is not None, "latents without starts are refused"
+        options, count = self._start, len(timesteps) * context.world
+        chosen = context.own(torch.rand(count, generator=context.generator)) < options.share
+        early = context.own(torch.randint(options.least, options.most + 1, (count,), generator=context.generator))
+        timesteps = torch.where(chosen, early, timesteps)
+        clean = torch.where(chosen[:, None, None, None], sample.start, sample.latents)  # [B, 4, S, S]
+        noisy = add_noise(clean, noise, timesteps, self._bars)
+        target = target_for(noisy, sample.latents, timesteps, self._bars, self.prediction_type)
+        return Noised(noisy, target, timesteps, self.prediction_type)
 
     def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
         """See `Task`."""
@@ -199,7 +215,6 @@ class DiffusionTask(Task):
         shown |= {f"weight/{name}": value for name, value in balanced.weights.items()}
         shown |= {f"norm/{name}": value for name, value in balanced.norms.items()}
         return Outcome(balanced.total, shown)
-
 
     def _weight(self, sample: LatentBatch, timesteps: Tensor) -> Tensor | None:
         """Weights of squared errors by region and timestep, [B, 1, S, S] or [B, 1, 1, 1]; None is uniform."""

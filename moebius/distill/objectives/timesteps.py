@@ -138,6 +138,21 @@ def predict_clean(
     return (noisy - spread * predicted) / signal
 
 
+def target_for(
+    noisy: Tensor, latents: Tensor, timesteps: Tensor, bars: Tensor, prediction_type: PredictionType = "epsilon"
+) -> Tensor:
+    """The target with which `predict_clean` gives `latents` from any `noisy`, also one that was made of others.
+
+    (noisy - sqrt(a) * latents) / sqrt(1 - a) for the noise, (sqrt(a) * noisy - latents) / sqrt(1 - a) for the velocity.
+    Where `noisy` is `add_noise` of the same latents, it is the noise, or `velocity`. Shapes and dtypes as in
+    `add_noise`.
+    """
+    signal, spread = _factors(timesteps, bars, noisy)
+    if prediction_type == "v_prediction":
+        return (signal * noisy - latents) / spread
+    return (noisy - signal * latents) / spread
+
+
 def snr_weights(
     timesteps: Tensor, bars: Tensor, least: float, most: float, prediction_type: PredictionType = "epsilon"
 ) -> Tensor:
