@@ -217,10 +217,8 @@ def _encode(samples: list[Sample], stream: SampleStream, vae: Autoencoder, optio
     with computing:
         latents = vae.encoder(image)
         masked = [vae.encoder(image * ~mask[:, index]) for index in range(options.masks_per_picture)]
-        starts = [
-            _filled(samples, masks[:, index]) for index in range(options.masks_per_picture if options.starts else 0)
-        ]
-        filled = [vae.encoder(start.to(device)) for start in starts]
+        columns = masks.transpose(1, 0, 2, 3) if options.starts else ()  # [K, B, H, H]
+        filled = [vae.encoder(_filled(samples, column).to(device)) for column in columns]
     step = vae.config.downscale
     return {
         "latents": latents.float().cpu(),

@@ -209,7 +209,7 @@ class MaskSettings:
             raise DataError(f"masks of painted={self.painted}: expected a share from 0 to 1")
 
     def drawing(self) -> str:
-        """Describes the settings for a fingerprint: those of version 0.1, and later ones where they are not defaults."""
+        """Describes the settings for a fingerprint: those of version 0.1, and later ones that are not defaults."""
         new = {"painted": 0.0, "side": REFERENCE_SIDE}
         return repr(sorted((name, value) for name, value in asdict(self).items() if new.get(name) != value))
 

@@ -101,8 +101,8 @@ class LocalLambda(nn.Module):
 class InteractiveLambda(nn.Module):
     """Interactive-λ: λ from the context tokens, with a learned embedding per position and token.
 
-    `rel_pos_emb` [n, m, k, 1] ties the layer to `positions` positions and `tokens` context tokens. For training on crops,
-    `place` names the crop's place in the picture (`set_crop`), and the layer takes the embeddings of those positions.
+    `rel_pos_emb` [n, m, k, 1] ties the layer to `positions` positions and `tokens` context tokens. For training on
+    crops, `place` names the crop's place (`set_crop`), and the layer takes the embeddings of those positions.
     """
 
     def __init__(self, dim: int, heads: int, positions: int, tokens: int, context_dim: int) -> None:

@@ -159,7 +159,8 @@ class DiffusionTask(Task):
 
     def _noised_start(self, sample: LatentBatch, noise: Tensor, timesteps: Tensor, context: TrainContext) -> Noised:
         """A batch in which a share of samples is noise on the filled start; the target is the true picture."""
-        assert self._start is not None and sample.start is not None, "latents without starts are refused"
+        assert self._start is not None
+        assert sample.start is not None, "latents without starts are refused"
         options, count = self._start, len(timesteps) * context.world
         chosen = context.own(torch.rand(count, generator=context.generator)) < options.share
         early = context.own(torch.randint(options.least, options.most + 1, (count,), generator=context.generator))
