@@ -161,13 +161,13 @@ MORE_PHOTOGRAPHS = (
         "sklearn/datasets/images/china.jpg",
         "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29",
         "CC BY 2.0, danielbuechele (flickr.com/photos/danielbuechele/6061409035)",
-        held_out=True,
         package="scikit-learn",
     ),
     Photograph(
         "sklearn/datasets/images/flower.jpg",
         "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638",
         "CC BY 2.0, vultilion (flickr.com/photos/vultilion/6056698931)",
+        held_out=True,
         package="scikit-learn",
     ),
 )
