@@ -16,7 +16,15 @@ from moebius.weights.load import load_student
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts/train-small-on-gpu.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-TOY = {"PICTURES": "2", "MASKS": "1", "STEPS": "1", "BATCH": "2", "WHOLE_STEPS": "1", "WHOLE_BATCH": "1", "THREADS": "0"}
+TOY = {
+    "PICTURES": "2",
+    "MASKS": "1",
+    "STEPS": "1",
+    "BATCH": "2",
+    "WHOLE_STEPS": "1",
+    "WHOLE_BATCH": "1",
+    "THREADS": "0",
+}
 
 
 def run(*arguments, **variables):
