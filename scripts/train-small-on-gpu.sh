@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the small network further on one CUDA GPU, with data drawn and encoded there: made for ten minutes (docs/small.md).
-# Starts from the weights in moebius/small and runs its recipes `start` and `whole` with more samples.
+# Starts from the weights in moebius/small and runs its recipes `near` and `whole` with more samples.
 #   scripts/train-small-on-gpu.sh OUT       OUT is a folder for data, checkpoints and weights; a second call continues there
 #   PYTHON=...        the interpreter that has PyTorch, and diffusers, accelerate and scikit-image (python3)
 #   DEVICE=cuda       of the encoder; training takes the GPU if there is one
@@ -59,10 +59,10 @@ PY
 encode crops "$pictures" --size 256 --scene-size 512 --crop 0.48:0.65 --mask-side 256 --mask-most 0.4
 encode pictures "$(((pictures + 7) / 8))" --crop 0.8:1
 echo "== encoded after $((SECONDS - started)) s"
-recipe start crops "$root/moebius/small/student" "$steps" "$batch"
-[ -f "$out/start/config.json" ] || distill "$out/start.yaml" --resume
+recipe near crops "$root/moebius/small/student" "$steps" "$batch"
+[ -f "$out/near/config.json" ] || distill "$out/near.yaml" --resume
 echo "== trained on crops after $((SECONDS - started)) s"
-recipe whole pictures "$out/start" "$whole_steps" "$whole_batch"
+recipe whole pictures "$out/near" "$whole_steps" "$whole_batch"
 [ -f "$out/whole/config.json" ] || distill "$out/whole.yaml" --resume
 echo "== weights after $((SECONDS - started)) s: $out/whole"
 echo "   moebius-export onnx --preset small --weights $out/whole --out BUNDLE"

@@ -51,7 +51,7 @@ def test_from_data_to_weights_and_again(tmp_path):
     before, _ = load_student("shipped:small", preset("small").student)
     weights = zip(student.parameters(), before.parameters(), strict=True)
     assert sum(not ours.equal(theirs) for ours, theirs in weights) > 500  # of 620
-    for name, steps in (("start", 1), ("whole", 1)):
+    for name, steps in (("near", 1), ("whole", 1)):
         made = load_settings(out / f"{name}.yaml")
         recipe = yaml.safe_load((ROOT / f"moebius/small/recipe/{name}.yaml").read_text())
         assert made.steps == made.schedule.cosine == steps
