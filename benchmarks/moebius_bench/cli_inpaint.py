@@ -33,7 +33,7 @@ def inpaint(
     mask: Annotated[Path | None, typer.Option(help="Folder of their masks, paired by stem.")] = None,
     size: Annotated[int, typer.Option(min=64, help="Side of the pictures, in pixels.")] = 512,
     masks: Annotated[
-        str, typer.Option("--masks", "--holes", help="Masks to draw: small, or training (the paper's).")
+        str, typer.Option("--masks", "--holes", help="Masks to draw: small, painted, or training (the paper's).")
     ] = "small",
     classical: Annotated[
         str, typer.Option(help="Classical methods, of mean, telea and ns; empty for none.")
@@ -45,6 +45,10 @@ def inpaint(
     precision: Annotated[str, typer.Option(help="Precisions of the bundle, separated by commas.")] = "fp32",
     mode: Annotated[str, typer.Option(help="As in moebius-inpaint.")] = "best",
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the bundle's.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Share of the steps that are run. Default: the mode's or the bundle's.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="pixels or cells, as in moebius-inpaint.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Default: the bundle's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of masks and noise.")] = 0,
     reference: Annotated[
@@ -84,7 +88,14 @@ def inpaint(
     if unknown := [name for name in chosen if name not in _CLASSICAL]:
         raise InputError(f"--classical {unknown[0]}: expected some of {', '.join(_CLASSICAL)}")
     methods = [Method(name, mean_colour if name == "mean" else classical_method(name)) for name in chosen]
-    options = {"mode": mode, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    options = {
+        "mode": mode,
+        "steps": steps,
+        "strength": strength,
+        "start": start,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     for bundle in bundles or []:
         for index, kind in enumerate(precision.split(",")):

@@ -30,13 +30,19 @@ class LatentBatch(NamedTuple):
     """Encoded samples, on the CPU.
 
     `latents` and `masked`: float32 [B, 4, S, S], scaled, of the picture and of the picture with the masked region set
-    to 0. `mask`: float32 [B, 1, S, S], 1 in the masked region. `categories`: int64 [B, m].
+    to 0. `mask`: float32 [B, 1, S, S], 1 in the masked region. `categories`: int64 [B, m]. `start`: float32
+    [B, 4, S, S], of the picture with smooth values under the mask; None if the encoding has none.
     """
 
     latents: Tensor
     masked: Tensor
     mask: Tensor
     categories: Tensor
+    start: Tensor | None = None
+
+    def to(self, device: torch.device) -> LatentBatch:
+        """The same on a device."""
+        return LatentBatch(*(None if value is None else value.to(device) for value in self))  # type: ignore[arg-type]
 
 
 class EncodedStream:
@@ -103,8 +109,10 @@ class EncodedStream:
         numbers = range(self._position + self._rank, self._position + self._batch * self._world, self._world)
         samples = [self._sample(number) for number in numbers]
         self._position += self._batch * self._world
-        latents, masked, mask, categories = (torch.stack(values) for values in zip(*samples, strict=True))
-        return LatentBatch(latents.float(), masked.float(), mask.float(), categories)
+        latents, masked, mask, categories, *start = (torch.stack(values) for values in zip(*samples, strict=True))
+        return LatentBatch(
+            latents.float(), masked.float(), mask.float(), categories, start[0].float() if start else None
+        )
 
     def __enter__(self) -> EncodedStream:
         return self
@@ -133,8 +141,8 @@ class EncodedStream:
         """
         (self._position,) = checked_position(state, self.state_dict(), ("position",))
 
-    def _sample(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sample `number` of the endless sequence, in the stored dtypes."""
+    def _sample(self, number: int) -> tuple[Tensor, ...]:
+        """Sample `number` of the endless sequence, in the stored dtypes and the order of `LatentBatch`."""
         epoch, place = divmod(number, len(self))
         if self._order is None or self._order[0] != epoch:
             rng = np.random.Generator(np.random.PCG64([self._seed, epoch, 5]))
@@ -147,6 +155,7 @@ class EncodedStream:
             file.get_slice("masked_latents")[row, mask],
             file.get_slice("mask")[row, mask],
             file.get_slice("categories")[row],
+            *([file.get_slice("start_latents")[row, mask]] if self.index.encoding.starts else []),
         )
 
     def _file(self, number: int) -> Any:

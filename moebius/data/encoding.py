@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -24,6 +25,7 @@ from moebius.data.sources import digest
 from moebius.errors import DataError
 from moebius.network.config import VaeConfig
 from moebius.network.vae import VaeEncoder
+from moebius_runtime.regions.smooth_fill import fill_pixels
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class EncodeOptions:
         dtype: dtype of the stored latents.
         bf16: the encoder computes in bfloat16 (autocast).
         num_categories: categories of the network to be trained.
+        starts: also encode each picture with smooth values under the mask, from which mode `best` of the runtime
+            starts (`moebius_runtime.regions.smooth_fill.fill_pixels`). One more pass per mask.
     """
 
     count: int
@@ -48,6 +52,7 @@ class EncodeOptions:
     dtype: Dtype = "float16"
     bf16: bool = False
     num_categories: int = 20
+    starts: bool = False
 
     def __post_init__(self) -> None:
         if min(self.count, self.masks_per_picture, self.shard_size, self.batch) < 1:
@@ -132,7 +137,7 @@ def _encoding(stream: SampleStream, vae: Autoencoder, options: EncodeOptions) ->
         vae_sha256=vae.sha256,
         vae_stand_in=vae.stand_in,
         source=stream.source.fingerprint(),
-        drawing=digest([repr(sorted(asdict(stream.masks).items())), repr(sorted(asdict(stream.crops).items()))]),
+        drawing=digest([stream.masks.drawing(), repr(sorted(asdict(stream.crops).items()))]),
         seed=stream.seed,
     )
 
@@ -212,13 +217,22 @@ def _encode(samples: list[Sample], stream: SampleStream, vae: Autoencoder, optio
     with computing:
         latents = vae.encoder(image)
         masked = [vae.encoder(image * ~mask[:, index]) for index in range(options.masks_per_picture)]
+        columns = masks.transpose(1, 0, 2, 3) if options.starts else ()  # [K, B, H, H]
+        filled = [vae.encoder(_filled(samples, column).to(device)) for column in columns]
     step = vae.config.downscale
     return {
         "latents": latents.float().cpu(),
         "masked_latents": torch.stack(masked, dim=1).float().cpu(),
         "mask": mask[..., ::step, ::step].cpu(),  # the top-left pixel of each block, as the pipeline does
         "categories": batch.categories,
+        **({"start_latents": torch.stack(filled, dim=1).float().cpu()} if filled else {}),
     }
+
+
+def _filled(samples: list[Sample], masks: npt.NDArray[np.bool_]) -> Tensor:
+    """The pictures with smooth values under masks [B, H, H]: [B, 3, H, H] in [-1, 1]."""
+    pixels = [fill_pixels(sample.image, mask) for sample, mask in zip(samples, masks, strict=True)]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 
 def _masks(sample: Sample, stream: SampleStream, count: int) -> list[Mask]:

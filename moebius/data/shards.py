@@ -2,7 +2,8 @@
 
     LATENTS/
       shard-00000.safetensors ...  latents [P, 4, S, S], masked_latents [P, K, 4, S, S], mask [P, K, 1, S, S],
-                                   categories [P, m]: P pictures, each with K masks
+                                   categories [P, m]: P pictures, each with K masks; with `starts`, also
+                                   start_latents [P, K, 4, S, S]
       index.json                   the `Encoding`, and each shard's size and SHA-256; written last
       progress.json                the same for an unfinished encoding, and its position in the data
 
@@ -51,6 +52,7 @@ class Encoding(StrictModel):
         vae_sha256, vae_stand_in: of its weights; whether they are random ones for tests.
         source: fingerprint of the pictures.
         drawing: fingerprint of the settings of masks and crops.
+        starts: whether latents of the picture with smooth values under the mask are stored.
     """
 
     count: Annotated[int, Field(ge=1, le=1 << 40)]
@@ -70,6 +72,7 @@ class Encoding(StrictModel):
     source: _Hex
     drawing: _Hex
     seed: Annotated[int, Field(ge=0)]
+    starts: bool = False
 
     @property
     def shards(self) -> int:
@@ -84,11 +87,13 @@ class Encoding(StrictModel):
         """Name -> (shape, dtype) of the tensors of a shard."""
         pictures, masks, channels = self.pictures(shard), self.masks_per_picture, self.latent_channels
         side, kind = self.latent_size, _DTYPES[self.dtype]
+        starts = {"start_latents": ((pictures, masks, channels, side, side), kind)} if self.starts else {}
         return {
             "latents": ((pictures, channels, side, side), kind),
             "masked_latents": ((pictures, masks, channels, side, side), kind),
             "mask": ((pictures, masks, 1, side, side), torch.uint8),
             "categories": ((pictures, self.num_categories // 2), torch.int64),
+            **starts,
         }
 
 
@@ -120,7 +125,9 @@ class Index(StrictModel):
 
     def fingerprint(self) -> str:
         """Identifies the content; the same for a copy of the folder."""
-        return digest(["latents", self.encoding.model_dump_json(), *(shard.sha256 for shard in self.shards)])
+        encoding = self.encoding
+        described = encoding.model_dump_json(exclude=None if encoding.starts else {"starts"})  # as before `starts`
+        return digest(["latents", described, *(shard.sha256 for shard in self.shards)])
 
 
 def shard_name(number: int) -> str:
@@ -226,8 +233,8 @@ def load_shard(folder: Path, index: Index, number: int) -> dict[str, Tensor]:
 
 def value_fault(tensors: dict[str, Tensor], num_categories: int) -> str | None:
     """Describes invalid values in a shard; None if all are valid."""
-    for name in ("latents", "masked_latents"):
-        if not bool(torch.isfinite(tensors[name]).all()):
+    for name in ("latents", "masked_latents", "start_latents"):
+        if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
             return f"{name} holds NaN or infinite numbers"
     if int(tensors["mask"].max()) > 1:
         return "mask holds other numbers than 0 and 1"

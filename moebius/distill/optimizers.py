@@ -167,15 +167,20 @@ def _take_options(into: dict[str, Any], group: dict[str, Any]) -> None:
 class ScheduleOptions:
     """The learning rate over a run: linear warm-up, then constant, times `decay` at each milestone (in steps).
 
+    With `cosine`, a number of steps, the rate also falls as half a cosine from 1 to 0 over so many steps (Loshchilov
+    and Hutter 2017, "SGDR", equation 5 without restarts).
+
     The defaults are the paper's: x 0.1 at 111,000 and at 129,000 of 138,000 steps. It names no warm-up.
 
     Raises:
-        TrainingError: a negative warm-up, milestones that do not rise, or a decay that is not above 0.
+        TrainingError: a negative warm-up, milestones that do not rise, a decay that is not above 0, or a cosine over
+            fewer than 1 step.
     """
 
     warm_up: int = 0
     milestones: Sequence[int] = field(default=(111_000, 129_000))
     decay: float = 0.1
+    cosine: int | None = None
 
     def __post_init__(self) -> None:
         if self.warm_up < 0:
@@ -185,11 +190,16 @@ class ScheduleOptions:
             raise TrainingError(f"the milestones are {list(self.milestones)}; expected rising numbers of steps above 0")
         if not (math.isfinite(self.decay) and self.decay > 0):
             raise TrainingError(f"the decay is {self.decay}; expected a number above 0 (the paper's is 0.1)")
+        if self.cosine is not None and self.cosine < 1:
+            raise TrainingError(f"the cosine is over {self.cosine} steps; expected 1 or more, the steps of the run")
 
     def factor(self, step: int) -> float:
         """Factor of the learning rate at `step`, counted from 0. Warm-up over n steps begins with 1 / n."""
         rising = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
-        return rising * self.decay ** sum(step >= milestone for milestone in self.milestones)
+        falling = self.decay ** sum(step >= milestone for milestone in self.milestones)
+        if self.cosine is not None:
+            falling *= (1 + math.cos(math.pi * min(step / self.cosine, 1))) / 2
+        return rising * falling
 
 
 def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: ScheduleOptions) -> LambdaLR:

@@ -135,8 +135,9 @@ class DataSettings(_Part):
         size: side of a sample in pixels; default: the student's size.
         scene_size: side in pixels at which scenes are drawn before cropping; default: `size`.
         masks, crops: for pictures only; encoded samples have their own. `masks` may be `small` or `training`.
-        latent_crop: side of a square that is cropped from the latents at the masked region; None does not crop. For
-            the teacher, which takes any size: smaller is faster.
+        latent_crop: side of a square that is cropped from the latents at the masked region; None does not crop. The
+            teacher takes any size. The student takes the square as one from a random place of its picture; train it on
+            whole pictures at the end. Latents may be encoded at this size. Smaller is faster.
         threads: threads that draw and decode ahead.
         broken: whether an unusable picture is skipped or ends the run.
     """
@@ -158,6 +159,29 @@ class DataSettings(_Part):
         return self
 
 
+class StartSettings(_Part):
+    """Samples that are noised as mode `best` of the runtime starts: from smooth values under the mask.
+
+    There, the first step sees noise on the filled start, not on a true picture, and what it predicts decides the
+    result (the start is SDEdit's: Meng et al. 2022, section 3). The prediction's target stays the true picture. Needs
+    latents that were encoded with `--starts`.
+
+    Attributes:
+        share: of samples.
+        least, most: bounds of their timesteps, both included, of which all are equally likely.
+    """
+
+    share: float = Field(ge=0, le=1)
+    least: int = Field(default=300, ge=1)
+    most: int = Field(default=999, le=999)
+
+    @model_validator(mode="after")
+    def _rising(self) -> StartSettings:
+        if self.least > self.most:
+            raise ValueError(f"`least` {self.least} is above `most` {self.most}")
+        return self
+
+
 class TimestepSettings(_Part):
     """Options of `moebius.distill.objectives.timesteps.sample_timesteps`, and `noise_offset` of `sample_noise`."""
 
@@ -165,6 +189,13 @@ class TimestepSettings(_Part):
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
     noise_offset: float = Field(default=0.0357, ge=0)
+
+
+class SnrSettings(_Part):
+    """Loss weights by timestep: bounds of the signal-to-noise ratio, see `timesteps.snr_weights`."""
+
+    least: float = Field(default=0.0, ge=0)
+    most: float = Field(default=5.0, gt=0)
 
 
 class PerceptualSettings(_Part):
@@ -220,6 +251,8 @@ class Settings(_Part):
         init: a weights source to start from (fine-tuning); None draws fresh weights.
         teacher: a weights source; None trains the student on the true noise alone.
         vae: a weights source; needed to train on pictures, and for sample pictures.
+        start: share of samples that are noised from the filled start; None for none.
+        snr: weights of the loss by timestep; None is uniform, as in the paper.
         hole_weight: weight of squared errors in the masked region. With the paper's 1 a small masked region hardly
             counts. Weights are scaled to a mean of 1.
         batch_norm: `train`; `frozen` keeps the statistics (fine-tuning in small batches); `sync` shares them between
@@ -249,6 +282,8 @@ class Settings(_Part):
     data: DataSettings
     losses: _Losses = LossOptions()
     balance: _Balance = BalanceOptions()
+    start: StartSettings | None = None
+    snr: SnrSettings | None = None
     hole_weight: float = Field(default=1.0, gt=0)
     vae_losses: VaeLosses = VaeLosses()
     perceptual: PerceptualSettings | None = None
@@ -294,8 +329,12 @@ class Settings(_Part):
                 )
         elif self.train != "student" and self.teacher is not None:
             raise ValueError(f"`teacher` is for `train: student`; with `train: {self.train}` leave it out")
-        if self.data.latent_crop and self.train != "teacher":
-            raise ValueError("`latent_crop` is for `train: teacher`; the student is tied to one size")
+        if self.data.latent_crop and self.train == "vae":
+            raise ValueError("`latent_crop` crops latents; with `train: vae` give `size`, the side of the pictures")
+        if self.start and (self.data.latents is None or self.train == "vae"):
+            raise ValueError("`start` needs latents that `moebius-distill encode --starts` wrote; give `data: latents`")
+        if self.snr and self.snr.least > self.snr.most:
+            raise ValueError(f"`snr`: least {self.snr.least:g} is above most {self.snr.most:g}")
         if self.average_statistics and self.batch_norm == "frozen":
             raise ValueError(
                 f"`average_statistics: {self.average_statistics}` measures the batch norms anew and "

@@ -10,6 +10,7 @@ C = h*k = h*v.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +20,8 @@ from moebius.network.lambda_ops import eager_tile, interactive_lambda, lambda_su
 from moebius.network.triton_lambda import local_lambda_triton
 
 LambdaForm = Literal["reference", "fast", "triton"]
+Place = tuple[float, float]
+"""The top and left of a crop, as shares of the picture's side."""
 FORMS: tuple[LambdaForm, ...] = get_args(LambdaForm)
 
 
@@ -35,6 +38,17 @@ def set_lambda_form(network: nn.Module, form: LambdaForm) -> None:
     for module in network.modules():
         if isinstance(module, LocalLambda | InteractiveLambda):
             module.form = form
+
+
+def set_crop(network: nn.Module, place: Place | None) -> None:
+    """Names the place of the crops that the network gets from now on; None: it gets whole pictures.
+
+    A network that is tied to pictures of one size then takes crops of any size that fit there. The place must be a
+    whole position at every level of the network.
+    """
+    for module in network.modules():
+        if isinstance(module, InteractiveLambda):
+            module.place = place
 
 
 class LocalLambda(nn.Module):
@@ -87,13 +101,15 @@ class LocalLambda(nn.Module):
 class InteractiveLambda(nn.Module):
     """Interactive-λ: λ from the context tokens, with a learned embedding per position and token.
 
-    `rel_pos_emb` [n, m, k, 1] ties the layer to `positions` positions and `tokens` context tokens.
+    `rel_pos_emb` [n, m, k, 1] ties the layer to `positions` positions and `tokens` context tokens. For training on
+    crops, `place` names the crop's place (`set_crop`), and the layer takes the embeddings of those positions.
     """
 
     def __init__(self, dim: int, heads: int, positions: int, tokens: int, context_dim: int) -> None:
         super().__init__()
         self.heads = heads
         self.form: LambdaForm = "reference"
+        self.place: Place | None = None
         depth = dim // heads
         self.to_q = nn.Conv2d(dim, dim, 1, bias=False)
         self.to_k = nn.Linear(context_dim, depth, bias=False)
@@ -113,16 +129,28 @@ class InteractiveLambda(nn.Module):
         k = self.to_k(context).transpose(1, 2).softmax(dim=-1)  # [B, k, m], sums to 1 over the tokens
         v = self.norm_v(self.to_v(context).transpose(1, 2))  # [B, v, m]
         content = torch.einsum("bkm,bvm->bkv", k, v)  # λc
-        position = torch.einsum("nmk,bvm->bnkv", self.rel_pos_emb.squeeze(-1), v)  # λp
+        position = torch.einsum("nmk,bvm->bnkv", self._positions(size), v)  # λp
         y = torch.einsum("bhkn,bkv->bhvn", q, content) + torch.einsum("bhkn,bnkv->bhvn", q, position)
         return y.reshape(batch, channels, positions).transpose(1, 2)  # [B, h*v, n] -> [B, n, C]
+
+    def _positions(self, size: tuple[int, int]) -> Tensor:
+        """Embeddings of the positions of the picture, or of a crop of `size`: [n, m, k]."""
+        embeddings = self.rel_pos_emb.squeeze(-1)
+        if self.place is None:
+            return embeddings
+        side = math.isqrt(len(embeddings))
+        if size == (side, side):
+            return embeddings
+        top, left = (round(share * side) for share in self.place)
+        grid = embeddings.unflatten(0, (side, side))  # [S, S, m, k]
+        return grid[top : top + size[0], left : left + size[1]].flatten(0, 1)
 
     def _fast(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
         """The fused form (Q E') V. Each sample is its own branch, because contexts may differ between samples."""
         query = _tokens(self.norm_q, self.to_q(x.transpose(1, 2).unflatten(2, size)))  # [B, n, h*k]
         weights = self.to_k(context).softmax(dim=1)  # [B, m, k]
         values = self.norm_v(self.to_v(context).transpose(1, 2)).transpose(1, 2)  # [B, m, v]
-        keys = self.rel_pos_emb.squeeze(-1) + weights[:, None]  # [B, n, m, k], E' with its last two axes swapped
+        keys = self._positions(size) + weights[:, None]  # [B, n, m, k], E' with its last two axes swapped
         query, keys, values = _for_products(query, keys, values)
         return interactive_lambda(query[:, None], keys.transpose(2, 3), values)[:, 0]
 

@@ -96,6 +96,18 @@ def test_the_sheet_has_a_column_for_each(ramp):
     assert sheet.size == (4 * 36, 20 + 2 * 36)
 
 
+def test_strength_and_start_reach_the_network(tmp_path, tiny_bundle):
+    options = ["inpaint", str(tiny_bundle), "--data", "scenes:1", "--size", "128", "--steps", "4", "--classical", ""]
+    found = []
+    for further in ([], ["--strength", "0.5"], ["--start", "cells"]):
+        file = tmp_path / "s.json"
+        result = CliRunner().invoke(app, [*options, "--no-vae", "--json", str(file), *further], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        (score,) = json.loads(file.read_text())["scores"]
+        found.append(score["mae"])
+    assert len(set(found)) == 3
+
+
 def test_the_command_with_a_bundle(tmp_path, tiny_bundle):
     options = ["inpaint", str(tiny_bundle), "--data", "scenes:2", "--size", "128", "--steps", "2"]
     files = ["--json", str(tmp_path / "s.json"), "--sheet", str(tmp_path / "s.png")]
@@ -113,7 +125,7 @@ def test_the_command_with_a_bundle(tmp_path, tiny_bundle):
     [
         (["--classical", "magic"], "--classical magic: expected some of mean, telea, ns"),
         (["--classical", ""], "nothing to fill with"),
-        (["--holes", "huge", "--data", "scenes:1"], "--masks huge: expected training or small"),
+        (["--holes", "huge", "--data", "scenes:1"], "--masks huge: expected training or small or painted"),
         (["--real", "x"], "--real and --mask go together"),
         (["--real", "x", "--mask", "y", "--data", "scenes:1"], "--data with --real"),
         (["--real", "x", "--mask", "y"], "x is no folder"),

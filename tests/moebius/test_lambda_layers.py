@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moebius.network.lambda_layers import InteractiveLambda, LocalLambda, set_lambda_form
+from moebius.network.lambda_layers import InteractiveLambda, LocalLambda, set_crop, set_lambda_form
 from moebius.weights.load import tensor_specs
 from moebius.weights.stand_in import stand_in_state_dict
 
@@ -55,3 +55,23 @@ def test_outputs_and_gradients(name, mode, form):
     assert set(gradients) == expected
     errors = {key: relative(gradient, tensor(f"grad_{key}")) for key, gradient in gradients.items()}
     assert max(errors.values()) < TOLERANCE, errors
+
+
+@pytest.mark.parametrize("form", ["reference", "fast"])
+def test_a_crop_gets_the_embeddings_of_its_place(form):
+    """Interactive-λ has no neighbourhood: at each position of a crop its output is that of the whole picture."""
+    generator = torch.Generator().manual_seed(0)
+    layer = InteractiveLambda(32, 4, 64, 6, 24).eval()
+    set_lambda_form(layer, form)
+    x, context = torch.randn(2, 64, 32, generator=generator), torch.randn(2, 6, 24, generator=generator)
+    with torch.no_grad():
+        whole = layer(x, context, (8, 8)).unflatten(1, (8, 8))
+        for top, left, height, width in ((0, 0, 4, 4), (4, 2, 4, 6), (2, 0, 5, 3)):
+            set_crop(layer, (top / 8, left / 8))
+            view = (slice(None), slice(top, top + height), slice(left, left + width))
+            part = layer(x.unflatten(1, (8, 8))[view].flatten(1, 2), context, (height, width))
+            torch.testing.assert_close(part.unflatten(1, (height, width)), whole[view], rtol=1e-5, atol=1e-5)
+        assert torch.equal(layer(x, context, (8, 8)).unflatten(1, (8, 8)), whole), "a whole picture has no place"
+        set_crop(layer, None)
+        with pytest.raises(RuntimeError):
+            layer(x[:, :16], context, (4, 4))

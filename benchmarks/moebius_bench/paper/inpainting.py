@@ -78,7 +78,7 @@ def held_out_cases(texts: Sequence[str], size: int, masks: str, seed: int) -> li
     """
     from moebius.data.datasets import SampleStream
     from moebius.data.masks import HOLES
-    from moebius.data.opening import open_source
+    from moebius.data.opening import has_held_out, open_source
     from moebius.data.pictures import PLAIN_CROP
     from moebius.data.scenes import scene_kind
     from moebius.data.sources import SceneSource
@@ -87,8 +87,7 @@ def held_out_cases(texts: Sequence[str], size: int, masks: str, seed: int) -> li
         raise InputError(f"--masks {masks}: expected {' or '.join(HOLES)}")
     cases = []
     for text in texts:
-        own = text == "photographs" or text.startswith("scenes:")
-        source = open_source(text, size, held_out=own)
+        source = open_source(text, size, held_out=has_held_out(text))
         kinds: dict[str, str] = {}
         if isinstance(source, SceneSource):
             for index in range(len(source)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,6 +14,8 @@ from moebius.errors import DataError
 from moebius_runtime import console
 
 if TYPE_CHECKING:
+    from moebius.data.masks import MaskSettings
+    from moebius.data.pictures import CropSettings
     from moebius.distill.settings import Pictures
 
 _WEIGHTED = re.compile(r"(.+)@([1-9][0-9]{0,5})", re.DOTALL)
@@ -38,12 +41,30 @@ def encode_command(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of order, crops and masks.")] = 0,
     masks: Annotated[
-        str, typer.Option("--masks", "--holes", help="Random masks: training (the paper's) or small.")
+        str, typer.Option("--masks", "--holes", help="Random masks: training (the paper's), small or painted.")
     ] = "training",
+    mask_side: Annotated[
+        int,
+        typer.Option(
+            min=32, help="Side in pixels of the picture that the masks' lengths are for: 256 for crops of 256 pixels."
+        ),
+    ] = 512,
+    mask_most: Annotated[
+        float | None, typer.Option(help="Greatest share of a picture that may be masked. Default: that of --masks.")
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            help="LEAST:MOST side of a crop, as shares of the picture's shorter side. Default: 0.6:1.", metavar="A:B"
+        ),
+    ] = None,
     masks_per_picture: Annotated[
         int, typer.Option(min=1, help="Masks per picture; its own latent is stored once.")
     ] = 1,
     dtype: Annotated[str, typer.Option(help="Stored dtype of the latents: float16 or float32.")] = "float16",
+    starts: Annotated[
+        bool, typer.Option("--starts", help="Also encode the picture with smooth values under each mask.")
+    ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the encoder in bfloat16.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per encoder pass.")] = 8,
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures per file.")] = 256,
@@ -63,17 +84,20 @@ def encode_command(
     import torch
 
     from moebius.data.encoding import Autoencoder, EncodeOptions, encode_samples
+    from moebius.data.pictures import CropSettings
     from moebius.data.shards import Dtype
     from moebius.network.config import preset as sizes_of
     from moebius.network.vae import VaeEncoder
     from moebius.weights.load import load_vae
 
     sizes, place = sizes_of(preset), _device(device)
+    drawn = replace(HOLES[masks], side=mask_side, most=HOLES[masks].most if mask_most is None else mask_most)
+    crops = CropSettings() if crop is None else _crops(crop)
     options = EncodeOptions(
-        count, masks_per_picture, shard_size, batch, cast(Dtype, dtype), bf16, sizes.student.num_categories
+        count, masks_per_picture, shard_size, batch, cast(Dtype, dtype), bf16, sizes.student.num_categories, starts
     )
     pixels = size or sizes.student.sample_size * sizes.vae.downscale
-    with _stream(data, pixels, scene_size, masks, seed, threads) as stream:
+    with _stream(data, pixels, scene_size, drawn, crops, seed, threads) as stream:
         network, weights = load_vae(vae, sizes.vae, console.err.print)
         if weights.stand_in:
             console.warn("the VAE has random test weights: use these latents for tests only")
@@ -102,13 +126,22 @@ def encode_command(
     console.out.print(f"{out}: {samples} samples of {count} pictures, {megabytes:.1f} MB{left_out}")
 
 
-def _stream(data: list[str], size: int, scene_size: int | None, masks: str, seed: int, threads: int) -> Any:
+def _stream(
+    data: list[str],
+    size: int,
+    scene_size: int | None,
+    masks: MaskSettings,
+    crops: CropSettings,
+    seed: int,
+    threads: int,
+) -> Any:
     from moebius.data.datasets import SampleStream
-    from moebius.data.masks import HOLES
     from moebius.distill.loop.assembly import joined
     from moebius.distill.settings import DataSettings
 
-    settings = DataSettings(pictures=tuple(weighted(text) for text in data), scene_size=scene_size, masks=HOLES[masks])
+    settings = DataSettings(
+        pictures=tuple(weighted(text) for text in data), scene_size=scene_size, masks=masks, crops=crops
+    )
     return SampleStream(
         joined(settings, size),
         size,
@@ -118,6 +151,21 @@ def _stream(data: list[str], size: int, scene_size: int | None, masks: str, seed
         threads=threads,
         on_skip=lambda name, reason: console.warn(f"skipped {name}: {reason}"),
     )
+
+
+def _crops(text: str) -> CropSettings:
+    """Parses `LEAST:MOST`.
+
+    Raises:
+        DataError: not two numbers, or out of range.
+    """
+    from moebius.data.pictures import CropSettings
+
+    try:
+        least, most = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise DataError(f"--crop {text}: expected LEAST:MOST, such as 0.5:0.65") from None
+    return CropSettings(least=least, most=most)
 
 
 def weighted(text: str) -> Pictures:

@@ -181,13 +181,25 @@ def build_stream(settings: Settings, rank: int = 0, world: int = 1, on_skip: Any
 
 
 def _check_latents(stream: EncodedStream, settings: Settings, sizes: Preset, categories: int) -> None:
-    """Checks that latents fit the network. A teacher takes any size."""
+    """Checks that latents fit the network. A teacher takes any size, a student crops of its size."""
     made = stream.index.encoding
     wanted = sizes.student.sample_size
-    if settings.train == "student" and made.latent_size != wanted:
+    crop = settings.data.latent_crop
+    if settings.train == "student" and crop is not None:
+        coarsest = 1 << (len(sizes.student.block_out_channels) - 1)
+        if crop % coarsest or not crop <= min(made.latent_size, wanted):
+            raise TrainingError(
+                f"latent_crop {crop} of latents of {made.latent_size}x{made.latent_size} for a student of "
+                f"{wanted}x{wanted}; expected a multiple of {coarsest} up to {min(made.latent_size, wanted)}"
+            )
+    elif settings.train == "student" and made.latent_size != wanted:
         raise TrainingError(
             f"{settings.data.latents} holds latents of {made.latent_size}x{made.latent_size}; the student takes "
             f"{wanted}x{wanted}, so encode pictures of {wanted * made.downscale} pixels"
+        )
+    if settings.start is not None and not made.starts:
+        raise TrainingError(
+            f"{settings.data.latents} holds no latents of the filled start, which `start` needs; encode with --starts"
         )
     if made.num_categories != categories:
         raise TrainingError(

@@ -28,11 +28,14 @@ from moebius.distill.objectives.timesteps import (
     alphas_cumprod,
     sample_noise,
     sample_timesteps,
+    snr_weights,
+    target_for,
     velocity,
 )
 from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
 from moebius.errors import TrainingError
 from moebius.network.config import VaeConfig
+from moebius.network.lambda_layers import set_crop
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
 from moebius.network.vae import VaeDecoder, VaeEncoder
@@ -133,7 +136,8 @@ class DiffusionTask(Task):
         self._timesteps: TimestepSettings = settings.timesteps
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
         self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
-        self._crop, self._hole_weight = settings.data.latent_crop, settings.hole_weight
+        self._crop, self._hole_weight, self._snr = settings.data.latent_crop, settings.hole_weight, settings.snr
+        self._start = settings.start
         self._bars = alphas_cumprod()
 
     def samples(self, batch: Batch | LatentBatch) -> LatentBatch:
@@ -143,16 +147,22 @@ class DiffusionTask(Task):
         assert self._encode is not None, "settings without a VAE and with pictures are refused"
         return self._encode(batch)
 
-    def _noised(self, batch: Batch | LatentBatch, context: TrainContext) -> tuple[LatentBatch, Noised]:
-        """The batch as latents, and noised at randomly drawn timesteps."""
-        sample = LatentBatch(*(value.to(context.device) for value in self.samples(batch)))
+    def _noised(
+        self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext
+    ) -> tuple[LatentBatch, Noised]:
+        """The batch as latents, and noised at randomly drawn timesteps. Crops tell a student where they are from."""
+        sample = self.samples(batch).to(context.device)
         count = sample.latents.shape[0]
         if self._crop:
             drawn_places = torch.rand(count * context.world, 3, generator=context.generator)
             sample = crop_to_hole(sample, self._crop, context.own(drawn_places))
+            if isinstance(network, Moebius):
+                set_crop(network, crop_place(network, self._crop, context.generator))
         shape = (count * context.world, *sample.latents.shape[1:])
         timesteps = context.own(self._draw_timesteps(shape[0], context))
         noise = context.own(sample_noise(shape, context.generator, offset=self._timesteps.noise_offset))
+        if self._start is not None:
+            return sample, self._noised_start(sample, noise, timesteps, context)
         target = noise
         if self.prediction_type == "v_prediction":
             target = velocity(sample.latents, noise, timesteps, self._bars)
@@ -164,15 +174,28 @@ class DiffusionTask(Task):
         drawn = self._timesteps
         return sample_timesteps(count, context.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
 
+    def _noised_start(self, sample: LatentBatch, noise: Tensor, timesteps: Tensor, context: TrainContext) -> Noised:
+        """A batch in which a share of samples is noise on the filled start; the target is the true picture."""
+        assert self._start is not None
+        assert sample.start is not None, "latents without starts are refused"
+        options, count = self._start, len(timesteps) * context.world
+        chosen = context.own(torch.rand(count, generator=context.generator)) < options.share
+        early = context.own(torch.randint(options.least, options.most + 1, (count,), generator=context.generator))
+        timesteps = torch.where(chosen, early, timesteps)
+        clean = torch.where(chosen[:, None, None, None], sample.start, sample.latents)  # [B, 4, S, S]
+        noisy = add_noise(clean, noise, timesteps, self._bars)
+        target = target_for(noisy, sample.latents, timesteps, self._bars, self.prediction_type)
+        return Noised(noisy, target, timesteps, self.prediction_type)
+
     def forward(self, network: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> None:
         """See `Task`."""
-        sample, noisy = self._noised(batch, context)
+        sample, noisy = self._noised(network, batch, context)
         with context.autocast():
             network(torch.cat([noisy.latents, sample.mask, sample.masked], dim=1), noisy.timesteps, sample.categories)
 
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
         """Computes and balances the enabled losses."""
-        sample, noisy = self._noised(batch, context)
+        sample, noisy = self._noised(self.network, batch, context)
         timesteps = noisy.timesteps
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted = Prediction(*module(seen, timesteps, sample.categories))
@@ -187,7 +210,7 @@ class DiffusionTask(Task):
             self._bars,
             teacher=wanted,
             perceptual=self._perceptual,
-            weight=None if self._hole_weight == 1 else hole_weights(sample.mask, self._hole_weight),
+            weight=self._weight(sample, timesteps),
         )
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
         if len(values) == 1:
@@ -210,6 +233,15 @@ class DiffusionTask(Task):
         shown |= {f"weight/{name}": value for name, value in balanced.weights.items()}
         shown |= {f"norm/{name}": value for name, value in balanced.norms.items()}
         return Outcome(balanced.total, shown)
+
+    def _weight(self, sample: LatentBatch, timesteps: Tensor) -> Tensor | None:
+        """Weights of squared errors by region and timestep, [B, 1, S, S] or [B, 1, 1, 1]; None is uniform."""
+        weight = None if self._hole_weight == 1 else hole_weights(sample.mask, self._hole_weight)
+        if self._snr is None:
+            return weight
+        by_time = snr_weights(timesteps, self._bars, self._snr.least, self._snr.most, self.prediction_type)
+        by_time = by_time.to(sample.mask.device)
+        return by_time if weight is None else weight * by_time
 
 
 _BLOCK = 8  # pixels of a side over which colours are averaged
@@ -298,9 +330,19 @@ def crop_to_hole(batch: LatentBatch, size: int, places: Tensor) -> LatentBatch:
         y, x = masked_at[int(which * len(masked_at))].tolist() if len(masked_at) else (side // 2, side // 2)
         top, left = (min(max(at - int(share * size), 0), side - size) for at, share in ((y, down), (x, right)))
         square = (slice(index, index + 1), slice(None), slice(top, top + size), slice(left, left + size))
-        rows.append([value[square] for value in (batch.latents, batch.masked, batch.mask)])
-    latents, masked, mask = (torch.cat(values) for values in zip(*rows, strict=True))
-    return LatentBatch(latents, masked, mask, batch.categories)
+        cropped = (batch.latents, batch.masked, batch.mask, *([] if batch.start is None else [batch.start]))
+        rows.append([value[square] for value in cropped])
+    latents, masked, mask, *start = (torch.cat(values) for values in zip(*rows, strict=True))
+    return LatentBatch(latents, masked, mask, batch.categories, start[0] if start else None)
+
+
+def crop_place(network: Moebius, size: int, generator: torch.Generator) -> tuple[float, float]:
+    """Draws the place of a crop of `size` latents, a whole position at every level of the network."""
+    side = network.config.sample_size
+    coarsest = 1 << (len(network.config.block_out_channels) - 1)
+    places = torch.randint((side - size) // coarsest + 1, (2,), generator=generator) * coarsest
+    top, left = (int(place) / side for place in places)
+    return top, left
 
 
 def freeze_statistics(network: nn.Module) -> None:

@@ -155,6 +155,36 @@ def predict_noise(
     return predicted.to(signal.dtype)
 
 
+def target_for(
+    noisy: Tensor, latents: Tensor, timesteps: Tensor, bars: Tensor, prediction_type: PredictionType = "epsilon"
+) -> Tensor:
+    """The target with which `predict_clean` gives `latents` from any `noisy`, also one that was made of others.
+
+    (noisy - sqrt(a) * latents) / sqrt(1 - a) for the noise, (sqrt(a) * noisy - latents) / sqrt(1 - a) for the velocity.
+    Where `noisy` is `add_noise` of the same latents, it is the noise, or `velocity`. Shapes and dtypes as in
+    `add_noise`.
+    """
+    signal, spread = _factors(timesteps, bars, noisy)
+    if prediction_type == "v_prediction":
+        return (signal * noisy - latents) / spread
+    return (noisy - signal * latents) / spread
+
+
+def snr_weights(
+    timesteps: Tensor, bars: Tensor, least: float, most: float, prediction_type: PredictionType = "epsilon"
+) -> Tensor:
+    """Loss weights with which the error of the clean latents counts clamp(SNR, least, most) times; [B, 1, 1, 1].
+
+    SNR = a / (1 - a). An error of the noise is the error of the clean latents times SNR, an error of the velocity times
+    SNR + 1, so the weights are clamp(SNR, least, most) / SNR and / (SNR + 1). `most` alone is min-SNR (Hang et al.
+    2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"); `least` 1 is the truncated SNR of Salimans and
+    Ho (2022), which keeps the last timesteps: they decide what a masked region shows.
+    """
+    signal, spread = _factors(timesteps, bars, bars)
+    snr = (signal / spread).square()
+    return snr.clamp(least, most) / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
 def _factors(timesteps: Tensor, bars: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(a) and sqrt(1 - a), each [B, 1, 1, 1]: in float64 up to the one rounding, to float32 at least."""
     chosen = bars.to(timesteps.device)[timesteps].double()[:, None, None, None]

@@ -115,7 +115,7 @@ def _filled(
     assert decoder is not None
     assert isinstance(network, Moebius | Teacher)
     device = device_of(network)
-    samples = LatentBatch(*(value.to(device) for value in task.samples(batch)))
+    samples = task.samples(batch).to(device)
     generator = torch.Generator().manual_seed(seed)
     filled = fill_latents(
         network,

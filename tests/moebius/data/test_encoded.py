@@ -77,9 +77,10 @@ def test_batches(latents):
     stream = EncodedStream(latents, batch=5)
     assert len(stream) == COUNT * HOLES
     batch = next(iter(stream))
-    assert [tuple(value.shape) for value in batch] == [(5, 4, 4, 4), (5, 4, 4, 4), (5, 1, 4, 4), (5, 6)]
-    assert [value.dtype for value in batch] == [torch.float32] * 3 + [torch.int64]
+    assert [tuple(value.shape) for value in batch[:4]] == [(5, 4, 4, 4), (5, 4, 4, 4), (5, 1, 4, 4), (5, 6)]
+    assert [value.dtype for value in batch[:4]] == [torch.float32] * 3 + [torch.int64]
     assert set(batch.mask.unique().tolist()) == {0, 1}
+    assert batch.start is None
 
 
 def test_each_epoch_is_another_permutation_of_all_samples(latents):
@@ -100,7 +101,7 @@ def test_processes_share_what_one_would_get(latents, world):
     for _ in range(9):
         whole = next(alone)
         parts = [next(stream) for stream in several]
-        for name in whole._fields:
+        for name in whole._fields[:4]:
             for rank, part in enumerate(parts):
                 assert torch.equal(getattr(part, name), getattr(whole, name)[rank::world])
 

@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,15 @@ from safetensors.torch import load_file
 
 from moebius.data import encoding
 from moebius.data.datasets import SampleStream, category_ids, collate
+from moebius.data.encoded import EncodedStream
 from moebius.data.encoding import Autoencoder, EncodeOptions, encode_samples
 from moebius.data.masks import MaskSettings
-from moebius.data.sources import FolderSource, JsonLinesSource, SceneSource
+from moebius.data.sources import FolderSource, JsonLinesSource, SceneSource, digest
 from moebius.errors import DataError
 from moebius.network.config import preset
 from moebius.network.vae import VaeEncoder
 from moebius.weights.load import load_vae
+from moebius_runtime.regions.smooth_fill import fill_pixels
 
 MADE = runpy.run_path(str(Path(__file__).with_name("made.py")))
 SIZE = 32
@@ -97,6 +100,27 @@ def test_a_picture_with_its_own_mask_keeps_it(vae, folder, tmp_path):
     assert tensors["latents"].dtype == tensors["masked_latents"].dtype == torch.float16
     assert tensors["categories"].tolist() == [category_ids("foreground", 12)] * 2
     assert all(torch.equal(tensors["mask"][:, 0], tensors["mask"][:, hole]) for hole in (1, 2))
+
+
+def test_starts_are_the_pictures_with_smooth_values_under_each_mask(vae, tmp_path):
+    source = stream()
+    index = encode_samples(source, vae, tmp_path, replace(OPTIONS, starts=True))
+    assert index.encoding.starts
+    tensors = load_file(tmp_path / "shard-00000.safetensors")
+    for row, sample in zip(range(4), stream(), strict=False):
+        for number, mask in enumerate(encoding._masks(sample, source, 2)):
+            filled = fill_pixels(sample.image, mask)
+            expected = vae.encoder(torch.tensor(filled.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=torch.float32))[0]
+            torch.testing.assert_close(tensors["start_latents"][row, number], expected, atol=1e-5, rtol=1e-4)
+    batch = next(EncodedStream(tmp_path, batch=4, check_all=True))
+    assert batch.start is not None
+    assert batch.start.shape == batch.latents.shape
+    without = encode_samples(stream(), vae, tmp_path / "without", OPTIONS)
+    assert next(EncodedStream(tmp_path / "without", batch=4)).start is None
+    old = without.encoding.model_dump_json(exclude={"starts"})  # the fingerprint of version 0.1
+    assert without.fingerprint() == digest(["latents", old, *(shard.sha256 for shard in without.shards)])
+    with pytest.raises(DataError, match="starts = True"):
+        encode_samples(stream(), vae, tmp_path, OPTIONS)
 
 
 class Killed(BaseException):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moebius.data.opening import open_source
+from moebius.data.opening import has_held_out, open_source
 from moebius.data.photographs import PhotographSource
 from moebius.data.sources import FolderSource, JsonLinesSource, SceneSource
 from moebius.data.tars import TarSource
@@ -26,6 +26,13 @@ def test_what_texts_mean(folder, tmp_path):
     assert isinstance(scenes, SceneSource)
     assert (len(scenes), scenes.seed, scenes.size, scenes.held_out) == (7, 3, 32, True)
     assert isinstance(open_source("photographs", 32), PhotographSource)
+
+
+def test_sources_with_a_held_out_part():
+    assert all(map(has_held_out, ("photographs", "photographs:folder", "scenes:4", "scenes:4:1")))
+    assert not any(map(has_held_out, ("", "folder", "rows.jsonl", "photographs.tar")))
+    with pytest.raises(DataError, match="no-such-folder is not a folder"):
+        open_source("photographs:no-such-folder", 32)
 
 
 @pytest.mark.parametrize("text", ["", "none", "scenes:0", "scenes:5:-1", "scenes", "a\0b", "x.jsonl"])

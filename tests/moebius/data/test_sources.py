@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moebius.data.photographs import PHOTOGRAPHS, PhotographSource
+from moebius.data.photographs import MORE_PHOTOGRAPHS, PHOTOGRAPHS, MorePhotographSource, PhotographSource
 from moebius.data.pictures import BrokenPicture, decode, decode_mask
 from moebius.data.sources import FolderSource, JoinedSource, JsonLinesSource, SceneSource
 from moebius.errors import DataError
@@ -228,6 +228,48 @@ def test_their_rights_are_what_scikit_image_says():
         function = getattr(skimage.data, functions.get(photograph.file, photograph.file.split(".")[0]))
         text = " ".join(function.__doc__.split())
         assert any(words in text for words in ("CC0", "public domain")), photograph.file
+
+
+def test_a_third_of_all_photographs_is_held_out_and_every_licence_is_free():
+    every = [*PHOTOGRAPHS, *MORE_PHOTOGRAPHS]
+    assert len({photograph.sha256 for photograph in every}) == len({photograph.file for photograph in every}) == 21
+    assert sum(photograph.held_out for photograph in every) == 7
+    free = ("CC0", "public domain", "CC BY 2.0, ")  # the last one with the photographer's name
+    assert all(any(licence in photograph.rights for licence in free) for photograph in every)
+
+
+def test_photographs_of_other_packages_are_found_by_hash(monkeypatch, tmp_path):
+    """In any folder below, beside other files of the same name."""
+    import hashlib
+
+    from moebius.data import photographs
+    from moebius.data.photographs import Photograph
+
+    with pytest.raises(DataError, match="not a folder"):
+        MorePhotographSource(tmp_path / "none")
+    with pytest.raises(DataError, match="does not hold img-"):
+        MorePhotographSource(tmp_path)
+    made = {}
+    for number in range(2):
+        place = tmp_path / "node_modules" / f"copy{number}" / "img-a" / "data"
+        place.mkdir(parents=True)
+        made[number] = png(number + 1)
+        (place / "image.png").write_bytes(made[number])
+    listed = [
+        Photograph("img-a/data/image.png", hashlib.sha256(made[1]).hexdigest(), "CC0", held_out, "p")
+        for held_out in (False, True)
+    ]
+    monkeypatch.setattr(photographs, "MORE_PHOTOGRAPHS", tuple(listed))
+    source = MorePhotographSource(tmp_path)
+    assert len(source) == 1
+    (entry,) = source.entries(0, 0)
+    assert entry.load().image.tobytes() == decode(made[1]).tobytes()
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "node_modules").rename(moved)
+    assert MorePhotographSource(moved).fingerprint() == source.fingerprint()
+    (moved / "copy1" / "img-a" / "data" / "image.png").write_bytes(made[0])
+    with pytest.raises(DataError, match=r"does not hold img-a/data/image.png of p, or another version"):
+        MorePhotographSource(moved)
 
 
 def test_another_file_or_no_scikit_image_is_refused(monkeypatch, tmp_path):

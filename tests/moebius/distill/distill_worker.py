@@ -62,7 +62,9 @@ def compute_in_float64():
         for network in (task.network, *task.frozen):
             network.double()
         samples = task.samples
-        task.samples = lambda batch: LatentBatch(*(v.double() if v.is_floating_point() else v for v in samples(batch)))
+        task.samples = lambda batch: LatentBatch(
+            *(v.double() if v is not None and v.is_floating_point() else v for v in samples(batch))
+        )
         return task
 
     trainer.build_task = built

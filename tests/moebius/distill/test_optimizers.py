@@ -261,6 +261,13 @@ def test_the_learning_rate_is_the_papers():
     assert {step: schedule.factor(step) for step in steps} == pytest.approx(steps)
 
 
+def test_the_learning_rate_falls_as_half_a_cosine():
+    options = ScheduleOptions(warm_up=10, milestones=(), cosine=100)
+    assert [options.factor(step) for step in (4, 9, 50, 100, 200)] == pytest.approx(
+        [0.5 * (1 + math.cos(math.pi * 0.04)) / 2, (1 + math.cos(math.pi * 0.09)) / 2, 0.5, 0, 0], abs=1e-12
+    )
+
+
 def test_the_learning_rate_warms_up_and_reaches_both_groups():
     network = Network()
     optimizer = MuonAdamW(network.parameters(), OptimizerOptions(learning_rate=1.0))
@@ -280,6 +287,7 @@ def test_the_learning_rate_warms_up_and_reaches_both_groups():
     ("options", "words"),
     [
         ({"warm_up": -1}, "warm-up is -1"),
+        ({"cosine": 0}, "the cosine is over 0 steps"),
         ({"milestones": (5, 5)}, r"milestones are \[5, 5\]"),
         ({"milestones": (0, 5)}, "rising numbers"),
         ({"decay": 0.0}, "decay is 0.0"),

@@ -9,6 +9,7 @@ from moebius.data.encoded import LatentBatch
 from moebius.distill.loop.assembly import build_task
 from moebius.distill.loop.context import TrainContext
 from moebius.distill.loop.tasks import (
+    crop_place,
     crop_to_hole,
     edge_loss,
     encoding,
@@ -17,9 +18,10 @@ from moebius.distill.loop.tasks import (
     hole_weights,
 )
 from moebius.distill.objectives.losses import LossOptions, Prediction, distillation_losses
-from moebius.distill.objectives.timesteps import Noised, alphas_cumprod
+from moebius.distill.objectives.timesteps import Noised, alphas_cumprod, predict_clean, snr_weights
 from moebius.distill.settings import parse_settings
 from moebius.errors import CheckpointError, TrainingError
+from moebius.network.lambda_layers import InteractiveLambda
 from moebius.weights.load import check_prediction_type, load_vae
 
 
@@ -66,7 +68,7 @@ def test_the_network_is_asked_for_what_the_settings_say(predicts):
     }
     task = build_task(parse_settings(content, "test"))
     task.network.eval()
-    clean, masked, mask, _ = numbered()
+    clean, masked, mask, *_ = numbered()
     ids = task.network.conditional_ids[None].expand(3, -1)
     context = TrainContext(torch.device("cpu"), torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -148,3 +150,100 @@ def test_frozen_statistics_stay():
     network(torch.randn(4, 3, 5, 5) + 7).sum().backward()
     assert torch.equal(network[0].running_mean, before)
     assert network[0].weight.grad is not None
+
+
+LATENTS_ONLY = {
+    "train": "student",
+    "out": "unused",
+    "steps": 1,
+    "batch": 3,
+    "network": {"preset": "tiny", "prediction_type": "v_prediction"},
+    "data": {"latents": "unused"},
+    "losses": {"coarse": 0, "fine": 0, "perceptual": 0},
+    "timesteps": {"sampling": "uniform"},
+}
+
+
+def test_a_student_is_told_where_its_crops_are_from():
+    """The place is a whole position at every level, all places come, and the loss is that of the cropped network."""
+    content = LATENTS_ONLY | {"data": {"latents": "unused", "latent_crop": 8}}
+    task = build_task(parse_settings(content, "test"))
+    layers = [layer for layer in task.network.modules() if isinstance(layer, InteractiveLambda)]
+    places = [crop_place(task.network, 8, torch.Generator().manual_seed(seed)) for seed in range(400)]
+    assert {(top * 16, left * 16) for top, left in places} == {(y, x) for y in range(0, 9, 2) for x in range(0, 9, 2)}
+    clean, masked, mask, *_ = numbered()
+    batch = LatentBatch(clean, masked, mask, task.network.conditional_ids[None].expand(3, -1))
+    task.network.eval()
+    context = TrainContext(torch.device("cpu"), torch.Generator().manual_seed(1))
+    got = task.outcome(task.module, batch, context)
+    assert len({layer.place for layer in layers}) == 1
+    assert layers[0].place is not None
+    got.total.backward()
+    for layer in layers:
+        side = int(len(layer.rel_pos_emb) ** 0.5)
+        top, left = (round(share * side) for share in layer.place)
+        used = torch.zeros(side, side, dtype=torch.bool)
+        used[top : top + side // 2, left : left + side // 2] = True
+        trained = layer.rel_pos_emb.grad.abs().sum((1, 2, 3)).reshape(side, side) > 0
+        assert torch.equal(trained, used)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_snr_weights_count_the_error_of_the_clean_latents(predicts):
+    """The weighted loss against clamp(SNR, least, most) times the squared error of the clean latents, written out."""
+    generator = torch.Generator().manual_seed(0)
+    noisy, predicted, target = (torch.randn(5, 4, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    timesteps, bars = torch.tensor([0, 200, 500, 800, 999]), alphas_cumprod().double()
+    weights = snr_weights(timesteps, bars, 1.0, 5.0, predicts)
+    assert weights.shape == (5, 1, 1, 1)
+    ours, wanted = (predict_clean(noisy, value, timesteps, bars, predicts) for value in (predicted, target))
+    for row, t in enumerate(timesteps.tolist()):
+        snr = float(bars[t]) / (1 - float(bars[t]))
+        expected = min(max(snr, 1.0), 5.0) * (ours[row] - wanted[row]).square().mean()
+        got = (weights[row] * (predicted[row] - target[row]).square()).mean()
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=0)
+
+
+def test_the_weights_of_time_and_region_multiply():
+    task = build_task(parse_settings(LATENTS_ONLY | {"hole_weight": 20, "snr": {"least": 1, "most": 5}}, "test"))
+    sample, timesteps = numbered(), torch.tensor([0, 500, 999])
+    expected = hole_weights(sample.mask, 20) * snr_weights(timesteps, alphas_cumprod(), 1, 5, "v_prediction")
+    assert torch.equal(task._weight(sample, timesteps), expected)
+    uniform = build_task(parse_settings(LATENTS_ONLY, "test"))
+    assert uniform._weight(sample, timesteps) is None
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_samples_that_are_noised_from_the_start_are_asked_for_the_truth(predicts):
+    network = {"preset": "tiny", "prediction_type": predicts}
+    content = LATENTS_ONLY | {"network": network, "start": {"share": 0.5, "least": 300, "most": 310}}
+    task = build_task(parse_settings(content, "test"))
+    generator = torch.Generator().manual_seed(0)
+    clean, start = (torch.randn(64, 4, 16, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    ids = task.network.conditional_ids[None].expand(64, -1)
+    batch = LatentBatch(clean, clean, torch.ones(64, 1, 16, 16), ids, start)
+    context = TrainContext(torch.device("cpu"), torch.Generator().manual_seed(1))
+    sample, noisy = task._noised(task.network, batch, context)
+    bars = alphas_cumprod()
+    # The target leads to the truth from wherever the noise was laid on. Levels are rounded to float32 in `bars`.
+    reached = predict_clean(noisy.latents, noisy.target, noisy.timesteps, bars, predicts)
+    torch.testing.assert_close(reached, sample.latents, rtol=0, atol=1e-9)
+    a = bars[noisy.timesteps].double()[:, None, None, None]
+    distances = [
+        ((noisy.latents - a.sqrt() * base) / (1 - a).sqrt()).square().mean((1, 2, 3)) for base in (clean, start)
+    ]
+    from_truth, from_start = ((distance - 1).abs() < 0.3 for distance in distances)  # unit noise, 1,024 values
+    inside = (noisy.timesteps >= 300) & (noisy.timesteps <= 310)
+    assert 16 < int((from_start & inside).sum()) < 48
+    assert bool((from_start | from_truth).all())
+    assert bool((inside | from_truth).all())
+
+
+def test_settings_of_starts_and_crops_that_do_not_fit_are_refused(tmp_path):
+    for change, words in (
+        ({"start": {"share": 0.5}, "data": {"pictures": [{"source": "scenes:4"}]}, "vae": "stand-in"}, "--starts"),
+        ({"start": {"share": 0.5, "least": 9, "most": 8}}, "least. 9 is above .most. 8"),
+        ({"snr": {"least": 6, "most": 5}}, "least 6 is above most 5"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            parse_settings(LATENTS_ONLY | change, "test")
