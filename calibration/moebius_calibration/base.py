@@ -33,7 +33,7 @@ class BundleCalibration:
 
     def __init__(self, bundle: Bundle, options: Int8Options, progress: Say) -> None:
         self.bundle, self.options, self._progress = bundle, options, progress
-        self.works = {name: work_of(bundle, name, options.target) for name in graphs_of(bundle, options.target)}
+        self.works = {name: work_of(bundle, name, options.target) for name in graphs_of(bundle)}
         self.main = main_graph(bundle)
         others: list[GraphName] = ["unet", "unet_conditional"]
         self.follower = next((name for name in others if name in self.works and name != self.main), None)

@@ -99,18 +99,20 @@ def int8(
     ] = False,
     only: Annotated[
         bool,
-        typer.Option("--only", help="Leave out the files of other precisions; for ort-cpu, those of the U-Net."),
+        typer.Option(
+            "--only", help="Leave out the files of other precisions; for ort-cpu, of graphs with an INT8 file."
+        ),
     ] = False,
 ) -> None:
     """Calibrates on whole trajectories and writes INT8 or FP8 files; what they would harm or not speed up stays float.
 
     The quantized nodes come from the placement that is shipped for the released network. For other networks they are
     all nodes of the U-Net that gain by the cost model. One evaluation checks the result against --error; exit code 1
-    means that a search is needed. --search measures the layers of this bundle instead; --psnr implies it.
+    means that a search is needed. For ort-cpu each graph of the VAE gets an INT8 file only where it is within --error
+    and faster on this machine. --search measures the layers of this bundle instead; --psnr implies it.
     """
     from moebius_calibration.calibrate import Calibrator
-    from moebius_calibration.choice.graphs import main_graph
-    from moebius_calibration.files.timing import compare
+    from moebius_calibration.files.timing import compare_all, without_slower
     from moebius_calibration.files.write import PRECISION, plans_of, write_int8
     from moebius_calibration.options import Int8Options
     from moebius_calibration.placed import PICTURES, STEPS, PlacedCalibrator
@@ -183,18 +185,23 @@ def int8(
             plans, works = calibrator.run(), calibrator.works
         if save_placement is not None:
             _save_placement(opened, plans, save_placement)
-        manifest = write_int8(opened, plans, works, progress, only=only)
-        compared = None
-        if target == "ort-cpu" and not only and any(plan.chosen for plan in plans.values()):
+        manifest = write_int8(opened, plans, works, progress, only=only and (reapply or target != "ort-cpu"))
+        compared = {}
+        if target == "ort-cpu" and not (only and reapply):
             progress("time fp32 and INT8", 0, 0)
-            compared = compare(Bundle.open(bundle), main_graph(opened))
+            compared = compare_all(opened := Bundle.open(bundle), plans)
+            kept = plans if reapply else without_slower(plans, compared)
+            if only or kept != plans:
+                plans = kept
+                manifest = write_int8(opened, plans, works, progress, only=only)
     console.out.print(plan_table(plans.values()))
     if reapply:
         console.out.print("files written from the plans; nothing was measured, the errors are those of the calibration")
     else:
         print_findings(plans.values())
-    if compared is not None:
-        (console.out.print if compared.ratio > 1 else console.warn)(compared.message)
+    for name, times in compared.items():
+        if plans[name].chosen:  # else its verdict has the times
+            (console.out.print if times.ratio > 1 else console.warn)(f"{name}: {times.message}")
     size = sum(file.size for file in manifest.files.values())
     named = PRECISION[options.target]
     files = {path for info in manifest.graphs.values() if (f := info.files.get(named)) for path in f.paths}

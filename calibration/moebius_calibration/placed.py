@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moebius_calibration.base import BundleCalibration
 from moebius_calibration.choice.graph_work import GraphWork
-from moebius_calibration.choice.graphs import same_node
+from moebius_calibration.choice.graphs import may_stay_float, same_node
 from moebius_calibration.choice.simulate import Switched
 from moebius_calibration.options import Int8Options
 from moebius_calibration.placement import RELEASED, GraphPlacement, ShippedPlacement, read_placement
@@ -85,7 +85,8 @@ class PlacedCalibrator(BundleCalibration):
             )
         self._unknown = (
             f"no shipped INT8 placement for this network ({why}): all layers of the U-Net that gain by the cost model "
-            f"are quantized, and the VAE stays in float; `{search}` measures each layer"
+            f"are quantized, {'and those of the VAE' if target == 'ort-cpu' else 'and the VAE stays in float'}; "
+            f"`{search}` measures each layer"
         )
         return None, "all that gains by the cost model"
 
@@ -93,9 +94,12 @@ class PlacedCalibrator(BundleCalibration):
         """Nodes to quantize, as `same_node` names them; None for all that gain."""
         if name == self.follower and self._main_nodes is not None:
             return self._main_nodes
+        on_cpu = may_stay_float(name, self.options.target)
         if self.placement is None:
-            return None if name.startswith("unet") else frozenset()
+            return None if name.startswith("unet") or on_cpu else frozenset()
         placement = self.placement.of(name)
+        if placement is None and on_cpu:  # no placement of the VAE is shipped: what gains is tried, and checked
+            return None
         return frozenset() if placement is None else frozenset(placement.nodes)
 
     def _calibrated(self, names: Sequence[GraphName], scenes: Sequence[Scene]) -> dict[GraphName, Int8Plan]:
@@ -123,6 +127,14 @@ class PlacedCalibrator(BundleCalibration):
         self._progress(f"{name}: check against the error budget", 0, 0)
         session = Switched(work.graph, work.path.parent, ops, scheme, work.weights)
         error = work.evaluator(statistics.samples(options.samples)).error(session, list(ops))
+        if error > options.error and may_stay_float(name, options.target):
+            found = (
+                f"{named} does not ship: with {len(on)} nodes in it this graph is off by {error:.2g}, over the budget "
+                f"of {options.error:g}; it stays in float, --search finds the layers that can be {named}"
+            )
+            why = dict.fromkeys(on, f"over the budget: all together are off by {error:.2g}")
+            plan = self._plan_of(work, statistics, observer, scheme, set(), reasons | why)
+            return plan.model_copy(update={"errors": {"all": error, "budget": options.error}, "verdict": found[:1000]})
         if error > options.error:
             raise PrecisionError(
                 f"{self.bundle.path}: with {len(on)} nodes in {named} {name} is off by {error:.2g}, over "

@@ -19,9 +19,17 @@ def main_graph(bundle: Bundle) -> GraphName:
     return "unet_conditional" if conditional else "unet"
 
 
-def graphs_of(bundle: Bundle, target: Target) -> list[GraphName]:
-    """Graphs that get an INT8 file: all for TensorRT; for the CPU the U-Net, whose layers have INT8 operators."""
-    return [name for name in bundle.manifest.graphs if target != "ort-cpu" or name.startswith("unet")]
+def graphs_of(bundle: Bundle) -> list[GraphName]:
+    """Graphs that can get an INT8 file: all."""
+    return list(bundle.manifest.graphs)
+
+
+def may_stay_float(name: GraphName, target: Target) -> bool:
+    """Whether a graph ships in float alone where its INT8 form is slower or over the error budget.
+
+    On the CPU that holds for the VAE: the network takes another few seconds, and the bundle needs no copy of a file.
+    """
+    return target == "ort-cpu" and not name.startswith("unet")
 
 
 def work_of(bundle: Bundle, name: GraphName, target: Target) -> GraphWork:

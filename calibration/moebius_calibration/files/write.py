@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from moebius_calibration.choice.graph_work import GraphWork
-from moebius_calibration.choice.graphs import graphs_of, work_of
+from moebius_calibration.choice.graphs import graphs_of, may_stay_float, work_of
 from moebius_calibration.files.int8_cpu_file import Placement, write_int8_cpu
 from moebius_calibration.files.tensorrt import quantized
 from moebius_calibration.plan import Int8Plan, Target, plan_bytes, read_plan
@@ -36,7 +36,9 @@ def plans_of(bundle: Bundle, target: Target) -> dict[GraphName, Int8Plan]:
         ExportError: a plan is missing or invalid, or belongs to another graph or other float32 files.
     """
     plans: dict[GraphName, Int8Plan] = {}
-    for name in graphs_of(bundle, target):
+    for name in graphs_of(bundle):
+        if may_stay_float(name, target) and PRECISION[target] not in bundle.graph(name).files:
+            continue
         command = f"moebius-export int8 {bundle.path} --target {target}"
         path = plan_path(bundle, name, PRECISION[target], command)
         plans[name] = read_plan(path)
@@ -91,7 +93,8 @@ def write_int8(
         plans: one for each graph.
         works: the opened graphs; None opens them.
         progress: called with each graph.
-        only: leave out the files of all other precisions, and engines. For the CPU only those of the U-Net.
+        only: leave out the files of all other precisions, and engines. For the CPU this concerns only graphs that get
+            an INT8 file.
 
     Raises:
         ExportError: a plan does not fit its graph.
@@ -119,9 +122,11 @@ def _write_cpu(
     progress: Say,
     only: bool,
 ) -> Manifest:
-    """Writes the files for the CPU; that of a graph without INT8 nodes is float32."""
+    """Writes the files for the CPU. Without INT8 nodes the U-Net's is float32, and the VAE's graphs have none."""
     placements: dict[GraphName, Placement] = {}
     for name, plan in plans.items():
+        if may_stay_float(name, plan.target) and not plan.chosen:
+            continue
         work = works[name] if works else work_of(bundle, name, plan.target)
         plan.check(work.groups, [])
         scheme = scheme_from(plan)

@@ -13,22 +13,24 @@ inline void picture_to_padded_bytes(const moebius::Int8Convolution& f, const flo
   const Plane plane{f.height, f.width};
   threads.each(f.inputs / 4, [&](long group) {
     std::uint8_t* pixels = to + group * plane.size() * 4;
+    const float* rows[4];
+    vec inverse[4], zero[4];
+    ivec border{};
     for (long c = 0; c < 4; ++c) {
       const long channel = group * 4 + c;
-      const vec inverse = splat(f.quantiser.inverse[channel]), zero = splat(f.quantiser.zero[channel]);
-      const std::uint8_t border = std::uint8_t(quantise(splat(0), inverse, zero)[0]);
-      for (long i = 0; i < plane.size(); ++i) pixels[4 * i + c] = border;
-      for (long y = 0; y < f.height; ++y)
-        for (long column = 0; column < f.width; column += kLanes) {
-          const int lanes = int(f.width - column < kLanes ? f.width - column : kLanes);
-          const ivec values =
-              quantise(load(x + (channel * f.height + y) * f.width + column, lanes), inverse, zero);
-          std::uint8_t* at = pixels + 4 * plane.at(y * f.width + column) + c;
-          std::uint8_t narrow[kLanes];
-          store_bytes(narrow, values, lanes);
-          for (int i = 0; i < lanes; ++i) at[4 * i] = narrow[i];
-        }
+      rows[c] = x + channel * f.height * f.width;
+      inverse[c] = splat(f.quantiser.inverse[channel]), zero[c] = splat(f.quantiser.zero[channel]);
+      border |= quantise(splat(0), inverse[c], zero[c]) << int(8 * c);
     }
+    for (long i = 0; i < plane.size(); ++i) std::memcpy(pixels + 4 * i, &border, 4);
+    for (long y = 0; y < f.height; ++y)
+      for (long column = 0; column < f.width; column += kLanes) {
+        const int lanes = int(f.width - column < kLanes ? f.width - column : kLanes);
+        ivec four{};  // the channels of a pixel, the first in the lowest byte
+        for (long c = 0; c < 4; ++c)
+          four |= quantise(load(rows[c] + y * f.width + column, lanes), inverse[c], zero[c]) << int(8 * c);
+        std::memcpy(pixels + 4 * plane.at(y * f.width + column), &four, 4 * lanes);
+      }
   });
 }
 
