@@ -131,7 +131,9 @@ def int8(
         if value not in choices:
             raise InputError(f"{option} {value}: expected one of {', '.join(choices)}")
     if untimed and target != "ort-cpu":
-        raise InputError(f"--untimed is an option of --target ort-cpu, and the target is {target}: leave one of them out")
+        raise InputError(
+            f"--untimed is an option of --target ort-cpu, and the target is {target}: leave one of them out"
+        )
     if reapply and (data is not None or state is not None or weights_only):
         raise InputError(
             "--reapply writes the files from the plans in the bundle: leave out --data, --state and --weights-only"

@@ -30,7 +30,6 @@ from moebius_export.errors import ExportError
 from moebius_export.graph.cost import byte_macs, node_costs, total_macs
 from moebius_export.graph.sessions import session_of
 from moebius_export.trajectories.scenes import seeded_scene
-from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend, ort_integer
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import read_manifest

@@ -100,4 +100,6 @@ def _fake(wins):
 def test_untimed_is_for_the_cpu(fused_bundle):
     done = CliRunner().invoke(app, ["int8", str(fused_bundle), "--untimed"])
     assert done.exit_code != 0
-    assert "--untimed is an option of --target ort-cpu, and the target is tensorrt" in str(done.exception or done.output)
+    assert "--untimed is an option of --target ort-cpu, and the target is tensorrt" in str(
+        done.exception or done.output
+    )
