@@ -103,18 +103,24 @@ def _takes(compiler: list[str], flags: tuple[str, ...]) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def compile_objects(compiler: list[str], sources: Path, folder: Path, extra: tuple[str, ...] = ()) -> list[str]:
+def compile_objects(
+    compiler: list[str],
+    sources: Path,
+    folder: Path,
+    variants: dict[str, tuple[int, tuple[str, ...]]],
+    extra: tuple[str, ...] = (),
+) -> list[str]:
     """Compiles each source once, `variant.cpp` once per instruction set; returns the object files.
 
     Args:
         compiler, sources: the command, and the folder of the sources.
         folder: for the object files.
+        variants: as `variants_of` gives them.
         extra: more flags for all of them.
 
     Raises:
         BuildError: with what the compiler said.
     """
-    variants = variants_of(compiler)
     listed = " ".join(f"V({name})" for name in variants)
     jobs = [
         (name, "variant", (f"-DMOEBIUS_VARIANT={name}", f"-DMOEBIUS_LANES={lanes}", *flags))
@@ -142,7 +148,7 @@ def compile_library(compiler: list[str], sources: Path, library: Path) -> None:
         BuildError: with what the compiler said.
     """
     with tempfile.TemporaryDirectory(prefix="moebius-kernels-") as folder:
-        objects = compile_objects(compiler, sources, Path(folder))
+        objects = compile_objects(compiler, sources, Path(folder), variants_of(compiler))
         made = f"{folder}/{library.name}"
         static = ["-static-libgcc"] if sys.platform == "linux" else []
         _run([*compiler, "-shared", *static, *objects, "-o", made])

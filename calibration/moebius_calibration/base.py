@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from moebius_calibration.choice.graph_work import GraphWork
-from moebius_calibration.choice.graphs import graphs_of, main_graph, plan_of, work_of
+from moebius_calibration.choice.graphs import graphs_of, main_graph, plan_of, same_node, work_of
 from moebius_calibration.options import Int8Options
 from moebius_calibration.plan import Calibration, Int8Plan, Observer
 from moebius_calibration.ranges.observe import check_scenes, collect
@@ -34,6 +34,12 @@ class BundleCalibration:
     def __init__(self, bundle: Bundle, options: Int8Options, progress: Say) -> None:
         self.bundle, self.options, self._progress = bundle, options, progress
         self.works = {name: work_of(bundle, name, options.target) for name in graphs_of(bundle)}
+        for work in self.works.values():
+            work.float_reasons |= {
+                node: options.slower[same_node(node)]
+                for node in work.groups
+                if same_node(node) in options.slower and node not in work.float_reasons
+            }
         self.main = main_graph(bundle)
         others: list[GraphName] = ["unet", "unet_conditional"]
         self.follower = next((name for name in others if name in self.works and name != self.main), None)

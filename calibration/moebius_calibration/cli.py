@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from moebius_runtime import console, kernels
+from moebius_runtime import console
 from moebius_runtime.commands.stages import Stages
 from moebius_runtime.errors import InputError
 
@@ -31,7 +32,7 @@ def int8(
         str,
         typer.Option(
             help="tensorrt (Q/DQ pairs), tensorrt-fp8 (Q/DQ pairs in E4M3, for Ada and newer), or ort-cpu (INT8 "
-            "operators, for processors with VNNI)."
+            "operators)."
         ),
     ] = "tensorrt",
     data: Annotated[
@@ -97,6 +98,14 @@ def int8(
     reapply: Annotated[
         bool, typer.Option("--reapply", help="Write the files again from the plans in the bundle, without measuring.")
     ] = False,
+    untimed: Annotated[
+        bool,
+        typer.Option(
+            "--untimed",
+            help="For ort-cpu: do not time the layers here, where those that are slower in INT8 than in fp32 stay in "
+            "float; for a bundle that other machines run.",
+        ),
+    ] = False,
     only: Annotated[
         bool,
         typer.Option(
@@ -107,11 +116,14 @@ def int8(
     """Calibrates on whole trajectories and writes INT8 or FP8 files; what they would harm or not speed up stays float.
 
     The quantized nodes come from the placement that is shipped for the released network. For other networks they are
-    all nodes of the U-Net that gain by the cost model. One evaluation checks the result against --error; exit code 1
+    all nodes of the U-Net that gain by the cost model. For ort-cpu each layer is timed on this machine first, and those
+    that INT8 does not make faster stay in float. One evaluation checks the result against --error; exit code 1
     means that a search is needed. For ort-cpu each graph of the VAE gets an INT8 file only where it is within --error
     and faster on this machine. --search measures the layers of this bundle instead; --psnr implies it.
     """
     from moebius_calibration.calibrate import Calibrator
+    from moebius_calibration.choice.graphs import main_graph, same_node
+    from moebius_calibration.choice.machine import decision, slower, time_graph
     from moebius_calibration.files.timing import compare_all, without_slower
     from moebius_calibration.files.write import PRECISION, plans_of, write_int8
     from moebius_calibration.options import Int8Options
@@ -119,6 +131,7 @@ def int8(
     from moebius_calibration.plan import Observer, Target
     from moebius_calibration.report import plan_table, print_findings
     from moebius_calibration.weights_only import weight_plans
+    from moebius_runtime.backends import ort_integer
     from moebius_runtime.bundle.bundle import Bundle
     from moebius_runtime.bundle.copies import writable_folder
     from moebius_runtime.files import check_writable
@@ -129,6 +142,10 @@ def int8(
     ):
         if value not in choices:
             raise InputError(f"{option} {value}: expected one of {', '.join(choices)}")
+    if untimed and target != "ort-cpu":
+        raise InputError(
+            f"--untimed is an option of --target ort-cpu, and the target is {target}: leave one of them out"
+        )
     if reapply and (data is not None or state is not None or weights_only):
         raise InputError(
             "--reapply writes the files from the plans in the bundle: leave out --data, --state and --weights-only"
@@ -162,16 +179,16 @@ def int8(
         samples=samples,
         state=state,
     )
-    if target == "ort-cpu" and (words := kernels.in_words()) != kernels.BYTE_PRODUCTS:
-        from moebius_runtime.backends import ort_integer
-
-        console.warn(
-            f"this machine's kernels: {words}. INT8 is fast only with AVX512-VNNI: expect 1.2 to 1.5 times the speed "
-            "of fused fp32 in a layer with other kernels, less without any. The files are exact everywhere"
-            + (f". {ort_integer.SATURATES}" if ort_integer.saturates() else "")
-        )
+    if target == "ort-cpu" and ort_integer.saturates():
+        console.warn(ort_integer.SATURATES)
+    timed = {}
     with Stages("int8") as progress:
         works = None
+        if target == "ort-cpu" and not (reapply or weights_only or untimed):
+            progress("time each layer in fp32 and INT8", 0, 0)
+            timed = time_graph(opened, main_graph(opened))
+            found = {same_node(node): reason for node, reason in slower(timed).items()}
+            options = replace(options, slower=found)
         if reapply:
             plans = plans_of(opened, options.target)
         elif weights_only:
@@ -194,6 +211,8 @@ def int8(
             if only or kept != plans:
                 plans = kept
                 manifest = write_int8(opened, plans, works, progress, only=only)
+    if timed:
+        console.out.print(decision(timed))
     console.out.print(plan_table(plans.values()))
     if reapply:
         console.out.print("files written from the plans; nothing was measured, the errors are those of the calibration")

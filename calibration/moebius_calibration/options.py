@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moebius_calibration.graph.gain import RATES, Rates
@@ -23,6 +24,8 @@ class Int8Options:
         samples: number of recorded runs that each trial is evaluated on.
         evaluations: above this number of nodes, those of a module are tried together.
         rates: cost model of the device, in microseconds; None takes the built-in one of the target.
+        slower: nodes that INT8 does not make faster on this machine -> the reason, see `choice.machine`; node
+            names as `graphs.same_node` gives them.
         state: file for the statistics after each picture, from which a stopped calibration resumes.
     """
 
@@ -38,6 +41,7 @@ class Int8Options:
     evaluations: int = 400
     rates: Rates | None = None
     state: Path | None = None
+    slower: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cost_model(self) -> Rates:

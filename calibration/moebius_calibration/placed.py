@@ -122,7 +122,7 @@ class PlacedCalibrator(BundleCalibration):
         plan = self._plan_of(work, statistics, observer, scheme, on, reasons)
         named = work.number_format.name
         if not on:
-            verdict = f"{named} does not win here: the cost model sees no gain in any layer; this graph stays in float"
+            verdict = f"{named} does not win here: no layer gains; this graph stays in float"
             return plan.model_copy(update={"verdict": verdict})
         self._progress(f"{name}: check against the error budget", 0, 0)
         session = Switched(work.graph, work.path.parent, ops, scheme, work.weights)

@@ -56,6 +56,8 @@ def check_objective(settings: Settings) -> None:
         )
     if settings.data.latent_crop is not None:
         raise ValueError(f"`objective: {objective}` is for whole latents; leave out `latent_crop`")
+    if settings.snr is not None or settings.start is not None:
+        raise ValueError(f"`snr` and `start` are for `objective: diffusion`, not for {objective}; leave them out")
     if objective == "consistency" and settings.ema is None:
         raise ValueError("`objective: consistency` learns from the averaged network; `ema` must not be null")
     shown = settings.samples

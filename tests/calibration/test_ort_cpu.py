@@ -264,15 +264,17 @@ def test_files_in_a_bundle(fused_bundle_copy, found, ranges):
     made = int8_cpu_model(before, GRAPH, placement)
     assert np.array_equal(got, run(made, compiled=bool(kernels.library_path())))
     said = backend.describe()["kernels"]
-    assert said in (kernels.BYTE_PRODUCTS, kernels.in_words_of_bytes(kernels.in_words()))
+    assert said in (*kernels.DOT_PRODUCTS, kernels.in_words_of_bytes(kernels.in_words()))
     again = {path: (written.path / path).read_bytes() for path in (file.model, file.weights)}
     write_int8_cpu(written, {GRAPH: placement})
     assert {path: (fused_bundle_copy / path).read_bytes() for path in again} == again
 
 
 def test_what_to_expect_without_the_instructions():
-    assert kernels.in_words_of_bytes("avx512vnni") == "avx512vnni"
-    assert kernels.in_words_of_bytes("avx2") == "avx2, without AVX512-VNNI: int8 gains little here"
+    for words in ("avx512vnni", "avxvnni", "dotprod", "i8mm"):
+        assert kernels.in_words_of_bytes(words) == words
+    for words in ("avx2", "neon", "none (not built)"):
+        assert kernels.in_words_of_bytes(words) == f"{words}, without INT8 dot products: int8 gains little here"
 
 
 def test_smoothing_divides_values_and_multiplies_weights(bundle, found, ranges):

@@ -41,6 +41,7 @@ def root(tmp_path):
     visible = '__attribute__((visibility("default")))'
     (sources / "library.cpp").write_text(f'extern "C" {visible} int answer() {{ return 42; }}\n')
     (sources / "work.cpp").write_text("int hidden() { return 1; }\n")
+    (sources / "dispatch.cpp").write_text("#define V(name) name,\nenum { MOEBIUS_VARIANTS };\n")
     (sources / "variant.cpp").write_text(
         "namespace MOEBIUS_VARIANT { extern const int lanes; const int lanes = MOEBIUS_LANES; }\n"
     )
@@ -140,4 +141,32 @@ def test_the_library_shows_two_names():
 
 def test_the_sources_are_those_of_the_hook():
     sources = {path.stem for path in (ROOT / hatch_build.FOLDER / "src").glob("*.cpp")}
-    assert sources == {"library", "work", "variant"}
+    assert sources == {"library", "work", "dispatch", "variant"}
+
+
+def compiler_for(machine, refused=()):
+    """A compiler that is for this machine, and refuses some flags as an older one does."""
+    words = " ".join(f"*{flag}*) exit 1;;" for flag in refused)
+    return ["sh", "-c", f'case "$*" in *-dumpmachine*) echo {machine};; {words} esac', "sh"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "refused", "expected"),
+    [
+        ("x86_64-linux-gnu", (), ["generic", "avx2", "avxvnni", "avx512", "avx512vnni"]),
+        ("x86_64-linux-gnu", ("-mavxvnni",), ["generic", "avx2", "avx512", "avx512vnni"]),
+        ("aarch64-linux-gnu", (), ["generic", "neon", "dotprod", "i8mm"]),
+        ("arm64-apple-darwin24.1.0", ("+i8mm",), ["generic", "neon", "dotprod"]),
+        ("aarch64_be-linux-gnu", (), ["generic"]),
+        ("riscv64-linux-gnu", (), ["generic"]),
+    ],
+)
+def test_variants_of_a_machine_and_of_older_compilers(machine, refused, expected):
+    assert list(hatch_build.variants_of(compiler_for(machine, refused))) == expected
+
+
+def test_the_runtime_knows_every_variant():
+    from moebius_runtime import kernels
+
+    assert set(kernels.VARIANTS) == set(hatch_build.X86_VARIANTS) | set(hatch_build.ARM_VARIANTS)
+    assert set(kernels.DOT_PRODUCTS) < set(kernels.VARIANTS)

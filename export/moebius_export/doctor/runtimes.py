@@ -81,8 +81,10 @@ def _on_the_cpu(library: Found, compiled: Found) -> str:
     if compiled.answer.value:
         words = str(compiled.answer.value["words"])
         notes.append(f"kernels {words}")
-        if words != kernels.BYTE_PRODUCTS:
-            notes.append("INT8 is exact and gains little over fp32, which AVX512-VNNI would change")
+        if words not in kernels.DOT_PRODUCTS:
+            notes.append(
+                "INT8 is exact and gains little over fp32: this CPU has no INT8 dot products (VNNI, Arm's dotprod)"
+            )
     if library.answer.value and library.answer.value.get("saturates"):
         notes.append(SATURATES)
     return "; ".join(notes)

@@ -63,7 +63,7 @@ class GuidanceTask(_ConditionalTask):
 
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
         """The squared error between the conditional output and the teacher's guided prediction."""
-        sample, noisy = self._noised(batch, context)
+        sample, noisy = self._noised(self.network, batch, context)
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted, _ = module(seen, noisy.timesteps, sample.categories)
         loss = guidance_loss(predicted, self._teach(seen, noisy.timesteps, context), self._masked_weight(sample))
@@ -95,7 +95,7 @@ class ConsistencyTask(_ConditionalTask):
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
         """The pseudo-Huber distance between the student's f and the averaged network's f, one DDIM step further."""
         assert self.average is not None, "the trainer sets it; settings without an average are refused"
-        sample, noisy = self._noised(batch, context)
+        sample, noisy = self._noised(self.network, batch, context)
         start, end = noisy.timesteps, earlier_timesteps(noisy.timesteps)
         kind, bars = self.prediction_type, self._bars
 

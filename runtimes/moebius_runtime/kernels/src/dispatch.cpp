@@ -24,6 +24,9 @@ namespace {
 #if defined(__x86_64__)
 
 bool has_avx_vnni() {  // which older compilers' __builtin_cpu_supports does not know
+#if defined(MOEBIUS_TEST_AVXVNNI)  // the variant is compiled with AVX-512's form of the instruction, see tests/kernels/native
+  return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
