@@ -108,6 +108,7 @@ class ModelInfo(StrictModel):
     parameters: Count
     unet: WeightsInfo
     vae: WeightsInfo
+    tiny_decoder: WeightsInfo | None = None
 
 
 class Geometry(StrictModel):
@@ -285,7 +286,8 @@ class Manifest(StrictModel):
     @property
     def stand_in(self) -> bool:
         """True if any weights are random test weights, so that the picture inside the mask is noise."""
-        return self.model.unet.stand_in or self.model.vae.stand_in
+        tiny = self.model.tiny_decoder
+        return self.model.unet.stand_in or self.model.vae.stand_in or (tiny is not None and tiny.stand_in)
 
 
 def content_digest(content: dict[str, Any]) -> str:
