@@ -19,7 +19,8 @@ from moebius_runtime.pipeline import InpaintPipeline
 Pixels = npt.NDArray[np.uint8]
 Perceptual = Callable[[Pixels, Pixels, npt.NDArray[np.bool_]], float]
 STAGES = ("preprocess", "encode", "step", "decode", "paste")
-_CEILING = 99.0  # dB in place of infinity, the PSNR of equal pictures
+CEILING = 99.0
+"""In place of infinity, the PSNR of equal pictures in dB."""
 
 
 class Distance(BaseModel):
@@ -128,7 +129,7 @@ def distance(
     triples = [(one, other, case.mask) for one, other, case in zip(first, second, cases, strict=True)]
     ratios = [psnr(*triple) for triple in triples]
     return Distance(
-        psnr=statistics.fmean(_CEILING if math.isinf(value) else value for value in ratios),
+        psnr=statistics.fmean(CEILING if math.isinf(value) else value for value in ratios),
         ssim=statistics.fmean(ssim(*triple) for triple in triples),
         perceptual=None if perceptual is None else statistics.fmean(perceptual(*triple) for triple in triples),
     )

@@ -480,6 +480,11 @@ document.addEventListener("paste", (event) => {
 
 // The start
 
+/** Shows how many steps the chosen mode takes where none are given. */
+function showSteps() {
+  $("steps").placeholder = String(facts.mode_steps?.[$("mode").value] ?? facts.defaults.num_inference_steps);
+}
+
 async function start() {
   facts = await engine.describe();
   for (const mode of facts.modes) {
@@ -488,7 +493,8 @@ async function start() {
     $("mode").append(option);
   }
   $("mode").value = facts.mode;
-  $("steps").placeholder = String(facts.defaults.num_inference_steps);
+  showSteps();
+  $("mode").addEventListener("change", showSteps);
   $("guidance").placeholder = String(facts.defaults.guidance_scale);
   document.querySelector("[data-tool=select]")?.toggleAttribute("hidden", !facts.segmenter);
   const rows = { model: facts.model, ...facts.runtime, "weights": facts.test_weights ? "random test weights" : "trained" };
