@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ def measure(
     """Rows in the order of the variants, and the pictures of each.
 
     All variants run on a picture before the next picture: a slow moment of the machine meets all of them. Each variant
-    runs once unmeasured before, which loads its graphs. What lies under the mask is the mean colour of the rest, since
+    runs one step unmeasured before, which loads its graphs. What lies under the mask is the mean colour of the rest, since
     mode `reference` starts from the picture. Pixels outside of the mask are the true ones in every comparison.
 
     Args:
@@ -95,7 +96,7 @@ def measure(
         for variant in variants:
             progress(case.name, variant.name)
             if index == 0:
-                pipeline.inpaint(given, case.mask, variant.options)
+                pipeline.inpaint(given, case.mask, replace(variant.options, steps=1, strength=1.0))
             result = pipeline.inpaint(given, case.mask, variant.options)
             timed[variant.name].append({stage: sum(result.seconds.get(stage, [])) for stage in STAGES})
             filled = result.picture.to_rgb()
