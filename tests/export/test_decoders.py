@@ -247,3 +247,42 @@ def test_a_bundle_without_one_refuses(fused_bundle):
     with pytest.raises(InputError, match="no graph vae_decoder_tiny"):
         pipeline.check(make_options(vae_decoder="tiny"))
     assert read_manifest(fused_bundle).modes["fast"].vae_decoder == "full"
+
+
+# --- what other commands do with them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_parts_go_with_the_fp32_weights_that_they_share(bundle_with_tiny, tmp_path, only):
+    """`--precision fp16` alone removes the decoder's fp32 files, and with them the parts; the tiny decoder stays."""
+    from moebius_export.precision.write import linked
+    from moebius_runtime.bundle.bundle import Bundle
+
+    bundle = Bundle.open(bundle_with_tiny)
+    files = linked(bundle, tmp_path, "fp16", only, bundle.manifest.graphs.keys())
+    there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(files) == there
+    parts = {"vae_decoder/model_lower.onnx", "vae_decoder/model_upper.onnx"}
+    assert (parts & there) == (set() if only else parts)
+    assert "vae_decoder_tiny/model.onnx" in there
+
+
+def test_open_sizes_run_without_compiled_kernels(fused_bundle, vae):
+    """The bodies of the functions, as runtimes without our kernels run them, at two sizes that were not traced."""
+    from moebius_export.onnx_export.parity import run_file
+
+    manifest = read_manifest(fused_bundle)
+    file = fused_bundle / manifest.decoders["vae_decoder_upper"].files["fp32"].model
+    rng = np.random.RandomState(0)
+    for height, width in ((8, 12), (20, 4)):
+        inside = np.zeros((1, 1, 8, 8), np.float32)
+        inside[:, :, :3, 2:5] = 1
+        inputs = {
+            "features": rng.standard_normal((1, 24, height, width)).astype(np.float32),
+            "overview": rng.standard_normal((1, 24, 8, 8)).astype(np.float32),
+            "inside": inside,
+        }
+        bodies, compiled = (run_file(file, inputs, kernels=kernels) for kernels in (False, True))
+        assert bodies.shape == (1, 3, 4 * height, 4 * width)
+        if compiled is not None:
+            np.testing.assert_allclose(compiled, bodies, rtol=0, atol=2e-4)

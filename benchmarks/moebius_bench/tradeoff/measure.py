@@ -79,8 +79,8 @@ def measure(
     """Rows in the order of the variants, and the pictures of each.
 
     All variants run on a picture before the next picture: a slow moment of the machine meets all of them. Each variant
-    runs one step unmeasured before, which loads its graphs. What lies under the mask is the mean colour of the rest, since
-    mode `reference` starts from the picture. Pixels outside of the mask are the true ones in every comparison.
+    runs one step unmeasured before, which loads its graphs. What lies under the mask is the mean colour of the rest,
+    since mode `reference` starts from the picture. Pixels outside of the mask are the true ones in every comparison.
 
     Args:
         pipeline: with memory `fast`.
