@@ -13,6 +13,7 @@ from moebius.errors import CheckpointError, MisfitError
 from moebius.network.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
+from moebius.network.tiny_vae import build_tiny_vae
 from moebius.network.vae import build_vae
 from moebius.network.variants import layers_named
 from moebius.weights.checkpoint import Checkpoint, load_checkpoint, load_config
@@ -20,7 +21,7 @@ from moebius.weights.sources import released_guidance
 from moebius.weights.stand_in import TensorSpec
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 _Config = TypeVar("_Config")
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -108,6 +109,24 @@ def load_vae(
     """
     _check_vae_config(load_config(source, progress=progress), config, source)
     vae = _empty(build_vae, config)
+    return vae, _fill(vae, source, progress)
+
+
+def load_tiny_vae(source: str, progress: Callable[[str], None] | None = None) -> tuple[AutoencoderTiny, Checkpoint]:
+    """Loads a tiny autoencoder of the published sizes with the weights of `source`, in eval mode.
+
+    Raises:
+        CheckpointError: as for `load_student`, or the `config.json` beside the weights has other sizes.
+    """
+    vae = _empty(lambda _: build_tiny_vae(), None)
+    found = load_config(source, progress=progress) or {}
+    for name, value in vae.config.items():
+        expected = list(value) if isinstance(value, tuple) else value
+        if name in found and found[name] != expected:
+            raise CheckpointError(
+                f"{source}: its config.json says {name} = {found[name]!r}, a tiny decoder for these latents has "
+                f"{expected!r}; choose hub:madebyollin/taesdxl, or a file of its sizes"
+            )
     return vae, _fill(vae, source, progress)
 
 

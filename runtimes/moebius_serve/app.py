@@ -16,6 +16,7 @@ from starlette.formparsers import MultiPartParser
 
 from moebius_runtime.pipeline import InpaintPipeline
 from moebius_runtime.settings.modes import DEFAULT_MODE, MODES, ModeName
+from moebius_runtime.settings.options import InpaintOptions, settings_of
 from moebius_serve.api import gimp, iopaint, openai, own
 from moebius_serve.guard import Access, App, Guard, error_body
 from moebius_serve.jobs import Jobs
@@ -74,6 +75,9 @@ def describe(pipeline: InpaintPipeline, limits: Limits, mode: ModeName, segmente
         "image_size": manifest.geometry.image_size,
         "modes": list(MODES),
         "mode": mode,
+        "mode_steps": {
+            name: settings_of(InpaintOptions(mode=name), manifest.defaults, manifest.modes).steps for name in MODES
+        },
         "segmenter": segmenter.name if segmenter else None,
         "defaults": manifest.defaults.model_dump(mode="json"),
         "limits": {"pixels": limits.pixels, "body_bytes": limits.body_bytes, "queue": limits.queue},

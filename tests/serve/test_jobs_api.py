@@ -176,6 +176,21 @@ def test_defaults_name_modes_and_limits(live):
     assert (facts["mode"], facts["segmenter"], facts["image_size"]) == ("best", None, 128)
     assert facts["limits"]["queue"] == 16
     assert facts["defaults"]["num_inference_steps"] == 6
+    assert facts["mode_steps"] == {"reference": 6, "best": 6, "balanced": 10, "fast": 6}
+
+
+def test_the_levers_are_options(live, picture, mask):
+    """Each reaches the run or is refused in one sentence; a wrong type is refused by its name."""
+    last = ended(live, create(live, picture, mask, {"mode": "fast", "steps": 2, "guidance_interval": [100, 900]}))
+    assert (last["state"], last["steps"]) == ("done", 2)
+    for options, words in (
+        ({"guidance_interval": "1:2"}, "option guidance_interval is '1:2'; expected a list"),
+        ({"guidance_interval": [5]}, "guidance-interval"),
+        ({"decode": "masked"}, "has no graph vae_decoder_lower"),
+        ({"vae_decoder": "tiny"}, "has no graph vae_decoder_tiny"),
+        ({"decode": 1}, "option decode is 1; expected a text"),
+    ):
+        is_sentence(create(live, picture, mask, options), 400, words)
 
 
 def test_the_servers_mode_is_taken_where_none_is_named(serve, picture, mask, filled_by_command):

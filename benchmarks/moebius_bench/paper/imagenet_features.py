@@ -61,7 +61,7 @@ class ImageNetDistance:
         self._weights = dict(weights)
 
     def __call__(self, first: Pixels, second: Pixels, mask: npt.NDArray[np.bool_]) -> float:
-        """The distance inside a mask: 0 for equal pictures, in practice below 1.
+        """The distance inside a mask: 0 for equal pictures, at most 4.
 
         Features of each position are scaled to unit length; their squared difference is averaged over the positions,
         weighted by the share of the mask in each, and over five resolutions.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ from moebius_runtime.pipeline import InpaintPipeline
 Pixels = npt.NDArray[np.uint8]
 Perceptual = Callable[[Pixels, Pixels, npt.NDArray[np.bool_]], float]
 STAGES = ("preprocess", "encode", "step", "decode", "paste")
-_CEILING = 99.0  # dB in place of infinity, the PSNR of equal pictures
+CEILING = 99.0
+"""In place of infinity, the PSNR of equal pictures in dB."""
 
 
 class Distance(BaseModel):
@@ -77,8 +79,8 @@ def measure(
     """Rows in the order of the variants, and the pictures of each.
 
     All variants run on a picture before the next picture: a slow moment of the machine meets all of them. Each variant
-    runs once unmeasured before, which loads its graphs. What lies under the mask is the mean colour of the rest, since
-    mode `reference` starts from the picture. Pixels outside of the mask are the true ones in every comparison.
+    runs one step unmeasured before, which loads its graphs. What lies under the mask is the mean colour of the rest,
+    since mode `reference` starts from the picture. Pixels outside of the mask are the true ones in every comparison.
 
     Args:
         pipeline: with memory `fast`.
@@ -94,7 +96,7 @@ def measure(
         for variant in variants:
             progress(case.name, variant.name)
             if index == 0:
-                pipeline.inpaint(given, case.mask, variant.options)
+                pipeline.inpaint(given, case.mask, replace(variant.options, steps=1, strength=1.0))
             result = pipeline.inpaint(given, case.mask, variant.options)
             timed[variant.name].append({stage: sum(result.seconds.get(stage, [])) for stage in STAGES})
             filled = result.picture.to_rgb()
@@ -128,7 +130,7 @@ def distance(
     triples = [(one, other, case.mask) for one, other, case in zip(first, second, cases, strict=True)]
     ratios = [psnr(*triple) for triple in triples]
     return Distance(
-        psnr=statistics.fmean(_CEILING if math.isinf(value) else value for value in ratios),
+        psnr=statistics.fmean(CEILING if math.isinf(value) else value for value in ratios),
         ssim=statistics.fmean(ssim(*triple) for triple in triples),
         perceptual=None if perceptual is None else statistics.fmean(perceptual(*triple) for triple in triples),
     )

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from rich.table import Table
 
 from moebius_bench.report.messages import seconds
-from moebius_bench.tradeoff.measure import Row, Tradeoff, error_of
+from moebius_bench.tradeoff.measure import CEILING, Distance, Row, Tradeoff, error_of
 
 _TEMPLATE = Path(__file__).with_name("templates") / "tradeoff.html"
 HEAD = (
@@ -19,6 +19,7 @@ HEAD = (
     "encode",
     "steps",
     "decode",
+    "PSNR to reference",
     "PSNR to best",
     "PSNR to truth",
     "SSIM to truth",
@@ -39,7 +40,8 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
                 row.name,
                 seconds(row.seconds),
                 *(seconds(row.stages[stage]) for stage in ("encode", "step", "decode")),
-                "equal" if row.best.psnr == 99 else f"{row.best.psnr:.1f} dB",
+                "" if row.reference is None else _ratio(row.reference),
+                _ratio(row.best),
                 f"{row.truth.psnr:.2f} dB",
                 f"{row.truth.ssim:.3f}",
                 perceptual,
@@ -50,12 +52,21 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     return body
 
 
+def _ratio(distance: Distance) -> str:
+    return "equal" if distance.psnr == CEILING else f"{distance.psnr:.1f} dB"
+
+
 def table(result: Tradeoff) -> Table:
     """The table for the terminal."""
-    found = Table(*HEAD, title=f"inside the mask, {result.pictures} pictures; time without loading")
+    found = Table(*HEAD, title=f"inside the mask, {counted(result)}; time without loading")
     for line in cells(result.rows):
         found.add_row(*line)
     return found
+
+
+def counted(result: Tradeoff) -> str:
+    """The number of pictures."""
+    return f"{result.pictures} picture{'s' * (result.pictures != 1)}"
 
 
 def page(result: Tradeoff) -> str:
@@ -66,6 +77,7 @@ def page(result: Tradeoff) -> str:
         _TEMPLATE,
         title="moebius-bench tradeoff",
         result=result,
+        counted=counted(result),
         head=HEAD,
         rows=[
             [(cell, "words" if column == 1 else "") for column, cell in enumerate(line)] for line in cells(result.rows)

@@ -43,6 +43,17 @@ def onnx(
             "shipped:small/vae."
         ),
     ] = None,
+    tiny_decoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Also export a tiny decoder of these weights, for --vae-decoder tiny and mode fast: "
+            "hub:madebyollin/taesdxl for the released network, or a file of its sizes."
+        ),
+    ] = None,
+    masked_decode: Annotated[
+        bool,
+        typer.Option(help="Also export the decoder in two parts, for --decode masked and modes balanced and fast."),
+    ] = True,
     preset: Annotated[str, typer.Option(help="Sizes of the network: full, small or tiny.")] = "full",
     guidance_scale: Annotated[
         float | None,
@@ -107,7 +118,12 @@ def onnx(
     if named is None:
         raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
     body = None if lowering is None else lowering_of(lowering, named)
-    options = ExportOptions(weights, vae, preset, batch, dynamic_batch, chosen, named, body, guidance_scale, inline)
+    options = ExportOptions(
+        *(weights, vae, preset, batch, dynamic_batch, chosen, named, body, guidance_scale),
+        inline=inline,
+        masked=masked_decode,
+        tiny_decoder=tiny_decoder,
+    )
     started = time.perf_counter()
     columns = (
         TextColumn("{task.description:<16}"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 TorchPrecision = Literal["fp32", "bf16", "fp16"]
+_Part = Literal["unet", "vae", "tiny"]
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _WARM_UPS = 3  # runs before a capture: libraries choose their kernels, Triton times its blocks
 
@@ -120,7 +121,9 @@ class TorchBackend(Backend):
         self.precision = _precision(precision)
         self._captures = _captures(cuda_graphs, self._device)
         model = bundle.manifest.model
-        self._sources = {"unet": weights or origin(model.unet), "vae": vae or origin(model.vae)}
+        self._sources: dict[str, str] = {"unet": weights or origin(model.unet), "vae": vae or origin(model.vae)}
+        if model.tiny_decoder is not None:
+            self._sources["tiny"] = origin(model.tiny_decoder)
         self._given = bool(modules)
         self._modules: dict[GraphName, Any] = dict(modules or {})
 
@@ -135,7 +138,8 @@ class TorchBackend(Backend):
         from moebius.network.lambda_layers import set_lambda_form
 
         if graph not in self._modules:  # the graphs of one network share it
-            self._modules |= self._read("unet" if graph.startswith("unet") else "vae")
+            part: _Part = "unet" if graph.startswith("unet") else "tiny" if graph == "vae_decoder_tiny" else "vae"
+            self._modules |= self._read(part)
         precision = "fp32" if graph.startswith("vae") and self.precision == "fp16" else self.precision
         dtype = getattr(self._torch, _DTYPES[precision])
         module = self._modules[graph].to(self._device, dtype)
@@ -143,10 +147,11 @@ class TorchBackend(Backend):
         run = CapturedModule(module, self._torch.cuda, graph) if self._captures else module
         return _Loaded(run, dtype)
 
-    def _read(self, part: Literal["unet", "vae"]) -> dict[GraphName, Any]:
+    def _read(self, part: _Part) -> dict[GraphName, Any]:
         from moebius import preset
         from moebius.errors import CheckpointError
-        from moebius.weights.load import load_student, load_vae
+        from moebius.network.tiny_vae import TinyDecoder
+        from moebius.weights.load import load_student, load_tiny_vae, load_vae
 
         model, source = self.bundle.manifest.model, self._sources[part]
         modules: dict[GraphName, Any]
@@ -156,6 +161,9 @@ class TorchBackend(Backend):
                 student, checkpoint = load_student(source, sizes.student)
                 distilled = self.bundle.manifest.guidance is not None
                 modules, expected = unet_modules(student, distilled=distilled), model.unet.sha256
+            elif part == "tiny" and model.tiny_decoder is not None:
+                tiny, checkpoint = load_tiny_vae(source)
+                modules, expected = {"vae_decoder_tiny": TinyDecoder(tiny).eval()}, model.tiny_decoder.sha256
             else:
                 autoencoder, checkpoint = load_vae(source, sizes.vae)
                 modules, expected = vae_modules(autoencoder), model.vae.sha256

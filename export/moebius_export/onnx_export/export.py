@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moebius import Preset, VaeDecoder, VaeEncoder, preset
+from moebius.network.tiny_vae import TinyDecoder
 from moebius.weights.checkpoint import Checkpoint
 from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import (
@@ -24,6 +25,7 @@ from moebius.weights.load import (
     check_prediction_type,
     default_guidance,
     load_student,
+    load_tiny_vae,
     load_vae,
 )
 from moebius_export.errors import ExportError
@@ -42,6 +44,7 @@ from moebius_export.rules import (
     rewrite_decoder,
     rewrite_decoder_part,
     rewrite_encoder,
+    rewrite_tiny_decoder,
     rewrite_unet,
 )
 from moebius_export.rules.base import Outcome
@@ -72,6 +75,9 @@ from moebius_runtime.decoding import MASKED
 from moebius_runtime.files import atomic_write, placed_whole, sha256_file
 from moebius_runtime.settings.modes import MODES, recorded
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
+
 Progress = Callable[[str, str], None]
 """Called with (graph, stage) when a stage begins."""
 
@@ -88,8 +94,9 @@ class ExportOptions:
     operators' bodies and `lowering` their layout, by default the target's shipped one. `guidance_scale` is
     the bundle's default one, 0 to 100: None is the paper's for released weights, else the preset's. Weights whose
     `config.json` records distilled guidance have that one alone, and perhaps a sampler and a number of steps. `masked`
-    also exports the decoder in two parts, for `--decode masked`. `inline` writes
-    standard ONNX operators only, as does the target `webgpu`.
+    also exports the decoder in two parts, for `--decode masked`. `inline` writes standard ONNX
+    operators only, as does the target `webgpu`. `tiny_decoder` is the source of a tiny decoder, exported beside the
+    full one.
     """
 
     weights: str = DEFAULT_WEIGHTS
@@ -103,6 +110,7 @@ class ExportOptions:
     guidance_scale: float | None = None
     masked: bool = True
     inline: bool = False
+    tiny_decoder: str | None = None
 
     @property
     def lowered(self) -> Lowering:
@@ -150,6 +158,7 @@ def export_onnx(
     import_onnxruntime()  # needed for the comparison: fail now, not after minutes of work
     _check_place(Path(out))
     with placed_whole(Path(out)) as folder:
+        tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
         progress("weights", "U-Net")
         check_prediction_type(options.weights, sizes.prediction_type, lambda note: progress("weights", note))
         student, student_weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
@@ -165,12 +174,16 @@ def export_onnx(
         if options.masked:
             decoders |= {"vae_decoder_lower": LowerDecoder(vae), "vae_decoder_upper": UpperDecoder(vae)}
         graphs |= _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
+        if tiny is not None:
+            modules: dict[GraphName, nn.Module] = {"vae_decoder_tiny": TinyDecoder(tiny[0]).eval()}
+            graphs |= _write_graphs(folder, "vae_decoder_tiny", modules, sizes, options, progress)
         progress("manifest", "hash")
         model = ModelInfo(
             preset=options.preset,
             parameters=parameters,
             unet=_weights_info(student_weights),
             vae=_weights_info(vae_weights),
+            tiny_decoder=None if tiny is None else _weights_info(tiny[1]),
         )
         manifest = _manifest(folder, model, sizes, guidance, graphs, known)
         manifest = keep_earlier(Path(out), folder, manifest, note)
@@ -231,15 +244,15 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 def _write_graphs(
     folder: Path,
-    group: Literal["unet", "vae_encoder", "vae_decoder"],
+    group: Literal["unet", "vae_encoder", "vae_decoder", "vae_decoder_tiny"],
     modules: dict[GraphName, nn.Module],
     sizes: Preset,
     options: ExportOptions,
     progress: Progress,
 ) -> dict[GraphName, _Written]:
     """Writes the graphs of one folder of the bundle over one weights file, and compares each with PyTorch."""
-    batched = {"vae_encoder": "image", "vae_decoder": "latent"}.get(group, "sample")
-    output = {"vae_encoder": "latent", "vae_decoder": "image"}.get(group, "noise_pred")
+    batched = {"vae_encoder": "image", "unet": "sample"}.get(group, "latent")
+    output = {"vae_encoder": "latent", "unet": "noise_pred"}.get(group, "image")
     # torch.export takes a first axis of 1 for a constant, so an open one is traced with 2
     batch = max(options.batch, 2) if options.dynamic_batch else options.batch
     specs = {
@@ -310,6 +323,8 @@ def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tup
         module, outcomes = rewrite_decoder(module, rules, count)
     elif isinstance(module, VaeEncoder):
         module, outcomes = rewrite_encoder(module, rules, count)
+    elif isinstance(module, TinyDecoder):
+        module, outcomes = rewrite_tiny_decoder(module, rules, count)
     elif isinstance(module, LowerDecoder | UpperDecoder):
         module, outcomes = rewrite_decoder_part(module, rules, count)
     rewrites = []
@@ -378,7 +393,7 @@ def _manifest(
         guidance=None if known.guidance_scale is None else GuidanceInfo(distilled=known.guidance_scale),
         graphs={name: graph.info for name, graph in graphs.items() if name not in get_args(DecoderName)},
         decoders={name: graphs[name].info for name in get_args(DecoderName) if name in graphs},
-        modes=_modes(),
+        modes=_modes(tiny="vae_decoder_tiny" in graphs),
         files=files,
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
@@ -388,9 +403,31 @@ def _manifest(
     )
 
 
-def _modes() -> dict[Any, ModeDefaults]:
-    """The built-in defaults of the modes that a bundle may change."""
-    return {name: ModeDefaults(**recorded(mode)) for name, mode in MODES.items() if not mode.original}
+def _modes(*, tiny: bool) -> dict[Any, ModeDefaults]:
+    """The built-in defaults of the modes that a bundle may change; with a tiny decoder, mode `fast` takes it."""
+    modes = {name: recorded(mode) for name, mode in MODES.items() if not mode.original}
+    if tiny:
+        modes["fast"]["vae_decoder"] = "tiny"
+    return {name: ModeDefaults(**values) for name, values in modes.items()}
+
+
+def _tiny_vae(source: str, sizes: Preset, progress: Progress) -> tuple[AutoencoderTiny, Checkpoint]:
+    """The tiny autoencoder and its origin.
+
+    Raises:
+        ExportError: its latents cannot be those of the preset.
+        CheckpointError: the source cannot be read, or does not fit.
+    """
+    progress("weights", "tiny decoder")
+    vae, checkpoint = load_tiny_vae(source, lambda note: progress("weights", note))
+    own = (vae.config.latent_channels, 2 ** (len(vae.config.decoder_block_out_channels) - 1))
+    expected = (sizes.vae.latent_channels, sizes.vae.downscale)
+    if own != expected:
+        raise ExportError(
+            f"--tiny-decoder {source}: it decodes {own[0]} channels at {own[1]} pixels a cell; the preset has "
+            f"{expected[0]} at {expected[1]}"
+        )
+    return vae, checkpoint
 
 
 def _weights_info(checkpoint: Checkpoint) -> WeightsInfo:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moebius import Moebius, StudentConfig, VaeDecoder, VaeEncoder
+from moebius.network.tiny_vae import TinyDecoder
 from moebius_export.errors import ExportError
 from moebius_export.lowering.lowering import Lowering
 from moebius_export.network.masked_decoder import LowerDecoder, UpperDecoder
@@ -140,6 +141,15 @@ def rewrite_decoder_part(
         convs, norms = 2 * inner + 1, 2 * inner + 1
     expected = {"sub_pixel_upsampling": upsamplers, "fuse_conv3x3": convs, "fuse_group_norm": norms}
     return _rewrite_vae(module, names, expected, count)
+
+
+def rewrite_tiny_decoder(
+    module: TinyDecoder, names: Sequence[str] = RULE_NAMES, count: Count | None = None
+) -> tuple[nn.Module, list[Outcome]]:
+    """As `rewrite_decoder`, for the tiny decoder: all of its convolutions but the three that follow an upsampling."""
+    convs = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
+    upsamplings = sum(isinstance(one, nn.Upsample) for one in module.modules())
+    return _rewrite_vae(module, names, {"fuse_conv3x3": len(convs) - upsamplings}, count)
 
 
 def _convs(resnets: Sequence[int]) -> int:

@@ -115,6 +115,7 @@ class ModelInfo(StrictModel):
     parameters: Count
     unet: WeightsInfo
     vae: WeightsInfo
+    tiny_decoder: WeightsInfo | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +330,8 @@ class Manifest(StrictModel):
     @property
     def stand_in(self) -> bool:
         """True if any weights are random test weights, so that the picture inside the mask is noise."""
-        return self.model.unet.stand_in or self.model.vae.stand_in
+        tiny = self.model.tiny_decoder
+        return self.model.unet.stand_in or self.model.vae.stand_in or (tiny is not None and tiny.stand_in)
 
 
 def content_digest(content: dict[str, Any]) -> str:

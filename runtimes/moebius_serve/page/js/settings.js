@@ -28,7 +28,11 @@ export function show(facts) {
     $("mode").append(option);
   }
   $("mode").value = facts.mode;
-  $("steps").placeholder = String(facts.defaults.num_inference_steps);
+  const showSteps = () => {
+    $("steps").placeholder = String(facts.mode_steps?.[$("mode").value] ?? facts.defaults.num_inference_steps);
+  };
+  showSteps();
+  $("mode").addEventListener("change", showSteps);
   $("guidance").placeholder = String(facts.defaults.guidance_scale);
   document.querySelector("[data-tool=select]")?.toggleAttribute("hidden", !facts.segmenter);
   const rows = { model: facts.model, ...facts.runtime, weights: facts.test_weights ? "random test weights" : "trained" };
