@@ -164,3 +164,13 @@ def test_bench_measures_and_counts_the_one_graph(distilled_bundle, fused_bundle)
     assert branches_of("unet", read_manifest(fused_bundle)) == 2
     written = count_bundle(job.model_copy(update={"kind": "cost", "runtime": "torch", "baseline": True}))
     assert written["unet"] == count_torch("tiny")["unet_conditional"]
+
+
+def test_the_command_prints_what_was_distilled(distilled_bundle, fused_bundle):
+    from moebius_export.commands.onnx import _sampling
+
+    manifest = read_manifest(distilled_bundle)
+    assert _sampling(manifest) == "guidance distilled at 2.5, sampler lcm, 3 steps"
+    plain = manifest.defaults.model_copy(update={"sampler": "ddim"})
+    assert _sampling(manifest.model_copy(update={"defaults": plain})) == "guidance distilled at 2.5"
+    assert _sampling(read_manifest(fused_bundle)) == "default guidance scale 2.5"

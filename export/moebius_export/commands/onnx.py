@@ -13,7 +13,7 @@ from rich.table import Table
 
 from moebius_export.commands.precision import type_bundle
 from moebius_runtime import console
-from moebius_runtime.bundle.manifest import Rewrite
+from moebius_runtime.bundle.manifest import Manifest, Rewrite
 from moebius_runtime.bundle.passport import ENGINES
 from moebius_runtime.errors import InputError
 
@@ -167,10 +167,19 @@ def onnx(
     size = sum(file.size for file in manifest.files.values())
     console.out.print(
         f"{out}: {manifest.model.parameters:,} U-Net parameters, {size / 1e6:,.0f} MB, "
-        f"{time.perf_counter() - started:.0f} s; default guidance scale {manifest.defaults.guidance_scale:g}"
+        f"{time.perf_counter() - started:.0f} s; {_sampling(manifest)}"
     )
     if manifest.stand_in:
         console.warn("stand-in weights are random numbers: the masked region will be noise")
+
+
+def _sampling(manifest: Manifest) -> str:
+    """The bundle's guidance, and its sampler and steps where its network was distilled for them."""
+    scale, defaults = f"{manifest.defaults.guidance_scale:g}", manifest.defaults
+    if manifest.guidance is None:
+        return f"default guidance scale {scale}"
+    steps = f", sampler lcm, {defaults.num_inference_steps} steps" if defaults.sampler == "lcm" else ""
+    return f"guidance distilled at {scale}{steps}"
 
 
 def _typed_precisions(text: str) -> list[LowType]:
