@@ -164,6 +164,28 @@ def test_a_graph_over_the_budget_stays_in_float(command, monkeypatch):
     assert "--search finds the layers" in said
 
 
+def test_over_the_budget_the_layers_of_little_gain_stay_in_float_first(command, monkeypatch):
+    from moebius_calibration.choice.evaluator import Evaluator
+
+    tried = []
+
+    def error(_self, _session, ops):
+        if "decoder" in str(ops):
+            tried.append(set(ops))
+        return 9.0 if any("decoder.conv_in" in op for op in ops) else 0.5
+
+    monkeypatch.setattr(Evaluator, "error", error)
+    folder, _ = command("--error", 2, unet=2.0, vae_encoder=1.5, vae_decoder=1.5)
+    first, second = tried
+    assert second < first
+    assert any("decoder.conv_in" in op for op in first)
+    plan = plans_of(Bundle.open(folder), "ort-cpu")["vae_decoder"]
+    assert plan.errors["plan"] == 0.5
+    left = [node for node, reason in plan.reasons.items() if reason.startswith("little gain")]
+    assert any("decoder.conv_in" in node for node in left)
+    assert set(left).isdisjoint(plan.chosen)
+
+
 def test_timing_changes_only_plans_of_the_vae(fused_bundle):
     from moebius_calibration.choice.graphs import plan_of, work_of
     from moebius_calibration.plan import Calibration
