@@ -300,6 +300,46 @@ def checks_of() -> Callable[[Toy], dict[str, schema.GraphCheck]]:
     return make
 
 
+# --- bundles of a hub -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def two_precisions(toy_bundle: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy bundle with another file of the U-Net, which computes the same, as its int8_cpu precision."""
+    pytest.importorskip("onnx")
+    weights = "unet/model_int8_cpu.onnx.data"
+    folder = Path(shutil.copytree(toy_bundle.path, tmp_path_factory.mktemp("two") / "bundle"))
+    manifest = schema.read_manifest(folder)
+    graphs, files = dict(manifest.graphs), dict(manifest.files)
+    shutil.copy(folder / "unet/model.onnx.data", folder / weights)
+    for name, stem in (("unet", "model"), ("unet_conditional", "model_conditional")):
+        path = f"unet/{stem}_int8_cpu.onnx"
+        model = onnx.load(folder / f"unet/{stem}.onnx", load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = Path(weights).name
+        (folder / path).write_bytes(model.SerializeToString())
+        for file in (path, weights):
+            files[file] = schema.FileInfo(size=(folder / file).stat().st_size, sha256=sha256_file(folder / file))
+        more = {"int8_cpu": schema.GraphFile(model=path, weights=weights)}
+        graphs[name] = graphs[name].model_copy(update={"files": {**graphs[name].files, **more}})
+    schema.write_manifest(manifest.model_copy(update={"graphs": graphs, "files": files}), folder)
+    return folder
+
+
+@pytest.fixture
+def hub(bundle_hub: Any, two_precisions: Path) -> Any:
+    """The hub with the bundle in `owner/bundle`, and a repository without one."""
+    repo = sys.modules["bundle_hub"].Repo
+    bundle_hub.repos = {"owner/bundle": repo(), "owner/other": repo()}
+    paths = [path for path in two_precisions.rglob("*") if path.is_file()]
+    files = {path.relative_to(two_precisions).as_posix(): path.read_bytes() for path in paths}
+    bundle_hub.repos["owner/bundle"].commit(files | {"README.md": b"card"})
+    bundle_hub.repos["owner/other"].commit({"README.md": b"nothing"})
+    return bundle_hub
+
+
 # --- the command line ---------------------------------------------------------------------------------------
 
 
