@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -133,6 +133,22 @@ def test_missing_and_unknown_fields_are_those_of_pydantic(name):
     content = copy.deepcopy(SOUND) | {"colour": 1, "\n": 2}
     del content[name]
     assert repr(ours(content)) == repr(pydantics(content))
+
+
+def test_a_field_with_a_default_may_be_absent():
+    """A manifest of an earlier version has none of the later fields; no two objects share a default."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Later(StrictModel):
+        old: int
+        parts: dict[NAMES, Part] = field(default_factory=dict)
+        size: int | None = None
+
+    first, second = Later.model_validate({"old": 1}), Later.model_validate({"old": 2})
+    assert (first.parts, first.size) == ({}, None)
+    first.parts["one"] = Part(size=1)
+    assert second.parts == {}
+    assert Later.model_validate(first.model_dump()) == first
 
 
 def test_half_of_a_surrogate_pair_is_no_text():

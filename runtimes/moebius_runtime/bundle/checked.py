@@ -9,6 +9,7 @@ another `StrictModel`, a union of these, or `Annotated[T, Field(...)]`; any othe
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -138,11 +139,18 @@ _Check = Callable[[Any, Location, list[Problem]], Any]
 """Returns the checked value. Appends what is wrong to the list; the value returned is then of no use."""
 
 
+def _default_of(field: dataclasses.Field[Any]) -> Callable[[], Any] | None:
+    """Makes the field's default; None where the field is required."""
+    if field.default_factory is not MISSING:
+        return field.default_factory
+    return None if field.default is MISSING else lambda: field.default
+
+
 @cache
-def _checkers(cls: type[Any]) -> dict[str, tuple[_Check, Any]]:
+def _checkers(cls: type[Any]) -> dict[str, tuple[_Check, Callable[[], Any] | None]]:
     """(check, default) of each field. Annotations are evaluated at the first use of a class, not at its import."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: (_checker(hints[field.name]), field.default) for field in fields(cls)}
+    return {field.name: (_checker(hints[field.name]), _default_of(field)) for field in fields(cls)}
 
 
 def _fill(model: StrictModel, content: dict[str, Any], loc: Location, problems: list[Problem]) -> None:
@@ -151,11 +159,12 @@ def _fill(model: StrictModel, content: dict[str, Any], loc: Location, problems: 
     kind: Any = type(model)  # mypy takes a dataclass's type for unhashable
     checkers = _checkers(kind)
     for name, (check, default) in checkers.items():
-        value = content.get(name, default)
-        if value is MISSING:
+        if name in content:
+            object.__setattr__(model, name, check(content[name], (*loc, name), problems))
+        elif default is None:
             problems.append(Problem((*loc, name), "Field required", content))
         else:
-            object.__setattr__(model, name, check(value, (*loc, name), problems) if name in content else value)
+            object.__setattr__(model, name, default())
     for name in content:
         if name not in checkers:
             problems.append(Problem((*loc, name), "Extra inputs are not permitted", content[name]))

@@ -403,7 +403,7 @@ def check_file(folder: str | Path, manifest: Manifest, name: str, sha256: Hasher
     try:
         if not path.resolve(strict=True).is_relative_to(root):
             raise BundleError(
-                f"{path} is a link that leaves the bundle, as in the hub's cache. Copy the bundle with the files "
+                f"{path} is a link that leaves the bundle. Copy the bundle with the files "
                 "themselves in place of links: `cp -rL BUNDLE COPY`."
             )
         size = path.stat().st_size
