@@ -11,7 +11,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated fuzz lint release-lint dist sbom newest clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated test-aarch64 fuzz lint release-lint dist sbom newest clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,10 @@ TESTS ?= tests/kernels tests/bench/test_rate.py tests/runtime/test_kernels.py te
 test-avx2-emulated: $(VENV)/.ready  ## Tests of kernels and INT8 on an emulated processor with AVX2 only (qemu-user; 15 minutes).
 	@echo "== tests on an emulated AVX2"
 	OMP_NUM_THREADS=1 scripts/test-avx2.sh --emulated $(BIN)/python -m "not full" $(TESTS)
+
+test-aarch64: $(VENV)/.ready  ## Kernels for Arm on emulated processors (g++-aarch64-linux-gnu, qemu-user; 3 minutes).
+	@echo "== kernels on Arm"
+	scripts/test-aarch64.sh $(BIN)/python
 
 fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures, masks and requests.
 	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py tests/serve/test_load.py -k "fuzz or hostile"

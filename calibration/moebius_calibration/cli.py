@@ -123,7 +123,7 @@ def int8(
     """
     from moebius_calibration.calibrate import Calibrator
     from moebius_calibration.choice.graphs import main_graph, same_node
-    from moebius_calibration.choice.machine import decision, slower, time_graph
+    from moebius_calibration.files.machine import decision, slower, time_graph
     from moebius_calibration.files.timing import compare_all, without_slower
     from moebius_calibration.files.write import PRECISION, plans_of, write_int8
     from moebius_calibration.options import Int8Options

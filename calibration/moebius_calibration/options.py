@@ -24,8 +24,8 @@ class Int8Options:
         samples: number of recorded runs that each trial is evaluated on.
         evaluations: above this number of nodes, those of a module are tried together.
         rates: cost model of the device, in microseconds; None takes the built-in one of the target.
-        slower: nodes that INT8 does not make faster on this machine -> the reason, see `choice.machine`; node
-            names as `graphs.same_node` gives them.
+        slower: nodes that INT8 does not make faster on this machine -> why they stay in float, see `files.machine`;
+            named as by `graphs.same_node`.
         state: file for the statistics after each picture, from which a stopped calibration resumes.
     """
 

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("torch", reason="the bundle is a real export")
 from typer.testing import CliRunner
 
-from moebius_calibration.choice import machine
 from moebius_calibration.choice.graphs import same_node
-from moebius_calibration.choice.machine import Timed, decision, slower, time_graph
+from moebius_calibration.files import machine
+from moebius_calibration.files.machine import Timed, decision, slower, time_graph
 from moebius_calibration.files.write import plans_of
 from moebius_calibration.graph.cpu_candidates import candidates
 from moebius_export.commands.app import app
@@ -42,7 +42,7 @@ def test_what_is_not_faster_stays_in_float(monkeypatch):
 def test_every_candidate_is_timed_with_the_kernels_in_use(fused_bundle):
     """In processes of their own, because kernels are chosen when they are first used."""
     script = (
-        "import json, sys; from moebius_calibration.choice.machine import *; from moebius_runtime.bundle.bundle import "
+        "import json, sys; from moebius_calibration.files.machine import *; from moebius_runtime.bundle.bundle import "
         "Bundle; from pathlib import Path; found = time_graph(Bundle.open(Path(sys.argv[1])), 'unet', rounds=1); "
         "print(json.dumps([kernels.in_words(), {node: [t.operator, t.float32, t.int8] for node, t in found.items()}]))"
     )

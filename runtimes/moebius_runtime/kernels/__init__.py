@@ -16,6 +16,8 @@ from moebius_runtime.errors import InputError, RuntimeUnavailableError
 DOMAIN = "moebius"
 SWITCH = "MOEBIUS_KERNELS"
 VARIANTS = ("generic", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod", "i8mm")
+BYTE_PRODUCTS = "avx512vnni"
+"""The variant with AVX-512's INT8 dot products; `DOT_PRODUCTS` lists all that have such instructions."""
 DOT_PRODUCTS = ("avxvnni", "avx512vnni", "dotprod", "i8mm")
 """The variants with instructions for INT8 dot products, which make INT8 several times as fast as fp32."""
 _OFF = "off"

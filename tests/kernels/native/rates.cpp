@@ -1,5 +1,5 @@
 // Rates of the matmuls of one variant on one core, in GMAC/s of processor time: float32, INT8 with tokens as rows, INT8
-// with weights as rows. Compiled with the flags of a variant, see `rates.py`.
+// with weights as rows. Compiled with the flags of a variant, see rates.py.
 #include <algorithm>
 #include <cstdio>
 #include <ctime>

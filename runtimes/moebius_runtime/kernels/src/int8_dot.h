@@ -52,7 +52,9 @@ inline Rows rows_of(const void* from, long, long depth, std::uint8_t*) {
 // sums = rows [R, depth] * panel. Depth: a multiple of 4.
 template <bool weight_rows, int R>
 inline void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, long depth) {
-  Sums<R> sums = {};
+  Sums<R> sums;
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = ivec{};
   const char *at = rows.at, *left = panel.left, *right = panel.right;
   const long stride = rows.stride, step = panel.step;
   const long three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,

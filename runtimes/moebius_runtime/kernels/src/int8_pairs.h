@@ -100,7 +100,9 @@ inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) 
 // sums = rows [R, depth] * panel. Depth: a multiple of 4.
 template <bool weight_rows, int R>
 MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, long depth) {
-  Sums<R> sums = {};
+  Sums<R> sums;
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = ivec{};
   const char *even = rows.at, *odd = rows.at + depth, *column = panel.left;
   const long stride = rows.stride;
   const long three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
