@@ -41,6 +41,14 @@ class IOBinding:
     def bind_ortvalue_output(self, name: str, value: OrtValue) -> None:
         self.outputs[name] = value
 
+    def bind_output(self, name: str, device: str, number: int) -> None:
+        """An output that the session allocates when it runs."""
+        assert device == "cuda"
+        self.outputs[name] = None
+
+    def copy_outputs_to_cpu(self) -> list[np.ndarray]:
+        return [value if isinstance(value, np.ndarray) else value.numpy() for value in self.outputs.values()]
+
     def clear_binding_inputs(self) -> None:
         self.inputs.clear()
 
@@ -100,9 +108,12 @@ def fake_ort(providers: list[str], broken: str | None = None, silent: bool = Fal
 
         def run_with_iobinding(self, binding: IOBinding) -> None:
             given = {name: value._array for name, value in binding.inputs.items()}
-            for value, result in zip(
-                binding.outputs.values(), self._session.run(list(binding.outputs), given), strict=True
+            for (name, value), result in zip(
+                list(binding.outputs.items()), self._session.run(list(binding.outputs), given), strict=True
             ):
+                if value is None or isinstance(value, np.ndarray):
+                    binding.outputs[name] = result
+                    continue
                 assert value._array.shape == result.shape
                 value._array[...] = result
 

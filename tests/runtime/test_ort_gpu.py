@@ -189,3 +189,20 @@ def test_the_probe_is_what_it_says():
     onnx.checker.check_model(model)
     assert [node.op_type for node in model.graph.node] == ["Identity"]
     assert (model.ir_version, model.opset_import[0].version) == (8, 13)
+
+
+def test_an_output_of_open_size_is_allocated_by_the_session(fused_bundle, installed):
+    """The window of a masked decode: two sizes one after the other, each as the CPU computes it."""
+    on_cpu = create_backend(Bundle.open(fused_bundle), "ort-cpu", threads=1)
+    installed()
+    backend = create_backend(Bundle.open(fused_bundle), "ort-cuda")
+    rng = np.random.RandomState(0)
+    for height, width in ((12, 20), (8, 8), (12, 20)):
+        inputs = {
+            "features": rng.standard_normal((1, 24, height, width)).astype(np.float32),
+            "overview": rng.standard_normal((1, 24, 8, 8)).astype(np.float32),
+            "inside": np.ones((1, 1, 8, 8), np.float32),
+        }
+        found = backend.run("vae_decoder_upper", inputs)
+        assert found.shape == (1, 3, 4 * height, 4 * width)
+        np.testing.assert_allclose(found, on_cpu.run("vae_decoder_upper", inputs), rtol=0, atol=2e-4)

@@ -63,8 +63,8 @@ MODES: dict[ModeName, Mode] = {
         strength=None, fit="whole", blend="soft", mask_reduce="nearest", mask_dilate=0, start=None, original=True
     ),
     "best": _BEST,
-    "balanced": replace(_BEST, steps=10, sampler="dpmpp-2m", decode="masked"),
-    "fast": replace(_BEST, steps=6, sampler="dpmpp-2m", decode="masked"),
+    "balanced": replace(_BEST, steps=10, decode="masked"),
+    "fast": replace(_BEST, steps=4, sampler="dpmpp-2m", decode="masked"),
 }
 """The built-in sets, docs/speed.md. A bundle's manifest may have its own for every mode but `reference`."""
 
