@@ -148,15 +148,16 @@ def export_onnx(
     if not 1 <= options.batch <= 64:
         raise ExportError(f"--batch {options.batch}: expected 1 to 64")
     sizes = preset(options.preset)
-    known = read_distilled(options.weights, lambda note: progress("weights", note))
-    guidance = _guidance_scale(options, sizes, known)
-    if not 0 <= guidance <= 100:  # NaN neither
-        raise ExportError(f"--guidance-scale {guidance}: expected 0 to 100")
+    scale = options.guidance_scale
+    if scale is not None and not 0 <= scale <= 100:  # NaN neither
+        raise ExportError(f"--guidance-scale {scale}: expected 0 to 100")
     check_names(options.rules)
     if options.target not in TARGETS:
         raise ExportError(f"--target {options.target}: expected one of {', '.join(TARGETS)}")
     import_onnxruntime()  # needed for the comparison: fail now, not after minutes of work
     _check_place(Path(out))
+    known = read_distilled(options.weights, lambda note: progress("weights", note))
+    guidance = _guidance_scale(options, sizes, known)
     with placed_whole(Path(out)) as folder:
         tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
         progress("weights", "U-Net")
