@@ -274,6 +274,7 @@ class OpenShard:
         deaths = 0
         if before is not None and waiting:  # the process before this one died at what is now the first picture
             deaths = int(before.get("deaths", 0)) * (before.get("first") == waiting[0]) + 1
+            self._store.clear(self.result(next(file for item, file in items if item.key == waiting[0])))
         if deaths >= DEATHS:
             reason = f"{DEATHS} processes died while they filled it (out of memory?); try it alone"
             self.record(Line(waiting.pop(0), "failed", error=reason))
