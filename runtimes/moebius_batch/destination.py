@@ -192,15 +192,15 @@ class Destination:
         """The state of an unfinished shard."""
         return OpenShard(self, shard)
 
-    def reopen(self, shard: Shard) -> None:
+    def reopen(self, shard: Shard) -> bool:
         """Takes a finished shard's failed pictures out of its report, so that they are filled again.
 
-        Nothing happens where none failed.
+        Returns False where none failed, and the shard stays finished.
         """
         lines = self.report(shard.number)
         good = [line for line in lines if line.status == "ok"]
         if len(good) == len(lines):
-            return
+            return False
         opened = OpenShard(self, shard)
         if self.write == "tars":
             url = self._tar(shard)
@@ -213,6 +213,7 @@ class Destination:
                     self.store.write(opened.result(str(line.file)), members[name].picture.read())
         self.store.write(opened.journal, b"".join(line.to_json() for line in good))
         self.store.remove(self._shard(shard.number))
+        return True
 
     def _own(self, name: str) -> str:
         return joined(self.out, f"{CONTROL}/{name}")
@@ -273,6 +274,7 @@ class OpenShard:
         deaths = 0
         if before is not None and waiting:  # the process before this one died at what is now the first picture
             deaths = int(before.get("deaths", 0)) * (before.get("first") == waiting[0]) + 1
+            self._store.clear(self.result(next(file for item, file in items if item.key == waiting[0])))
         if deaths >= DEATHS:
             reason = f"{DEATHS} processes died while they filled it (out of memory?); try it alone"
             self.record(Line(waiting.pop(0), "failed", error=reason))

@@ -106,6 +106,7 @@ def _settings(request: Request, source: Source) -> Settings:
         out=normal(request.out),
         write=request.write or ("tars" if source.kind == "tars" else "folder"),
         mask=blob_fields(source.mask),
+        retry_failed=request.retry_failed,
     )
 
 

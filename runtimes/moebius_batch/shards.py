@@ -23,7 +23,7 @@ def run_shard(settings: Settings, shard: Shard, fill: Filler, on_line: OnLine = 
 
     Args:
         settings: of the job.
-        shard: an unfinished one, or a finished one whose failed pictures are to be filled again.
+        shard: where it is finished, its failed pictures are filled again if `settings.retry_failed`, else nothing is.
         fill: fills one picture.
         on_line: called with each line, also those that an earlier process wrote.
 
@@ -35,9 +35,12 @@ def run_shard(settings: Settings, shard: Shard, fill: Filler, on_line: OnLine = 
             line of the report.
     """
     destination = Destination(settings.out, settings.write)
-    if shard.number in destination.finished():
-        destination.reopen(shard)
     summary = Summary()
+    if shard.number in destination.finished() and not (settings.retry_failed and destination.reopen(shard)):
+        for line in destination.report(shard.number):  # Ray runs a shard again whose result was lost with a node
+            summary.add(line)
+            on_line(line)
+        return summary
     with tempfile.TemporaryDirectory(dir=settings.scratch) as folder:
         items = items_of(shard, Path(folder))
         opened = destination.open_shard(shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -77,6 +78,10 @@ class Store(ABC):
     @abstractmethod
     def remove(self, url: str) -> None:
         """Removes a file or folder with all in it; nothing happens where there is none."""
+
+    def clear(self, url: str) -> None:
+        """Removes temporary files that a killed process left of a file that it was writing."""
+        return None
 
 
 class LocalStore(Store):
@@ -163,6 +168,12 @@ class LocalStore(Store):
             pass
         except OSError as error:
             raise StoreError(f"cannot remove {url}: {_reason(error)}") from error
+
+    def clear(self, url: str) -> None:
+        """See `Store.clear`; the names are those of `atomic_write`."""
+        folder, name = os.path.split(url)
+        for path in Path(folder).glob(f".{glob.escape(name[:40])}.*.part"):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def _writing(self, url: str) -> Iterator[None]:

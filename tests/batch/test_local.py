@@ -177,6 +177,10 @@ def test_a_picture_that_kills_its_process_becomes_a_line(source, toy_bundle, tmp
     settings = local.Settings(bundle=str(toy_bundle.path), out=str(tmp_path / "out"), options=OPTIONS)
     shard = shards_of(make_pictures(tmp_path / "in", 4))
 
+    left = tmp_path / "out/2/.p00002.png.0123456789abcdef.part"  # of a result that the process was writing
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+
     class Dies(BaseException):
         """Stands for the end of the process: nothing of it may run."""
 
@@ -195,6 +199,24 @@ def test_a_picture_that_kills_its_process_becomes_a_line(source, toy_bundle, tmp
     assert (summary.pictures, summary.failed) == (4, 1)
     lines = {line.key: line for line in Destination(settings.out).report(0)}
     assert "3 processes died while they filled it" in lines["2/p00002"].error
+    assert not left.exists()
+
+
+def test_a_finished_shard_that_is_run_again_fills_nothing(toy_bundle, tmp_path):
+    """Ray does so where the result of a finished task was lost with its node."""
+    settings = local.Settings(bundle=str(toy_bundle.path), out=str(tmp_path / "out"), options=OPTIONS)
+    shard = shards_of(make_pictures(tmp_path / "in", 4, broken=1))
+    first = shards.run_shard(settings, shard, Filler(settings))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again = []
+
+    class Fails(Filler):
+        def __call__(self, item):
+            raise AssertionError(item.key)
+
+    assert shards.run_shard(settings, shard, Fails(settings), again.append) == first
+    assert len(again) == 4
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 def test_interrupting_is_no_death(source, toy_bundle, tmp_path):

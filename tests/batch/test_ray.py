@@ -30,8 +30,9 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        folders = (ROOT, *(ROOT / name for name in ("runtimes", "export", "benchmarks")))
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))  # for the nodes' workers
+        folders = [ROOT, *(ROOT / name for name in ("runtimes", "export", "benchmarks"))]
+        before = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+        patch.setenv("PYTHONPATH", os.pathsep.join([*before, *map(str, folders)]))  # for the nodes' workers
         cluster = Cluster()
         cluster.second = None
         checks = {"health_check_period_ms": 1000, "health_check_failure_threshold": 4}  # of nodes, by the head
