@@ -90,4 +90,4 @@ lint: $(VENV)/.ready  ## ruff and mypy.
 	$(BIN)/mypy
 
 clean:  ## Removes what the other targets made.
-	rm -rf $(VENV) $(VENV)-runtime $(DEMO) tests/page/node_modules
+	rm -rf $(VENV) $(VENV)-runtime $(VENV)-webgpu $(VENV)-plugins $(DEMO) tests/page/node_modules
