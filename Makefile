@@ -117,4 +117,4 @@ newest: $(VENV)/.ready  ## Upgrades the dependencies in .venv to their newest ve
 	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager accelerate diffusers huggingface_hub numpy onnx onnx-ir onnxruntime onnxscript pillow pydantic
 
 clean:  ## Removes what the other targets made.
-	rm -rf $(VENV) $(VENV)-runtime $(VENV)-sbom $(DEMO) dist tests/page/node_modules
+	rm -rf $(VENV) $(VENV)-runtime $(VENV)-sbom $(VENV)-webgpu $(VENV)-plugins $(DEMO) dist tests/page/node_modules

@@ -183,8 +183,8 @@ def inpaint(
     sampler: Annotated[
         SamplerName | None,
         typer.Option(
-            help="ddim (default); dpmpp-2m (mode fast) and unipc are made for few steps, 4 to 12; lcm is for bundles that "
-            "were distilled for it, which have no other."
+            help="ddim (default); dpmpp-2m (mode fast) and unipc are made for few steps, 4 to 12; lcm is for bundles "
+            "that were distilled for it, which have no other."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting noise; the same seed gives the same picture.")] = 0,

@@ -192,7 +192,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path):
         ({"weights": "stand-in:x"}, CheckpointError, "SEED"),
         ({"preset": "huge"}, CheckpointError, "full, small, tiny"),
         ({"batch": 0}, ExportError, "1 to 64"),
-        ({"target": "gpu"}, ExportError, "--target gpu: expected one of ort-cpu, tensorrt, generic"),
+        ({"target": "gpu"}, ExportError, "--target gpu: expected one of ort-cpu, tensorrt, webgpu, generic"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, change, error, words):
@@ -231,7 +231,7 @@ def test_the_default_guidance_of_a_bundle(tiny_bundle, tmp_path, monkeypatch, we
     def written(folder, group, *_):
         shutil.copytree(tiny_bundle / group, folder / group)
         names = [name for name in made.graphs if name.startswith(group)]
-        return {name: exporting._Written(made.graphs[name], made.parity[name], []) for name in names}
+        return {name: exporting._Written(made.graphs[name], made.parity[name], [], made.checks[name]) for name in names}
 
     monkeypatch.setattr(exporting, "load_student", lambda *_: loaded)
     monkeypatch.setattr(exporting, "check_prediction_type", lambda *_: None)

@@ -35,7 +35,9 @@ def export(tiny_bundle, monkeypatch):
                 with open(folder / group / "model.onnx", "ab") as stream:
                     stream.write(b"\x52\x00")  # an empty field that ONNX does not know
             names = [name for name in made.graphs if name.startswith(group)]
-            return {name: exporting._Written(made.graphs[name], made.parity[name], []) for name in names}
+            return {
+                name: exporting._Written(made.graphs[name], made.parity[name], [], made.checks[name]) for name in names
+            }
 
         monkeypatch.setattr(exporting, "_write_graphs", written)
         notes = []

@@ -129,7 +129,7 @@ def test_a_folder_a_missing_file_and_a_missing_target(tmp_path):
     [
         (["--lowering", "missing.json"], "missing.json: No such file"),
         (["--no-fuse", "--lowering", "l.json"], "--lowering l.json has no effect with --no-fuse"),
-        (["--target", "gpu"], "--target gpu: expected one of ort-cpu, tensorrt, generic"),
+        (["--target", "gpu"], "--target gpu: expected one of ort-cpu, tensorrt, webgpu, generic"),
     ],
 )
 def test_wrong_options_of_the_export(tmp_path, monkeypatch, arguments, words):

@@ -13,8 +13,7 @@ from pathlib import Path
 
 def processor_name(root: Path = Path("/")) -> str:
     """The processor's name, else its architecture."""
-    cpuinfo = read_text(root / "proc/cpuinfo") or ""
-    return _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or platform.machine()
+    return _cpu(read_text(root / "proc/cpuinfo") or "") or platform.machine()
 
 
 def processor_flags(root: Path = Path("/")) -> frozenset[str]:
@@ -27,7 +26,7 @@ def describe_host(root: Path = Path("/")) -> dict[str, str]:
     cpuinfo = read_text(root / "proc/cpuinfo") or ""
     facts = {
         "board": read_text(root / "proc/device-tree/model"),
-        "cpu": processor_name(root),
+        "cpu": _cpu(cpuinfo),
         "architecture": platform.machine(),
         "cores": _cores(cpuinfo),
         "governor": _governors(root),
@@ -39,6 +38,10 @@ def describe_host(root: Path = Path("/")) -> dict[str, str]:
         "python": platform.python_version(),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _cpu(cpuinfo: str) -> str | None:
+    return _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or None
 
 
 def _cores(cpuinfo: str) -> str:
