@@ -132,6 +132,10 @@ def test_a_graph_that_is_not_faster_stays_in_float(command):
     assert set(plans_of(bundle, "ort-cpu")) == {"unet", "unet_conditional", "vae_decoder"}
     backend = create_backend(bundle, "ort-cpu", precision="int8_cpu")
     assert {name: backend.precision(name) for name in GRAPHS} == {"vae_encoder": "fp32", "vae_decoder": "int8_cpu"}
+    decoder = create_backend(bundle, "ort-cpu", threads=1, precision="int8_cpu")
+    decoder.load("vae_decoder")
+    options = decoder._loaded["vae_decoder"].get_session_options()
+    assert (options.enable_cpu_mem_arena, options.enable_mem_reuse) == (False, True)
     # Written again from the plans, without the other files where there is an INT8 one.
     folder, said = command("--reapply", "--only", unet=2.0, vae_decoder=1.5)
     assert files_of(folder) == {
