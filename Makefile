@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml $(KERNELS)
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (PyTorch is the large part; some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[ort,export,train,trt-rtx,serve,cloud,ray,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[ort,export,train,trt-rtx,serve,hub,cloud,ray,dev]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## Exports the small network that comes with the project and fills the hole of a photograph, on the CPU.
