@@ -207,6 +207,25 @@ def test_an_open_batch_runs_one_picture(tmp_path, make_toy, opened):
     assert len(verdicts(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(("precision", "refused"), [("int8", False), ("fp8", False), ("fp16", True)])
+def test_quantized_files_are_not_checked(planted, opened, edit_manifest, monkeypatch, precision, refused):
+    """Their own rounding reaches 0.85 of the output on random test weights."""
+
+    def add(content):
+        content["graphs"]["unet"]["files"][precision] = content["graphs"]["unet"]["files"]["fp32"]
+
+    edit_manifest(planted.path, add)
+    backend = opened(planted, "ort-webgpu")
+    monkeypatch.setattr(backend, "_precision", precision)
+    if refused:
+        with pytest.raises(DeviceError):
+            backend.load("unet")
+        return
+    backend.load("unet")
+    assert any("are not checked" in note for note in backend.take_notes())
+    backend.refuse_known_failure()
+
+
 def test_faults_can_be_run_to_find_them(planted, opened):
     backend = opened(planted, "ort-cpu")
     backend.self_check = False

@@ -67,6 +67,11 @@ def check_graph(
             f"this bundle holds no values to check {computes.device} by, so its results are not checked; export it "
             "again to get them"
         )
+    if computes.precision not in TOLERANCE:
+        return (
+            f"{computes.precision} results of {computes.device} are not checked: the rounding of such a file can be as "
+            "large as a fault"
+        )
     place = _place(runtime, graph, check, computes)
     if place is not None and (known := _read(*place)) is not None:
         error, words = known
@@ -89,7 +94,9 @@ def known_failure(bundle: Bundle, runtime: str, computes: Mapping[GraphName, Com
     """The message of a kept verdict that refuses the device; None if there is none."""
     for graph, one in computes.items():
         check = bundle.manifest.checks.get(graph)
-        place = None if check is None else _place(runtime, graph, check, one)
+        if check is None or one.precision not in TOLERANCE:
+            continue
+        place = _place(runtime, graph, check, one)
         known = None if place is None else _read(*place)
         if known is not None and not known[0] <= TOLERANCE[one.precision]:
             return _failed(graph, runtime, one, *known, place)
