@@ -40,7 +40,7 @@ def test_the_recipes_are_settings_that_can_be_run(name):
     assert settings.network.preset == "small"
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("small", "student-v"), ("small/vae", "vae-colour")])
+@pytest.mark.parametrize(("name", "recipe"), [("small", "near"), ("small/vae", "vae-colour")])
 def test_the_weights_are_those_of_the_recipe(name, recipe):
     """`config.json` holds the settings of the run that made the weights."""
     made = json.loads((ShippedSource(name).path / "config.json").read_text())["trained"]
@@ -53,7 +53,7 @@ def test_the_weights_are_those_of_the_recipe(name, recipe):
 def test_the_network_knows_what_belongs_into_a_hole(timestep):
     """The clean latents that it predicts there, against those of the mean colour around, on held-out scenes.
 
-    Squared errors of all three together: 0.28 (timestep 500) and 0.35 of the mean colour's.
+    Squared errors of all three together: 0.35 (timestep 500) and 0.49 of the mean colour's.
     """
     sizes = preset("small")
     student, _ = load_student("shipped:small", sizes.student)
