@@ -34,7 +34,7 @@ if [[ $emulated ]]; then
 else
   command -v objdump > /dev/null || { echo "error: no objdump; install binutils" >&2; exit 2; }
   "$python" "$here/avx2/onnxruntime_without_avx512.py" "$folder"
-  "${CC:-cc}" -O1 -shared -fPIC -o "$folder/cpuid_mask.so" "$here/avx2/cpuid_mask.c"
+  "${CC:-cc}" -O1 -shared -fPIC -o "$folder/cpuid_mask.so" "$here/avx2/cpuid_mask.c" -ldl
   export LD_PRELOAD="$folder/cpuid_mask.so${LD_PRELOAD:+:$LD_PRELOAD}"
   export MOEBIUS_KERNELS=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
   export OPENBLAS_CORETYPE=Haswell

@@ -4,6 +4,7 @@
  * (CC 90). This handler runs the real instruction and clears the feature bits. Bits: Intel SDM, volume 2, CPUID. */
 #define _GNU_SOURCE
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <string.h>
 #include <ucontext.h>
@@ -37,6 +38,18 @@ static void answer(int number, siginfo_t *info, void *context) {
   }
   registers[REG_RAX] = a, registers[REG_RBX] = b, registers[REG_RCX] = c, registers[REG_RDX] = d;
   registers[REG_RIP] += 1; /* over the nop */
+}
+
+/* Other libraries must not take the signal away: Abseil's failure handler, which Ray installs, asks for SIGTRAP too. */
+int sigaction(int number, const struct sigaction *action, struct sigaction *before) {
+  static int (*real)(int, const struct sigaction *, struct sigaction *);
+  static volatile int installed;
+  if (!real) real = (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
+  if (number == SIGTRAP && action) {
+    if (installed && action->sa_sigaction != answer) return 0;
+    installed = 1;
+  }
+  return real(number, action, before);
 }
 
 __attribute__((constructor)) static void install(void) {

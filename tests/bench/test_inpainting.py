@@ -99,7 +99,7 @@ def test_the_sheet_has_a_column_for_each(ramp):
 def test_strength_and_start_reach_the_network(tmp_path, tiny_bundle):
     options = ["inpaint", str(tiny_bundle), "--data", "scenes:1", "--size", "128", "--steps", "4", "--classical", ""]
     found = []
-    for further in ([], ["--strength", "0.5"], ["--start", "cells"]):
+    for further in ([], ["--strength", "0.5"], ["--start", "pixels"]):
         file = tmp_path / "s.json"
         result = CliRunner().invoke(app, [*options, "--no-vae", "--json", str(file), *further], catch_exceptions=False)
         assert result.exit_code == 0, result.output
