@@ -85,7 +85,9 @@ def build_networks(preset_name: str, *, autoencoder: bool) -> Networks:
     if autoencoder:
         modules |= vae_modules(load_vae(WEIGHTS, sizes.vae)[0])
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    return Networks(sizes, manifest_only(preset_name, sizes, parameters, checkpoint.sha256), modules)
+    bundle = manifest_only(preset_name, sizes, parameters, checkpoint.sha256)
+    named = {graph: module for graph, module in modules.items() if graph in bundle.manifest.graphs}
+    return Networks(sizes, bundle, named)
 
 
 def manifest_only(preset_name: str, sizes: Preset, parameters: int, sha256: str) -> Bundle:
