@@ -15,7 +15,6 @@ from moebius_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from moebius_calibration.plan import Int8Plan
-    from moebius_export.trajectories.scenes import default_steps
     from moebius_runtime.bundle.bundle import Bundle
     from moebius_runtime.bundle.manifest import GraphName
 
@@ -131,6 +130,7 @@ def int8(
     from moebius_calibration.plan import Observer, Target
     from moebius_calibration.report import plan_table, print_findings
     from moebius_calibration.weights_only import weight_plans
+    from moebius_export.trajectories.scenes import default_steps
     from moebius_runtime.backends import ort_integer
     from moebius_runtime.bundle.bundle import Bundle
     from moebius_runtime.bundle.copies import writable_folder
