@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="the bundle is a real export")
 from typer.testing import CliRunner
 
 from moebius_calibration.choice.graphs import same_node
-from moebius_calibration.files import machine
+from moebius_calibration.files import machine, timing
 from moebius_calibration.files.machine import Timed, decision, slower, time_graph
 from moebius_calibration.files.write import plans_of
 from moebius_calibration.graph.cpu_candidates import candidates
@@ -73,13 +73,14 @@ def test_equal_layers_are_timed_once(fused_bundle, monkeypatch):
 def test_the_command_decides_by_it(wins, fused_bundle_copy, monkeypatch):
     """Layers that are slower here are float in both U-Nets' plans, with the reason; the others are INT8."""
     monkeypatch.setattr(machine, "_timed", _fake(wins))
+    monkeypatch.setattr(timing, "compare_all", lambda *_: {})  # of whole graphs, which are too small here to tell
     quick = ["--pictures", "1", "--steps", "2", "--samples", "1", "--error", "10"]
     done = CliRunner().invoke(app, ["int8", str(fused_bundle_copy), "--target", "ort-cpu", *quick])
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     plans = plans_of(Bundle.open(fused_bundle_copy), "ort-cpu")
-    assert len(plans) == 2
-    for plan in plans.values():
+    for name in ("unet", "unet_conditional"):
+        plan = plans[name]
         assert {same_node(node).rpartition("/")[2] for node in plan.chosen} == (
             {"FeedForward"} if wins == "feed-forwards" else set()
         )
