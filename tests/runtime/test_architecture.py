@@ -195,7 +195,17 @@ STARTS = {
         {"moebius_runtime", "numpy", "PIL"},
         {
             *("moebius_runtime", "_moved", "moved", "errors", "bundle", "files", "sampling"),
-            *("backends", "images", "pipeline", "regions", "settings"),
+            *(
+                "backends",
+                "decoding",
+                "graph_choice",
+                "hardware",
+                "images",
+                "kernels",
+                "pipeline",
+                "regions",
+                "settings",
+            ),
         },
     ),
     "import moebius_runtime.cli": (
@@ -209,7 +219,7 @@ STARTS = {
             "annotated_doc",
             "_black_version",
         },
-        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console"},
+        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console", "settings"},
     ),
     "import moebius_serve.cli": (
         {
@@ -222,7 +232,7 @@ STARTS = {
             "typing_extensions",
             "annotated_doc",
         },
-        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console"},
+        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console", "settings"},
     ),
 }
 

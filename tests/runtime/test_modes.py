@@ -77,7 +77,7 @@ def test_every_default_of_a_mode_can_be_overridden(mode):
 
 
 def test_a_bundles_own_defaults_stand_between():
-    own = {"balanced": ModeDefaults(steps=8, sampler="unipc", guidance_interval=(100, 900))}
+    own = {"balanced": ModeDefaults(steps=8, sampler="unipc", guidance_interval=[100, 900])}
     found = settings_of(InpaintOptions(mode="balanced"), DEFAULTS, own)
     assert (found.steps, found.sampler, found.guidance_interval) == (8, "unipc", (100, 900))
     assert found.start == MODES["balanced"].start  # which the bundle leaves out

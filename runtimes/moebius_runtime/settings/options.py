@@ -175,6 +175,8 @@ def _mode(name: ModeName, modes: Mapping[Any, ModeDefaults]) -> Mode:
     if name not in modes:
         return MODES[name]
     own = {key: value for key, value in modes[name].model_dump().items() if value is not None}
+    if "guidance_interval" in own:
+        own["guidance_interval"] = tuple(own["guidance_interval"])
     return replace(MODES[name], **own)
 
 
