@@ -10,6 +10,7 @@ import typer
 
 from moebius_runtime import console
 from moebius_runtime.cli import (
+    DEFAULT,
     DEFAULT_BUNDLE,
     Blend,
     Fit,
@@ -96,11 +97,11 @@ def batch(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Fill the pictures again that failed before.")
     ] = False,
-    mode: Annotated[ModeName, typer.Option(help="As in `moebius-inpaint`.")] = ModeName.best,
+    mode: Annotated[ModeName, typer.Option(help="As in `moebius-inpaint`.")] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Inference steps. Default: the bundle's.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default: the bundle's.")] = None,
     strength: Annotated[float | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
-    sampler: Annotated[SamplerName, typer.Option(help="As in `moebius-inpaint`.")] = SamplerName.ddim,
+    sampler: Annotated[SamplerName | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the job. A picture's own follows from it and from its key.")] = 0,
     fit: Annotated[Fit | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
     blend: Annotated[Blend | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
@@ -126,7 +127,7 @@ def batch(
         "steps": steps,
         "guidance_scale": guidance_scale,
         "strength": strength,
-        "sampler": sampler.value,
+        "sampler": None if sampler is None else sampler.value,
         "fit": None if fit is None else fit.value,
         "blend": None if blend is None else blend.value,
         "mask_dilate": None if mask_dilate is None else parse_dilation(mask_dilate),
