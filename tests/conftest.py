@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -197,18 +197,15 @@ def _made_once(folder: Path, make) -> Path:
 
 
 @pytest.fixture
-def bundle_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A hub that takes commits (tests/fakes/bundle_hub.py), empty caches, and no way to another hub."""
+def only_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[float]]:
+    """only_hub(address): empty caches and no other hub than that one; returns the seconds that the library waits."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    fake = _fake("bundle_hub")
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    slept: list[float] = []  # the library waits between its tries
-    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=slept.append, time=time.time))
-    with fake.running() as hub:
+
+    def use(address: str) -> list[float]:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
         for name, value in {
-            "HF_ENDPOINT": hub.address,
+            "HF_ENDPOINT": address,
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -221,6 +218,19 @@ def bundle_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        slept: list[float] = []  # the library waits between its tries
+        for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+            monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=slept.append, time=time.time))
+        return slept
+
+    return use
+
+
+@pytest.fixture
+def bundle_hub(only_hub: Callable[[str], list[float]]) -> Iterator[Any]:
+    """A hub that takes commits (tests/fakes/bundle_hub.py)."""
+    with _fake("bundle_hub").running() as hub:
+        only_hub(hub.address)
         yield hub
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -60,26 +59,8 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.fixture
-def hub(server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def hub(server: ThreadingHTTPServer, only_hub: Callable[[str], list[float]]) -> Any:
     """A hub on this machine, empty caches, and no way to another hub."""
-    constants = pytest.importorskip("huggingface_hub.constants")
     made = server.RequestHandlerClass.hub
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "HF_ENDPOINT": made.address,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "MOEBIUS_CACHE": str(tmp_path / "moebius"),
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    # huggingface_hub has read its environment when it was imported.
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    slept: list[float] = []  # the library waits between its tries
-    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=slept.append, time=time.time))
-    made.slept = slept
+    made.slept = only_hub(made.address)
     return made
