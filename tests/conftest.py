@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,13 @@ import pytest
 _threads: list[int] = []
 
 
+def pytest_configure() -> None:
+    """Interrupts reach the tests' processes also where the run was started in the background, which ignores them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sends tests that share a module's or package's fixture to one xdist worker, so that it is made once per run."""
     for item in items:
