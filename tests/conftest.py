@@ -103,6 +103,14 @@ def fused_bundle(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def open_bundle(shared_folder: Path) -> Path:
+    """The fused bundle with an open batch, as --dynamic-batch writes it, without the masked decoder. Read only."""
+    return _made_once(
+        shared_folder / "open-bundle", lambda folder: _export_tiny(folder, masked=False, dynamic_batch=True)
+    )
+
+
+@pytest.fixture(scope="session")
 def inlined_bundle(shared_folder: Path, fused_bundle: Path) -> Path:
     """The fused bundle with standard operators only: what `moebius-export inline` writes. Read only."""
     from moebius_export.onnx_export.inline import inline_bundle

@@ -49,13 +49,22 @@ class GuidedUNet(nn.Module):
         batch = sample.shape[0]
         ids = self.category_ids.repeat_interleave(batch, dim=0)  # [2B, m]
         noise = self.student(torch.cat([sample, sample]), timestep.expand(2 * batch), ids)  # [2B, 4, S, S]
-        unconditional, conditional = noise.chunk(2)
-        return unconditional, conditional
+        return parted(noise, batch)
 
     @staticmethod
     def guided(unconditional: Tensor, conditional: Tensor, guidance_scale: Tensor) -> Tensor:
         """The guided noise [B, 4, S, S] of both branches' noise."""
         return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def parted(noise: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """The noise [2B, 4, S, S] of both branches as [B, 4, S, S] each.
+
+    `chunk` reads the number of parts from the example's B and so fixes an open B to it; it stays where B is fixed, so
+    that those graphs keep their bytes.
+    """
+    unconditional, conditional = noise.chunk(2) if isinstance(batch, int) else noise.split([batch, batch])
+    return unconditional, conditional
 
 
 class ConditionalUNet(nn.Module):

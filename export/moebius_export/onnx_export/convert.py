@@ -51,10 +51,11 @@ def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto
         on_stage: called with the name of each stage when it begins.
 
     Raises:
-        ExportError: onnxsim or onnx.checker refuse the graph.
+        ExportError: onnxsim or onnx.checker refuse the graph, or an axis that should stay open became fixed.
     """
     on_stage("trace")
     model = _trace(spec)
+    _check_open(model, spec)
     name_nodes(model)
     on_stage("simplify")
     model = _simplify(model)
@@ -97,6 +98,21 @@ def _trace(spec: GraphSpec) -> onnx.ModelProto:
         if program is None:
             raise ExportError(f"{spec.name}: torch.onnx.export returned nothing")
         return program.model_proto
+
+
+def _check_open(model: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Refuses a graph whose open axes became fixed: the exporter does so where an operator reads an axis's size."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.input, *model.graph.output)}
+    axes: dict[str, list[int]] = {name: [0] for name in spec.dynamic}
+    for name, sizes in (spec.sizes or {}).items():
+        axes[name] = [*axes.get(name, []), *sizes]
+    outputs = [0] * bool(spec.dynamic) + list(spec.output_sizes or {})
+    for name, wanted in {**axes, spec.output: outputs}.items():
+        if fixed := [axis for axis in wanted if not shapes[name][axis].dim_param]:
+            found = [size.dim_param or size.dim_value for size in shapes[name]]
+            raise ExportError(
+                f"{spec.name}: {name} {found} should be open at axis {fixed[0]}; an operator of the module fixed it"
+            )
 
 
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moebius import Moebius
 from moebius.network.student import LambdaBlock, Level
-from moebius_export.network.wrappers import GuidedUNet
+from moebius_export.network.wrappers import GuidedUNet, parted
 from moebius_export.rules.base import Rule, shared_copy
 from moebius_export.rules.token_products import ProductTransformer
 
@@ -55,9 +55,10 @@ class SharedPrefixUNet(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, guidance_scale: Tensor) -> Tensor:
         """As `GuidedUNet.forward`: sample [B, 9, S, S], timestep [1], guidance_scale [1] -> noise [B, 4, S, S]."""
-        ids = self.category_ids.repeat_interleave(sample.shape[0], dim=0)  # [2B, m]
+        batch = sample.shape[0]
+        ids = self.category_ids.repeat_interleave(batch, dim=0)  # [2B, m]
         noise = self.student(sample, timestep, ids)
-        unconditional, conditional = noise.chunk(2)
+        unconditional, conditional = parted(noise, batch)
         return unconditional + guidance_scale * (conditional - unconditional)
 
 
