@@ -11,7 +11,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated test-aarch64 fuzz lint release-lint dist sbom newest clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated test-aarch64 fuzz lint release-lint dist wheels sbom newest clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -105,6 +105,9 @@ release-lint:  ## Lints the workflows and the container files (npm, and hadolint
 
 dist: $(VENV)/.ready  ## Builds an sdist and, from it, a pure wheel, twice: both builds must have the same bytes.
 	$(BIN)/python scripts/build_dist.py dist
+
+wheels: $(VENV)/.ready  ## What `dist` builds, and wheels with compiled kernels for this machine and AArch64 (g++-aarch64-linux-gnu; Linux).
+	$(BIN)/python scripts/build_dist.py dist c++ aarch64-linux-gnu-g++
 
 sbom: $(VENV)/.ready  ## Lists what `pip install moebius-edge[ort,serve]` brings, with versions and licences (CycloneDX).
 	$(PYTHON) -m venv --clear $(VENV)-sbom

@@ -58,7 +58,7 @@ class KernelsHook(BuildHookInterface):
             self.app.abort(f"moebius-edge: {error}\nSet MOEBIUS_NO_KERNELS=1 to install without these kernels.")
         build_data["artifacts"].append(f"/{library.as_posix()}")
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{_platform()}"  # the library knows nothing of Python
+        build_data["tag"] = f"py3-none-{_platform(_compiler())}"  # the library knows nothing of Python
 
 
 class BuildError(Exception):
@@ -81,9 +81,24 @@ def _compiler() -> list[str]:
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), [])
 
 
-def _platform() -> str:
-    """The platform of the wheel's name: this machine's own, not the manylinux that it was not built for."""
-    return next(tag.platform for tag in sys_tags() if "manylinux" not in tag.platform)
+def _platform(compiler: list[str]) -> str:
+    """The platform of the wheel's name: on Linux that of the compiler's target, which may be a cross compiler.
+
+    It is never manylinux: only `auditwheel` knows which C libraries the result runs with.
+
+    Raises:
+        BuildError: the compiler cannot be started.
+    """
+    own = next(tag.platform for tag in sys_tags() if "manylinux" not in tag.platform)
+    if not own.startswith("linux_"):
+        return own
+    machine = _machine(compiler)
+    return "linux_" + {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def _machine(compiler: list[str]) -> str:
+    """The processor that the compiler compiles for, such as `x86_64`."""
+    return _run([*compiler, "-dumpmachine"]).strip().partition("-")[0]
 
 
 def variants_of(compiler: list[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -92,7 +107,7 @@ def variants_of(compiler: list[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
     Raises:
         BuildError: the compiler cannot be started.
     """
-    machine = _run([*compiler, "-dumpmachine"]).partition("-")[0]
+    machine = _machine(compiler)
     tables = {"x86_64": X86_VARIANTS, "amd64": X86_VARIANTS, "aarch64": ARM_VARIANTS, "arm64": ARM_VARIANTS}
     found = tables.get(machine, VARIANTS)
     return {name: (lanes, flags) for name, (lanes, flags) in found.items() if not flags or _takes(compiler, flags)}
@@ -150,8 +165,8 @@ def compile_library(compiler: list[str], sources: Path, library: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="moebius-kernels-") as folder:
         objects = compile_objects(compiler, sources, Path(folder), variants_of(compiler))
         made = f"{folder}/{library.name}"
-        static = ["-static-libgcc"] if sys.platform == "linux" else []
-        _run([*compiler, "-shared", *static, *objects, "-o", made])
+        # libgcc stays shared, as libstdc++ needs it anyway; a static one of GCC 12 would ask for glibc 2.35.
+        _run([*compiler, "-shared", *objects, "-o", made])
         beside = library.with_name(f".{library.name}.{os.getpid()}")
         try:
             shutil.copy(made, beside)

@@ -82,6 +82,28 @@ def test_a_wheel_for_this_platform_and_any_python(build, root):
     assert [path.name for path in library(root).parent.iterdir() if path.is_file()] == [library(root).name]
 
 
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("aarch64-linux-gnu-g++"), reason="no cross compiler")
+def test_a_cross_compilers_wheel_is_for_its_target(build, root):
+    data, warnings = build(CXX="aarch64-linux-gnu-g++")
+    assert warnings == []
+    assert data["tag"] == "py3-none-linux_aarch64"
+    assert int.from_bytes(library(root).read_bytes()[18:20], "little") == 183  # EM_AARCH64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="platforms of Linux")
+@pytest.mark.parametrize(
+    ("target", "platform"),
+    [
+        ("x86_64-linux-gnu", "linux_x86_64"),
+        ("amd64-linux-gnu", "linux_x86_64"),
+        ("aarch64-redhat-linux", "linux_aarch64"),
+        ("riscv64-linux-gnu", "linux_riscv64"),
+    ],
+)
+def test_the_platform_is_that_of_the_compilers_target(target, platform):
+    assert hatch_build._platform(compiler_for(target)) == platform
+
+
 def check_pure(data, warnings, words):
     assert data == {"artifacts": []}
     assert len(warnings) == 1
