@@ -79,7 +79,7 @@ def lower(latent: Array) -> Array:
 
 
 def upper(features: Array, overview: Array, inside: Array) -> Array:
-    """A picture [1, 3, 4h, 4w] of features [1, 2, h, w], the overview [1, 2, n, n] and the window in it [1, 1, n, n]."""
+    """A picture [1, 3, 4h, 4w] of features [1, 2, h, w], the overview [1, 2, n, n] and the window [1, 1, n, n]."""
     small = overview.shape[2]
     y, x = np.indices((4 * features.shape[2], 4 * features.shape[3])) // 4
     planes = []
@@ -112,6 +112,7 @@ class SimpleBackend(Backend):
         return cast(Any, functions[handle])(**inputs)
 
     def describe(self) -> dict[str, str]:
+        """Nothing."""
         return {}
 
 
@@ -204,6 +205,7 @@ def picture_of(height: int, width: int, alpha: bool = False, grey: bool = False)
 
 
 def mask_of(height: int, width: int, rects: Rects) -> BoolArray:
+    """The mask of some rectangles, [H, W]."""
     mask = np.zeros((height, width), bool)
     for top, left, bottom, right in rects:
         mask[top:bottom, left:right] = True
@@ -323,6 +325,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "specks and blocks": {"shape": [900, 700], "size": 128, "rects": specks(60, 900, 700, 120, 8)},
     "large blocks": {"shape": [1000, 1300], "size": 256, "rects": specks(14, 1000, 1300, 400, 11)},
     "a long bar": {"shape": [220, 900], "size": 64, "rects": [[90, 20, 130, 880]]},
+    "a bar of odd thickness": {"shape": [110, 330], "size": 64, "rects": [[38, 8, 73, 321]]},
     "a cross": {"shape": [700, 700], "size": 128, "rects": [[20, 300, 680, 380], [320, 10, 390, 690]]},
     "a wire": {"shape": [500, 900], "size": 128, "rects": wire([(10, 0), (450, 500), (40, 890)], 6)},
     "nearly one square": {"shape": [75, 70], "size": 64, "rects": specks(9, 75, 70, 8, 2)},
@@ -339,6 +342,9 @@ RESIZES = [
     ([64, 64], [77, 64], [0.0, 0.0, 64.0, 60.5]),
     ([64, 80], [64, 41], [3.0, 0.0, 70.0, 64.0]),
     ([40, 50], [20, 30], [10.0, 5.0, 40.0, 25.0]),
+    ([64, 64], [18, 50], [0.0, 20.8, 64.0, 43.2]),  # from here on Pillow 13 begins with the rows
+    ([80, 60], [53, 47], [0.0, 0.0, 60.0, 80.0]),
+    ([80, 60], [70, 90], [0.0, 0.0, 60.0, 80.0]),
 ]
 
 

@@ -1,4 +1,5 @@
-// Pillow's Lanczos resize of 8-bit RGB, to the bit: libImaging/Resample.c. It runs in Node too.
+// The Lanczos resize of 8-bit RGB of Pillow 13, to the bit: libImaging/Resample.c. Each of its two passes rounds and
+// clips, so their order counts. It runs in Node too.
 
 const f32 = Math.fround;
 const PRECISION_BITS = 32 - 8 - 2; // of a coefficient's fraction
@@ -27,8 +28,14 @@ export function resizedRgb(source, height, width, box) {
   const [x0, y0, x1, y1] = [f32(left), f32(top), f32(right), f32(bottom)];
   const rows = height !== source.height || y0 !== 0 || y1 !== height ? kernel(source.height, y0, y1, height) : null;
   const columns = width !== source.width || x0 !== 0 || x1 !== width ? kernel(source.width, x0, x1, width) : null;
-  const wide = columns ? acrossColumns(source, columns, width, rows ? usedRows(rows) : [0, height]) : source;
-  return rows ? acrossRows(wide, rows, height, columns ? rows.first[0] : 0) : wide;
+  if (!rows) return columns ? acrossColumns(source, columns, width, [0, height]) : source;
+  if (!columns) return acrossRows(source, rows, height, 0);
+  // Earlier versions of Pillow always begin with the columns.
+  const shorter = source.height - height;
+  if (shorter > 0 && shorter > 2 * (source.width - width)) {
+    return acrossColumns(acrossRows(source, rows, height, 0), columns, width, [0, height]);
+  }
+  return acrossRows(acrossColumns(source, columns, width, usedRows(rows)), rows, height, rows.first[0]);
 }
 
 /** @param {Rgb} source @param {number} top @param {number} left @param {number} height @param {number} width @returns {Rgb} */

@@ -172,7 +172,7 @@ class Finder {
     const thick = (across + 2) * cell; // it may fill some of a cell on either side
     const longest = Math.max(2 * thick, Math.trunc(scale * (base - Math.floor(base / THIN))));
     const own = Math.max(thick, Math.min(longest, 2 * base - thick));
-    const margin = Math.floor(Math.ceil(Math.max(thick, Math.floor(base / THIN)) / 2) / cell);
+    const margin = Math.ceil(Math.max(thick, Math.floor(base / THIN)) / 2 / cell);
     return { side: Math.ceil(own / cell) + 2 * margin, margin };
   }
 
