@@ -342,10 +342,13 @@ RESIZES = [
     ([64, 64], [77, 64], [0.0, 0.0, 64.0, 60.5]),
     ([64, 80], [64, 41], [3.0, 0.0, 70.0, 64.0]),
     ([40, 50], [20, 30], [10.0, 5.0, 40.0, 25.0]),
-    ([64, 64], [18, 50], [0.0, 20.8, 64.0, 43.2]),  # from here on Pillow 13 begins with the rows
+    ([80, 60], [54, 47], [0.0, 0.0, 60.0, 80.0]),
+    ([64, 64], [18, 50], [0.0, 20.8, 64.0, 43.2]),
     ([80, 60], [53, 47], [0.0, 0.0, 60.0, 80.0]),
     ([80, 60], [70, 90], [0.0, 0.0, 60.0, 80.0]),
 ]
+ROWS_FIRST = 3
+"""The last so many resizes begin with the rows since Pillow 13, and with the columns before."""
 
 
 def filled(case: Mapping[str, Any]) -> tuple[Array, tuple[str, ...]]:

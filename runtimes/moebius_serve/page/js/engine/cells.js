@@ -185,3 +185,33 @@ export function dilated(cells, reach) {
   eachOne(cells, reach, reach, padded.width, (place) => (padded.data[place] = 1));
   return inverse(eroded(inverse(padded), 2 * reach + 1));
 }
+
+/** The cells of one region. @param {Grid} cells @param {Int32Array} numbers @param {number} number @returns {Grid} */
+export function numbered(cells, numbers, number) {
+  return { ...cells, data: cells.data.map((_, i) => (numbers[i] === number ? 1 : 0)) };
+}
+
+/** The smallest rectangle around two. @param {Rect} one @param {Rect} other @returns {Rect} */
+export function union(one, other) {
+  return {
+    top: Math.min(one.top, other.top),
+    left: Math.min(one.left, other.left),
+    bottom: Math.max(one.bottom, other.bottom),
+    right: Math.max(one.right, other.right),
+  };
+}
+
+/** A rectangle of the part `by` of the picture's cells, in the picture's cells. @param {Rect} rect @param {Rect} by @returns {Rect} */
+export function shifted(rect, by) {
+  return { top: rect.top + by.top, left: rect.left + by.left, bottom: rect.bottom + by.top, right: rect.right + by.left };
+}
+
+/** The inverse of `shifted`, clipped to the part. @param {Rect} rect @param {Rect} by @returns {Rect} */
+export function clipped(rect, by) {
+  return {
+    top: Math.max(0, rect.top - by.top),
+    left: Math.max(0, rect.left - by.left),
+    bottom: Math.min(rect.bottom, by.bottom) - by.top,
+    right: Math.min(rect.right, by.right) - by.left,
+  };
+}

@@ -8,6 +8,7 @@ import { branchOf, decodersOf, FULL, MASKED, runner } from "./graphs.js";
 import { lcmSampler, lcmTimesteps } from "./lcm.js";
 import { grownMask, markedPixels, reducedMask } from "./masks.js";
 import { invisible, seen, smoothCells } from "./network_input.js";
+import { maskNotes, optionNotes } from "./notes.js";
 import { pasted, pastedBox } from "./paste.js";
 import { initialNoise } from "./random.js";
 import { SAMPLERS } from "./samplers.js";
@@ -79,8 +80,10 @@ export async function inpaint(sessions, manifest, image, mask, options = {}, onP
   const run = runner(sessions, manifest, signal);
   const context = { manifest, options: given, settings, schedule, timesteps, decoders, run };
   const picture = copyOf(image);
-  const unknown = fillable(picture, mask, settings); // what no square has filled yet
-  const notes = note ? [note] : [];
+  const marked = markedPixels(mask, picture);
+  const unknown = fillable(picture, marked, settings); // what no square has filled yet
+  const notes = maskNotes(picture, marked.data);
+  notes.push(...optionNotes(settings, timesteps, schedule, manifest.defaults.num_inference_steps), ...(note ? [note] : []));
   const squares = squaresOf(unknown, manifest.geometry.image_size, settings.fit, given.max_squares ?? 64);
   const total = squares.length * timesteps.length;
   let done = 0;
@@ -113,14 +116,14 @@ function copyOf({ data, width, height, grey = false }) {
 }
 
 /**
- * The pixels to fill, grown as the settings say.
+ * The pixels to fill: the marked ones, grown as the settings say.
  * @param {Picture} picture
- * @param {{data: Uint8Array, width: number, height: number}} mask
+ * @param {Grid} marked
  * @param {Settings} settings
  * @returns {Grid} new
  */
-function fillable(picture, mask, settings) {
-  const grown = grownMask(markedPixels(mask, picture), settings.mask_dilate);
+function fillable(picture, marked, settings) {
+  const grown = grownMask(marked, settings.mask_dilate);
   const visible = grown.data.some((marked, i) => !marked && picture.data[i * 4 + 3] > 0);
   if (!visible && !settings.original) {
     throw new InputError(

@@ -90,8 +90,8 @@ const MOST_SEED = 4294967295;
 /** @type {Record<string, [(value: any) => boolean, string]>} for each other option: whether a value fits, and what would */
 const RANGES = {
   steps: [(value) => Number.isInteger(value) && value >= 1, "a whole number, 1 or more"],
-  guidance_scale: [(value) => value >= 0 && value <= 100, "a number from 0 to 100"],
-  strength: [(value) => value > 0 && value <= 1, "a number above 0, at most 1"],
+  guidance_scale: [(value) => typeof value === "number" && value >= 0 && value <= 100, "a number from 0 to 100"],
+  strength: [(value) => typeof value === "number" && value > 0 && value <= 1, "a number above 0, at most 1"],
   guidance_interval: [isInterval, "the lowest and the highest timestep with guidance, such as 200, 800"],
   seed: [(value) => Number.isInteger(value) && value >= 0 && value <= MOST_SEED, `a whole number from 0 to ${MOST_SEED}`],
   mask_dilate: [
@@ -117,13 +117,13 @@ function isInterval(value) {
 export function checkedOptions(options) {
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined && value !== null));
   for (const [name, value] of Object.entries(given)) {
-    const choices = /** @type {Record<string, string[]>} */ (CHOICES)[name];
+    const choices = Object.hasOwn(CHOICES, name) ? /** @type {Record<string, string[]>} */ (CHOICES)[name] : null;
     const [fits, expected] = choices
       ? [choices.includes(value), `one of ${choices.join(", ")}`]
-      : RANGES[name]
-        ? [(typeof value !== "number" || Number.isFinite(value)) && RANGES[name][0](value), RANGES[name][1]]
+      : Object.hasOwn(RANGES, name)
+        ? [RANGES[name][0](value), RANGES[name][1]]
         : [false, `no such option, but one of ${[...Object.keys(CHOICES), ...Object.keys(RANGES)].join(", ")}`];
-    if (!fits) throw new InputError(`${name} ${JSON.stringify(value)}: expected ${expected}`);
+    if (!fits) throw new InputError(`${name} ${typeof value === "number" ? value : JSON.stringify(value)}: expected ${expected}`);
   }
   if (given.start && MODES[given.mode ?? DEFAULT_MODE].original) {
     throw new InputError(`start ${given.start}: mode ${given.mode} starts from the picture itself; use mode best`);

@@ -1,7 +1,8 @@
 // Finds the squares that the network fills from a mask, and the order to fill them in, as moebius_runtime.regions.squares,
 // where the method is described. It runs in Node too.
 
-import { both, boundingBox, components, coverage, dilated, eachOne, empty, eroded, opened, part, thickness } from "./cells.js";
+import { both, boundingBox, components, coverage, dilated, eachOne, empty, eroded, numbered, opened } from "./cells.js";
+import { clipped, part, shifted, thickness, union } from "./cells.js";
 import { covered } from "./cover.js";
 import { largestSide, windowOf } from "./crop.js";
 import { InputError } from "./errors.js";
@@ -58,7 +59,9 @@ class Finder {
     /** @type {Grid} */
     this.marked = { data: Uint8Array.from(data, (value) => (value ? 1 : 0)), height, width };
     /** Pixels of each cell. */
-    this.pixels = data.map((_, place) => this._length(place % width, mask.width) * this._length(Math.floor(place / width), mask.height));
+    this.pixels = data.map((_, place) => {
+      return this._length(place % width, mask.width) * this._length(Math.floor(place / width), mask.height);
+    });
     this.todo = this.marked; // cells without an owner
     /** @type {Square[]} */
     this.found = []; // of thick parts
@@ -331,7 +334,8 @@ class Finder {
       const room = length - side; // below 0 where the square is larger than the picture
       return room < 0 ? Math.floor(room / 2) : Math.min(Math.max(0, Math.floor((low + high - side) / 2)), room);
     };
-    return { ...piece, crop: { left: along(left, right, this.mask.width), top: along(top, bottom, this.mask.height), side } };
+    const crop = { left: along(left, right, this.mask.width), top: along(top, bottom, this.mask.height), side };
+    return { ...piece, crop };
   }
 
   // --- order --------------------------------------------------------------------------------------------------
@@ -353,7 +357,10 @@ class Finder {
       const most = Math.max(UNKNOWN, Math.min(...[...waiting].map((index) => share[index])));
       const candidates = [...waiting]
         .filter((index) => share[index] <= most)
-        .sort((a, b) => share[a] - share[b] || windows[a].top - windows[b].top || windows[a].left - windows[b].left || a - b);
+        .sort((a, b) => {
+          const [one, other] = [windows[a], windows[b]];
+          return share[a] - share[b] || one.top - other.top || one.left - other.left || a - b;
+        });
       const near = new Set();
       for (const index of candidates) {
         if (near.has(index)) continue;
@@ -381,37 +388,7 @@ class Finder {
   }
 }
 
-/** The cells of one region. @param {Grid} cells @param {Int32Array} numbers @param {number} number @returns {Grid} */
-function numbered(cells, numbers, number) {
-  return { ...cells, data: cells.data.map((_, i) => (numbers[i] === number ? 1 : 0)) };
-}
-
 /** The rectangle of a piece in the picture's cells. @param {Square} piece @returns {Rect} */
 function rectOf({ top, left, cells }) {
   return { top, left, bottom: top + cells.height, right: left + cells.width };
-}
-
-/** @param {Rect} one @param {Rect} other @returns {Rect} */
-function union(one, other) {
-  return {
-    top: Math.min(one.top, other.top),
-    left: Math.min(one.left, other.left),
-    bottom: Math.max(one.bottom, other.bottom),
-    right: Math.max(one.right, other.right),
-  };
-}
-
-/** A rectangle of the part `by` of the picture's cells, in the picture's cells. @param {Rect} rect @param {Rect} by @returns {Rect} */
-function shifted(rect, by) {
-  return { top: rect.top + by.top, left: rect.left + by.left, bottom: rect.bottom + by.top, right: rect.right + by.left };
-}
-
-/** The inverse of `shifted`, clipped to the part. @param {Rect} rect @param {Rect} by @returns {Rect} */
-function clipped(rect, by) {
-  return {
-    top: Math.max(0, rect.top - by.top),
-    left: Math.max(0, rect.left - by.left),
-    bottom: Math.min(rect.bottom, by.bottom) - by.top,
-    right: Math.min(rect.right, by.right) - by.left,
-  };
 }
