@@ -44,7 +44,9 @@ def web(
             progress=lambda text: status.update(console.one_line(text)),
             note=console.warn,
         )
-    sizes = {s["sha256"]: s["size"] for g in site["graphs"].values() for p in (g["model"], *g["data"].values()) for s in p}
+    sizes = {
+        s["sha256"]: s["size"] for g in site["graphs"].values() for p in (g["model"], *g["data"].values()) for s in p
+    }
     for name, graph in site["graphs"].items():
         console.out.print(f"{name:<17} {graph['nodes']:,} nodes")
     console.out.print(

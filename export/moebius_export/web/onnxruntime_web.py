@@ -78,7 +78,8 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
 
 def _registry() -> str:
     """The registry's address, by the variable that npm itself reads."""
-    address = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or REGISTRY
+    names = ("npm_config_registry", "NPM_CONFIG_REGISTRY")
+    address = next((os.environ[name] for name in names if os.environ.get(name)), REGISTRY)
     if not address.startswith(("https://", "http://")):
         raise InputError(f"npm_config_registry is {address!r}; expected an address that begins with https://")
     return address.rstrip("/")

@@ -36,9 +36,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self' blob:; worker-src 'self' blob:; base-uri 'none'; form-action 'none'"
 )
-_SITE_META = (
-    f'<meta name="engine" content="site">\n<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-)
+_SITE_META = f'<meta name="engine" content="site">\n<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
 _SERVER_ONLY = ("docs.html", "js/docs.js")
 _WORKER = "js/site/offline.js"  # of the page; a service worker serves the folder that it lies in and those below
 _PRUNED = ("files", "parity", "rewrites")  # of the manifest: they describe files that the site does not hold
@@ -159,7 +157,9 @@ def _description(
         options = InpaintOptions(mode=mode)
         settings = settings_of(options, manifest.defaults, manifest.modes)
         steps[mode] = distilled_settings(settings, options, manifest).steps
-    shards = {s["sha256"]: s["size"] for g in graphs.values() for part in (g["model"], *g["data"].values()) for s in part}
+    shards = {
+        s["sha256"]: s["size"] for g in graphs.values() for part in (g["model"], *g["data"].values()) for s in part
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "model": name,
