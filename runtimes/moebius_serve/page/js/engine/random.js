@@ -83,14 +83,27 @@ export class RandomState {
  * @returns {Float32Array} in row-major order
  */
 export function initialNoise(seed, shape, offset = 0.0357) {
+  return noiseStream(seed, shape, offset).next().value;
+}
+
+/**
+ * Noise without end from one seed: the first array is `initialNoise`, the others follow in the same stream.
+ * @param {number} seed
+ * @param {[number, number, number, number]} shape
+ * @param {number} offset
+ * @returns {Generator<Float32Array, never, void>}
+ */
+export function* noiseStream(seed, shape, offset = 0.0357) {
   const stream = new RandomState(seed);
   const [batch, channels, height, width] = shape;
-  const noise = new Float64Array(batch * channels * height * width);
-  for (let i = 0; i < noise.length; i++) noise[i] = stream.normal();
-  for (let plane = 0; plane < batch * channels; plane++) {
-    const shift = offset * stream.normal();
-    const start = plane * height * width;
-    for (let i = start; i < start + height * width; i++) noise[i] += shift;
+  for (;;) {
+    const noise = new Float64Array(batch * channels * height * width);
+    for (let i = 0; i < noise.length; i++) noise[i] = stream.normal();
+    for (let plane = 0; plane < batch * channels; plane++) {
+      const shift = offset * stream.normal();
+      const start = plane * height * width;
+      for (let i = start; i < start + height * width; i++) noise[i] += shift;
+    }
+    yield Float32Array.from(noise);
   }
-  return Float32Array.from(noise);
 }

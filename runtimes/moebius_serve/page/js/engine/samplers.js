@@ -81,7 +81,7 @@ function levelsOf(schedule, timesteps) {
  * @param {OnStep | undefined} onStep
  * @param {Advance} advance
  */
-async function walk(denoise, latents, schedule, timesteps, onStep, advance) {
+export async function walk(denoise, latents, schedule, timesteps, onStep, advance) {
   let x = latents;
   for (const [step, timestep] of timesteps.entries()) {
     const predicted = await denoise(x, timestep);
@@ -93,6 +93,17 @@ async function walk(denoise, latents, schedule, timesteps, onStep, advance) {
     onStep?.(step, timestep, x);
   }
   return x;
+}
+
+/**
+ * The clean latents that `x` at a timestep and its predicted noise imply.
+ * @param {NoiseSchedule} schedule
+ * @param {Float32Array} x
+ * @param {Float32Array} noise
+ * @param {number} timestep
+ */
+export function cleanLatents(schedule, x, noise, timestep) {
+  return clean(x, noise, levelsOf(schedule, [timestep])[0]);
 }
 
 /**
