@@ -5,6 +5,7 @@ import { megabytes, StorageError } from "./storage.js";
 /** @typedef {import("./storage.js").Shard} Shard */
 /** @typedef {{model: Shard[], data: Record<string, Shard[]>, nodes: number}} GraphFiles */
 /** @typedef {Record<string, {data: Float32Array | BigInt64Array, dims: number[]}>} Tensors */
+/** @typedef {Record<string, {data: Float32Array, dims: number[]}>} Outputs */
 /** @typedef {{done: number, total: number}} Loaded bytes of a graph */
 
 /** The engine cannot go on in this worker: the page starts another one for the next try. */
@@ -38,7 +39,7 @@ export class Sessions {
     this.signal = undefined;
   }
 
-  /** @param {string} name @param {Tensors} feeds @returns {Promise<Tensors>} */
+  /** @param {string} name @param {Tensors} feeds @returns {Promise<Outputs>} */
   async run(name, feeds) {
     const session = await this.#session(name);
     /** @type {Record<string, any>} */
@@ -48,7 +49,7 @@ export class Sessions {
     }
     try {
       const outputs = await (this.lost ? Promise.race([session.run(tensors), this.lost]) : session.run(tensors));
-      /** @type {Tensors} */
+      /** @type {Outputs} */
       const found = {};
       for (const [output, tensor] of Object.entries(outputs)) {
         found[output] = { data: /** @type {any} */ (tensor).data, dims: [.../** @type {any} */ (tensor).dims] };
