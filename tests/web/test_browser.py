@@ -173,18 +173,14 @@ def test_a_site_of_another_schema_is_named_and_tried_again(site, browser, serve_
 
 
 @pytest.mark.slow
-def test_on_webgpu_it_gives_pythons_picture(site, fused_bundle, picture, serve_site):
+def test_on_webgpu_it_gives_pythons_picture(site, fused_bundle, picture, browser, serve_site):
     """On SwiftShader, a Vulkan driver in software: some seconds a step, so few steps."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not _PAGE.CHROMIUM:
-        pytest.skip("tests of the page need Chromium: apt install chromium, or CHROMIUM=PATH")
     flags = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
     server = serve_site(site)
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=_PAGE.CHROMIUM, args=flags)
-        context = chromium.new_context(viewport={"width": 1000, "height": 700})
-        context.set_default_timeout(400_000)
-        page = Page(context.new_page(), server.url)
-        assert "WebGPU (" in page.page.locator("#facts").text_content()
-        run_agrees(page, fused_bundle, picture)
-        chromium.close()
+    chromium = browser.browser_type.launch(executable_path=_PAGE.CHROMIUM, args=flags)
+    context = chromium.new_context(viewport={"width": 1000, "height": 700})
+    context.set_default_timeout(400_000)
+    page = Page(context.new_page(), server.url)
+    assert "WebGPU (" in page.page.locator("#facts").text_content()
+    run_agrees(page, fused_bundle, picture)
+    chromium.close()

@@ -63,6 +63,7 @@ export class Sessions {
   async release() {
     const held = this.loaded;
     this.loaded = null;
+    this.lost = null; // the release of the only session destroys its device; the next session gets another one
     await held?.session.release();
   }
 
@@ -94,7 +95,7 @@ export class Sessions {
         graphOptimizationLevel: "all",
       });
       this.loaded = { name, session };
-      if (this.provider === "webgpu" && !this.lost) this.lost = lossOf(await this.ort.env.webgpu.device);
+      if (this.provider === "webgpu") this.lost = lossOf(await this.ort.env.webgpu.device);
       return session;
     } catch (error) {
       throw failed(name, error, total);
