@@ -35,7 +35,7 @@ BELOW = {
 # Folders of the export, lowest first: a folder imports only folders before it in this list, or the package's own files.
 EXPORT_ORDER = (
     *("pages", "graph", "network", "trajectories", "lowering", "rules", "precision", "onnx_export"),
-    *("plugins", "trt", "verify", "doctor", "publish", "commands"),
+    *("plugins", "trt", "web", "verify", "doctor", "publish", "commands"),
 )
 # Folders of the runtime, likewise. docs/development.md describes them.
 RUNTIME_ORDER = (

@@ -40,6 +40,10 @@ def serve(
         Path | None,
         typer.Option(help="A folder with a SAM-type encoder and decoder (ONNX): the page selects objects by a click."),
     ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="Serve a site of `moebius-export web` in place of a bundle: it runs in the browser."),
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(envvar="MOEBIUS_TOKEN", help="Every call must carry it. Better given as MOEBIUS_TOKEN."),
@@ -75,6 +79,9 @@ def serve(
     from moebius_serve.limits import Limits
     from moebius_serve.segmenter import Segmenter
 
+    if site is not None:
+        _serve_site(site, bundle, host, port, _hosts(host, allow_host or []), no_token, open)
+        return
     limits = Limits(queue=queue, pixels=int(max_megapixels * 1e6))
     access = Access(_hosts(host, allow_host or []), _origins(allow_origin or []), _token(token))
     _check_address(host, access.token, no_token)
@@ -108,6 +115,35 @@ def serve(
     Server(application, jobs, limits, ready).run(sockets=[listening])
     jobs.stop()
     jobs.join(30)
+
+
+def _serve_site(
+    site: Path, bundle: Path, host: str, port: int, hosts: frozenset[str], no_token: bool, open: bool
+) -> None:
+    """Serves a site until SIGINT or SIGTERM."""
+    from moebius_serve.guard import Access
+    from moebius_serve.limits import Limits
+    from moebius_serve.server import Server
+    from moebius_serve.site import create_site
+
+    if bundle != DEFAULT_BUNDLE:
+        raise InputError(f"--site {site} serves a site in place of a bundle: leave {bundle} or --site out")
+    if not _is_loopback(host) and not no_token:
+        raise InputError(f"--host {host} can be reached from other machines; add --no-token to serve the site to them")
+    limits = Limits()
+    application = create_site(site, Access(hosts), limits)
+    listening = _listen(host, port)
+    shown = "localhost" if _is_loopback(host) else f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    if not _is_loopback(host):
+        console.warn("browsers store the model and use WebGPU over https or on localhost only")
+
+    def ready() -> None:
+        console.out.print(f"serving {site} at {address}")
+        if open:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    Server(application, None, limits, ready).run(sockets=[listening])
 
 
 def _check_address(host: str, token: str | None, no_token: bool) -> None:

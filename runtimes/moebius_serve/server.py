@@ -24,12 +24,12 @@ class Server(uvicorn.Server):
 
     Args:
         application: see `create_app`.
-        jobs: are stopped by the signal.
+        jobs: are stopped by the signal; None where there are none.
         limits: of this server.
         ready: called once connections are accepted.
     """
 
-    def __init__(self, application: App, jobs: Jobs, limits: Limits, ready: Callable[[], None]) -> None:
+    def __init__(self, application: App, jobs: Jobs | None, limits: Limits, ready: Callable[[], None]) -> None:
         class Protocol(_Protocol):
             head_seconds = limits.head_seconds
 
@@ -51,7 +51,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stops the jobs, then the server. uvicorn's own would raise the signal again at the end."""
-        self._jobs.stop()  # also ends streams of events, which uvicorn waits for
+        if self._jobs is not None:
+            self._jobs.stop()  # also ends streams of events, which uvicorn waits for
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True

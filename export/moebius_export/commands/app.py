@@ -14,6 +14,7 @@ from moebius_export.commands.push import push
 from moebius_export.commands.trt import trt
 from moebius_export.commands.tune import tune
 from moebius_export.commands.verify import verify
+from moebius_export.commands.web import web
 from moebius_runtime import console
 from moebius_runtime.errors import MoebiusError
 
@@ -25,7 +26,7 @@ def _commands(version: console.Version = False) -> None:
     """Exports PyTorch weights to a bundle that a device runs without PyTorch."""
 
 
-for _command in (onnx, inline, precision, trt, verify, doctor, tune, push):
+for _command in (onnx, inline, precision, trt, web, verify, doctor, tune, push):
     app.command()(_command)
 for _entry in metadata.entry_points(group="moebius_export.commands"):
     app.command(_entry.name)(_entry.load())

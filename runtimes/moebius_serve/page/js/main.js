@@ -8,6 +8,8 @@ import { Mask, must } from "./mask.js";
 import { Pictures } from "./pictures.js";
 import { EngineError, ServerEngine } from "./server.js";
 import { options, show } from "./settings.js";
+import { SiteEngine } from "./site/engine.js";
+import { showStorage } from "./site/panel.js";
 import { Stage } from "./stage.js";
 import { keep, kept } from "./store.js";
 
@@ -30,7 +32,10 @@ import { keep, kept } from "./store.js";
 /** @param {string} id @returns {any} */
 const $ = (id) => must(document.getElementById(id));
 
-const engine = new ServerEngine(askToken);
+const onSite = document.querySelector("meta[name=engine]")?.getAttribute("content") === "site";
+const engine = onSite ? new SiteEngine() : new ServerEngine(askToken);
+/** Shows how much of the model is stored, where the engine is a site's. */
+let refreshStorage = () => {};
 const stage = new Stage($("stage"), { changed: strokeEnded, clicked: (point) => void select(point) });
 const changes = new History(refresh);
 const pictures = new Pictures((blob, name) => engine.preview(blob, name));
@@ -182,7 +187,7 @@ async function run() {
   running = new AbortController();
   stage.frozen = true;
   compare(0);
-  say("running", "Sending the picture…");
+  say("running", onSite ? "Starting…" : "Sending the picture…");
   $("progress").hidden = false;
   $("progress").removeAttribute("value");
   try {
@@ -215,6 +220,7 @@ async function run() {
     stage.frozen = false;
     $("progress").hidden = true;
     refresh();
+    refreshStorage();
   }
 }
 
@@ -259,6 +265,11 @@ async function another() {
 
 /** @param {import("./server.js").Progress} now */
 function progress(now) {
+  if (now.words) {
+    $("progress").value = now.share ?? 0;
+    say("running", now.words);
+    return;
+  }
   if (now.state === "queued") {
     say("running", now.position ? `Waiting: ${now.position} before this one.` : "Waiting…");
     return;
@@ -349,7 +360,7 @@ function brush(size) {
 }
 
 async function sample() {
-  const answer = await fetch("/page/sample.jpg");
+  const answer = await fetch(new URL("../sample.jpg", import.meta.url));
   await open(await answer.blob(), "sample.jpg");
 }
 
@@ -419,9 +430,23 @@ listen(stage, {
 // The start
 
 async function start() {
-  show(await engine.describe());
+  $("retry").hidden = true;
+  try {
+    show(await engine.describe());
+  } catch (error) {
+    $("retry").hidden = false;
+    fail(error);
+    return;
+  }
+  if (engine instanceof SiteEngine) {
+    $("api").hidden = true;
+    const done = (/** @type {string} */ words) => say(source ? "ready" : "empty", words);
+    const loading = (/** @type {import("./server.js").Progress} */ now) => void ($("status").textContent = now.words ?? "");
+    refreshStorage = showStorage(engine, { progress: loading, fail, done });
+  }
   await restore();
 }
 
+$("retry").addEventListener("click", () => void start().catch(fail));
 refresh();
 start().catch(fail);

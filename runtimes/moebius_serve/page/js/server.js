@@ -2,11 +2,13 @@
 
 /**
  * @typedef {object} Progress
- * @property {string} state queued or running
+ * @property {string} state queued, loading or running
  * @property {number} position jobs before this one
  * @property {number} step
  * @property {number} steps
  * @property {number | null} seconds_left
+ * @property {string} [words] of a download, for the person
+ * @property {number} [share] of the download that is done
  */
 /**
  * @typedef {object} Filled
