@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ def shared() -> None:
 
 
 def test_a_fixture_of_a_module_keeps_its_tests_on_one_worker(shared, request):
-    if not os.environ.get("PYTEST_XDIST_WORKER") or request.config.getoption("dist") != "loadgroup":
+    if not getattr(request.config.option, "loadgroup", False):  # set by xdist in its workers
         pytest.skip("only with several workers: pytest -n 2 --dist loadgroup")
     assert request.node.nodeid.endswith("@tests/test_workers.py")
 
