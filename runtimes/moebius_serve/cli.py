@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, urlsplit
@@ -103,15 +104,8 @@ def serve(
         console.warn("this bundle has stand-in weights (random numbers): the picture inside the mask is noise")
     jobs = Jobs(pipeline, limits, folder)
     application = create_app(pipeline, jobs, access, limits, mode=mode.value, segmenter=found)
-    shown = "localhost" if _is_loopback(host) else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}/"
-
-    def ready() -> None:
-        console.out.print(f"serving {bundle} at {address}")
-        if open:
-            fragment = "" if access.token is None else f"#token={quote(access.token, safe='')}"
-            threading.Thread(target=webbrowser.open, args=(address + fragment,), daemon=True).start()
-
+    fragment = "" if access.token is None else f"#token={quote(access.token, safe='')}"
+    ready = _announced(bundle, host, listening, open, fragment)
     Server(application, jobs, limits, ready).run(sockets=[listening])
     jobs.stop()
     jobs.join(30)
@@ -133,17 +127,22 @@ def _serve_site(
     limits = Limits()
     application = create_site(site, Access(hosts), limits)
     listening = _listen(host, port)
-    shown = "localhost" if _is_loopback(host) else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}/"
     if not _is_loopback(host):
         console.warn("browsers store the model and use WebGPU over https or on localhost only")
+    Server(application, None, limits, _announced(site, host, listening, open)).run(sockets=[listening])
+
+
+def _announced(what: Path, host: str, listening: socket.socket, open: bool, fragment: str = "") -> Callable[[], None]:
+    """What a server calls once it accepts connections: prints the address, and opens it with `fragment` if asked."""
+    shown = "localhost" if _is_loopback(host) else f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
 
     def ready() -> None:
-        console.out.print(f"serving {site} at {address}")
+        console.out.print(f"serving {what} at {address}")
         if open:
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+            threading.Thread(target=webbrowser.open, args=(address + fragment,), daemon=True).start()
 
-    Server(application, None, limits, ready).run(sockets=[listening])
+    return ready
 
 
 def _check_address(host: str, token: str | None, no_token: bool) -> None:

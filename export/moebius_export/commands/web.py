@@ -33,7 +33,7 @@ def web(
 
     Any static web server can serve it, `moebius-serve --site SITE` too. Nothing is loaded from another host.
     """
-    from moebius_export.web.site import export_site
+    from moebius_export.web.site import export_site, shard_sizes
 
     with console.err.status("web") as status:
         site = export_site(
@@ -44,9 +44,7 @@ def web(
             progress=lambda text: status.update(console.one_line(text)),
             note=console.warn,
         )
-    sizes = {
-        s["sha256"]: s["size"] for g in site["graphs"].values() for p in (g["model"], *g["data"].values()) for s in p
-    }
+    sizes = shard_sizes(site["graphs"])
     for name, graph in site["graphs"].items():
         console.out.print(f"{name:<17} {graph['nodes']:,} nodes")
     console.out.print(

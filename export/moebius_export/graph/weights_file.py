@@ -44,7 +44,7 @@ class WeightsFile:
                 self._placed[key] = self._position + padding
                 self._remember_entries(tensor.dims, data)
                 self._position += padding + self._stream.write(data)
-            _refer(tensor, self.name, self._placed[key], len(data))
+            refer(tensor, self.name, self._placed[key], len(data))
 
     def _remember_entries(self, dims: Sequence[int], data: bytes) -> None:
         """Remembers the offset of each entry of the first axis; called before the position moves on."""
@@ -72,7 +72,8 @@ def _raw(tensor: onnx.TensorProto) -> bytes:
     return bytes(tensor.raw_data)
 
 
-def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+def refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Makes a tensor, in place, name `length` bytes at `offset` of the file `location` as its values."""
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]

@@ -77,11 +77,7 @@ def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto
 
 
 def _trace(spec: GraphSpec) -> onnx.ModelProto:
-    dynamic: dict[str, dict[int, torch.export.Dim] | None] = {
-        name: {0: torch.export.Dim("batch", max=64)} if name in spec.dynamic else None for name in spec.inputs
-    }
-    for name, axes in (spec.sizes or {}).items():
-        dynamic[name] = {axis: torch.export.Dim(size, min=2, max=_MOST_CELLS) for axis, size in axes.items()}
+    dynamic = _open_axes(spec)
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             spec.module.eval(),
@@ -90,7 +86,7 @@ def _trace(spec: GraphSpec) -> onnx.ModelProto:
             opset_version=OPSET,
             input_names=list(spec.inputs),
             output_names=[spec.output],
-            dynamic_shapes=tuple(dynamic.values()) if any(dynamic.values()) else None,
+            dynamic_shapes=tuple(axes or None for axes in dynamic.values()) if any(dynamic.values()) else None,
             optimize=True,
             verbose=False,
             custom_translation_table=translations(spec.local_lambda_form),
@@ -100,14 +96,19 @@ def _trace(spec: GraphSpec) -> onnx.ModelProto:
         return program.model_proto
 
 
+def _open_axes(spec: GraphSpec) -> dict[str, dict[int, torch.export.Dim]]:
+    """The axes of each input that stay open."""
+    axes = {name: {0: torch.export.Dim("batch", max=64)} if name in spec.dynamic else {} for name in spec.inputs}
+    for name, sizes in (spec.sizes or {}).items():
+        axes[name] |= {axis: torch.export.Dim(size, min=2, max=_MOST_CELLS) for axis, size in sizes.items()}
+    return axes
+
+
 def _check_open(model: onnx.ModelProto, spec: GraphSpec) -> None:
     """Refuses a graph whose open axes became fixed: the exporter does so where an operator reads an axis's size."""
     shapes = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.input, *model.graph.output)}
-    axes: dict[str, list[int]] = {name: [0] for name in spec.dynamic}
-    for name, sizes in (spec.sizes or {}).items():
-        axes[name] = [*axes.get(name, []), *sizes]
     outputs = [0] * bool(spec.dynamic) + list(spec.output_sizes or {})
-    for name, wanted in {**axes, spec.output: outputs}.items():
+    for name, wanted in {**_open_axes(spec), spec.output: outputs}.items():
         if fixed := [axis for axis in wanted if not shapes[name][axis].dim_param]:
             found = [size.dim_param or size.dim_value for size in shapes[name]]
             raise ExportError(

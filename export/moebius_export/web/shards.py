@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from moebius_export.errors import ExportError
+from moebius_export.graph.weights_file import refer
 
 SHARD_BYTES = 64_000_000
 
@@ -75,10 +76,7 @@ def refer_to(model: onnx.ModelProto, volumes: list[Volume]) -> list[Volume]:
         volume = next((one for one in volumes if one.start <= start and start + length <= one.end), None)
         if volume is None:
             raise ExportError(f"tensor {tensor.name} lies in no volume of its weights file")
-        del tensor.external_data[:]
-        place = {"location": volume.name, "offset": str(start - volume.start), "length": str(length)}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=value)
+        refer(tensor, volume.name, start - volume.start, length)
         used.append(volume)
     return [volume for volume in volumes if volume in used]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from moebius_export.web.shards import SHARD_BYTES, Shard, Volume, refer_to, volu
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.check_values import TOLERANCE
 from moebius_runtime.bundle.manifest import GraphName, Manifest
-from moebius_runtime.files import atomic_write, link_file, placed_whole
+from moebius_runtime.files import atomic_write, link_file, placed_whole, sha256_file
 from moebius_runtime.settings.distilled import distilled_settings
 from moebius_runtime.settings.modes import DEFAULT_MODE, MODES
 from moebius_runtime.settings.options import InpaintOptions, settings_of
@@ -157,9 +157,6 @@ def _description(
         options = InpaintOptions(mode=mode)
         settings = settings_of(options, manifest.defaults, manifest.modes)
         steps[mode] = distilled_settings(settings, options, manifest).steps
-    shards = {
-        s["sha256"]: s["size"] for g in graphs.values() for part in (g["model"], *g["data"].values()) for s in part
-    }
     return {
         "schema_version": SCHEMA_VERSION,
         "model": name,
@@ -169,10 +166,15 @@ def _description(
         "onnxruntime_web": VERSION,
         "mode": DEFAULT_MODE,
         "mode_steps": steps,
-        "size": sum(shards.values()),
+        "size": sum(shard_sizes(graphs).values()),
         "graphs": graphs,
         "manifest": content,
     }
+
+
+def shard_sizes(graphs: Mapping[Any, Any]) -> dict[str, int]:
+    """The bytes of each shard of a site by its SHA-256, from `graphs` of its `site.json`; graphs share shards."""
+    return {s["sha256"]: s["size"] for g in graphs.values() for part in (g["model"], *g["data"].values()) for s in part}
 
 
 def _write_page(site: Path) -> None:
@@ -187,7 +189,7 @@ def _write_page(site: Path) -> None:
         raise ExportError(f"the page of moebius-serve lacks {ENGINE_META}; install moebius-edge again")
     _write(site / "index.html", index.replace(ENGINE_META, _SITE_META).encode())
     files = {
-        path.relative_to(site).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(site).as_posix(): sha256_file(path)
         for path in sorted(site.rglob("*"))
         if path.is_file() and path.parent.name != "shards"
     }

@@ -60,6 +60,24 @@ export function invisible({ data, width }, { top, left, bottom, right }) {
 }
 
 /**
+ * The masked pixels of a window, and the invisible ones unless `original`: colours that nothing may depend on.
+ * @param {Picture} picture
+ * @param {Grid} mask of the picture
+ * @param {Rect} window
+ * @param {boolean} original
+ * @returns {Grid}
+ */
+export function unknownOf(picture, mask, window, original) {
+  const unknown = invisible(picture, window);
+  if (original) unknown.data.fill(0);
+  for (let y = 0, i = 0; y < unknown.height; y++) {
+    const row = (window.top + y) * mask.width + window.left;
+    for (let x = 0; x < unknown.width; x++, i++) unknown.data[i] |= mask.data[row + x];
+  }
+  return unknown;
+}
+
+/**
  * The masked picture's latents, with smooth values in the cells of the mask and those next to it, into which the encoder
  * mixed the grey of the masked pixels. The latter are kept only where no other cell is known.
  * @param {Float32Array} latents [1, C, s, s]

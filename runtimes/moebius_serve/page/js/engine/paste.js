@@ -3,7 +3,7 @@
 import { blended, compensated, ringWidth, weightsOf } from "./blend.js";
 import { boundingBox } from "./cells.js";
 import { windowOf } from "./crop.js";
-import { invisible, rgbOf } from "./network_input.js";
+import { invisible, rgbOf, unknownOf } from "./network_input.js";
 import { fromNetwork } from "./resampling.js";
 import { ownPixels } from "./square.js";
 
@@ -65,11 +65,7 @@ export function pasted(generated, square, picture, unknown, { blend, original },
   if (grey) filling = luma(filling);
   const hidden = original ? null : invisible(picture, window);
   if (compensate) {
-    const unseen = { ...area, data: new Uint8Array(area.data.length) };
-    for (let y = 0, i = 0; y < area.height; y++) {
-      const row = (window.top + y) * unknown.width + window.left;
-      for (let x = 0; x < area.width; x++, i++) unseen.data[i] = unknown.data[row + x] | (hidden ? hidden.data[i] : 0);
-    }
+    const unseen = unknownOf(picture, unknown, window, original);
     filling = compensated(filling, rgbOf(picture, window), area, unseen, ringWidth(scale));
   }
   const weights = weightsOf(area, blend, scale, original);

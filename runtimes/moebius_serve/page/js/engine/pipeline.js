@@ -7,7 +7,7 @@ import { InputError } from "./errors.js";
 import { branchOf, decodersOf, FULL, MASKED, runner } from "./graphs.js";
 import { lcmSampler, lcmTimesteps } from "./lcm.js";
 import { grownMask, markedPixels, reducedMask } from "./masks.js";
-import { invisible, seen, smoothCells } from "./network_input.js";
+import { seen, smoothCells, unknownOf } from "./network_input.js";
 import { maskNotes, optionNotes } from "./notes.js";
 import { pasted, pastedBox } from "./paste.js";
 import { initialNoise } from "./random.js";
@@ -176,7 +176,7 @@ function seedOf({ seed = 0 }, number) {
  */
 async function encode(work, picture, mask, { manifest: { geometry }, settings, schedule, timesteps, run }) {
   const { image_size: size, latent_size: side, latent_channels: channels } = geometry;
-  const unknown = windowMask(work.square, picture, mask, settings.original);
+  const unknown = unknownOf(picture, mask, windowOf(work.square.crop, picture), settings.original);
   const { image, masked } = seen(picture, unknown, work.square.crop, size, settings.original);
   const { cells, note } = reducedMask(masked, side, settings.mask_reduce);
   work.note = masked.data.includes(0) ? note : "all pixels around it are masked or transparent, so it has no context";
@@ -195,25 +195,6 @@ async function encode(work, picture, mask, { manifest: { geometry }, settings, s
   work.condition = new Float32Array((1 + channels) * side * side);
   work.condition.set(cells);
   work.condition.set(maskedLatents, side * side);
-}
-
-/**
- * The masked pixels of a square's window, and the invisible ones unless `original`: colours that nothing may depend on.
- * @param {Square} square
- * @param {Picture} picture
- * @param {Grid} mask
- * @param {boolean} original
- * @returns {Grid}
- */
-function windowMask({ crop }, picture, mask, original) {
-  const window = windowOf(crop, picture);
-  const unknown = invisible(picture, window);
-  if (original) unknown.data.fill(0);
-  for (let y = 0, i = 0; y < unknown.height; y++) {
-    const row = (window.top + y) * mask.width + window.left;
-    for (let x = 0; x < unknown.width; x++, i++) unknown.data[i] |= mask.data[row + x];
-  }
-  return unknown;
 }
 
 /**

@@ -75,9 +75,9 @@ export class SiteEngine {
     return this.#call("stored");
   }
 
-  /** @param {(progress: Progress) => void} onProgress @param {AbortSignal} signal */
-  async download(onProgress, signal) {
-    await this.#call("download", undefined, (now) => onProgress(loading("the model", now)), signal);
+  /** @param {(progress: Progress) => void} onProgress */
+  async download(onProgress) {
+    await this.#call("download", undefined, (now) => onProgress(loading("the model", now)));
   }
 
   async clear() {

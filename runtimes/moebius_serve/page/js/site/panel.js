@@ -20,7 +20,7 @@ export function showStorage(engine, page) {
     $("model-clear").disabled = stored === 0;
   };
   const download = async () => {
-    await engine.download(page.progress, new AbortController().signal);
+    await engine.download(page.progress);
     page.done("The model is stored. This page works offline now.");
   };
   const guarded = (/** @type {() => Promise<void>} */ action) => async () => {

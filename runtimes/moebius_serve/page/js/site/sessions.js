@@ -1,6 +1,6 @@
 // The graphs in onnxruntime-web: one in memory at a time, on WebGPU or WebAssembly.
 
-import { megabytes, StorageError } from "./storage.js";
+import { joined, megabytes, StorageError } from "./storage.js";
 
 /** @typedef {import("./storage.js").Shard} Shard */
 /** @typedef {{model: Shard[], data: Record<string, Shard[]>, nodes: number}} GraphFiles */
@@ -101,17 +101,6 @@ export class Sessions {
       throw failed(name, error, total);
     }
   }
-}
-
-/** @param {Uint8Array[]} parts */
-function joined(parts) {
-  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let place = 0;
-  for (const part of parts) {
-    whole.set(part, place);
-    place += part.length;
-  }
-  return whole;
 }
 
 /** @param {any} device @returns {Promise<never>} */

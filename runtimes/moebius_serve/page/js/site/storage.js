@@ -15,6 +15,17 @@ export const pathOf = (shard) => `shards/${shard.sha256}.bin`;
 /** @param {number} bytes */
 export const megabytes = (bytes) => `${(bytes / 1e6).toLocaleString("en", { maximumFractionDigits: bytes < 1e7 ? 1 : 0 })} MB`;
 
+/** All parts in one array. @param {Uint8Array[]} parts */
+export function joined(parts) {
+  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let place = 0;
+  for (const part of parts) {
+    whole.set(part, place);
+    place += part.length;
+  }
+  return whole;
+}
+
 /** @returns {Means} the browser's own; `StorageError` where the page may not use them */
 export function means() {
   if (!globalThis.caches || !globalThis.crypto?.subtle) {
@@ -152,12 +163,6 @@ export class Storage {
       if (length > shard.size) break; // not the shard: the hash says so
     }
     if (length < shard.size) return null;
-    const data = new Uint8Array(length);
-    let place = 0;
-    for (const piece of pieces) {
-      data.set(piece, place);
-      place += piece.length;
-    }
-    return data;
+    return joined(pieces);
   }
 }

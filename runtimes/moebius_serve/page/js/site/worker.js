@@ -2,7 +2,7 @@
 
 import { inpaint } from "../engine/pipeline.js";
 import { FatalError, Sessions, shardsOf } from "./sessions.js";
-import { Storage } from "./storage.js";
+import { Storage, StorageError } from "./storage.js";
 
 const ROOT = new URL("../../../", import.meta.url);
 /** @type {Map<number, AbortController>} */
@@ -78,7 +78,7 @@ self.addEventListener("message", async (/** @type {MessageEvent} */ { data: { id
     self.postMessage({ id, result });
   } catch (error) {
     const { name, message } = error instanceof Error ? error : new Error(String(error));
-    const known = ["InputError", "OutputError", "AbortError"].includes(name) || error?.constructor?.name === "StorageError";
+    const known = ["InputError", "OutputError", "AbortError"].includes(name) || error instanceof StorageError;
     self.postMessage({ id, error: message, fatal: error instanceof FatalError || !known });
   } finally {
     running.delete(id);
