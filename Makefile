@@ -66,7 +66,7 @@ test-full: $(VENV)/.ready  ## The full-size network: export, golden sampler, gol
 test-runtime:  ## The runtime's tests in an environment of their own, without PyTorch.
 	@echo "== runtime without PyTorch"
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(RUNTIME)/python -m pip install --quiet '.[ort,serve,hub]' onnx pytest pytest-xdist hypothesis filelock hatchling httpx openai
+	$(RUNTIME)/python -m pip install --quiet '.[ort,serve,hub]' onnx 'pytest<9.2' pytest-xdist hypothesis filelock hatchling httpx openai
 	OMP_NUM_THREADS=1 $(RUNTIME)/python -m pytest -n $(WORKERS) --dist loadgroup tests/runtime tests/kernels tests/serve tests/batch
 
 test-avx2: $(VENV)/.ready  ## All tests, as on a processor with AVX2 and no AVX-512 (scripts/test-avx2.sh).
