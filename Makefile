@@ -32,7 +32,7 @@ demo: $(VENV)/.ready  ## Exports the small network that comes with the project a
 	$(BIN)/moebius-export onnx --preset small --out $(DEMO)/bundle
 	@echo "== 2/2 inpaint: no PyTorch from here on"
 	$(BIN)/moebius-inpaint docs/demo/photo.jpg --mask docs/demo/mask.png --bundle $(DEMO)/bundle \
-	  --start pixels --steps 10 --strength 0.2 --out $(DEMO)/after.png --save-comparison --overwrite
+	  --out $(DEMO)/after.png --save-comparison --overwrite
 	@echo "== look at $(DEMO)/after-comparison.png (before | mask | after)."
 	@echo "   This network has a sixtieth of Moebius' parameters and was trained on two CPU cores for some hours: it fills small"
 	@echo "   regions in simple scenery (docs/small.md). With the released weights: moebius-export onnx --out moebius-bundle"

@@ -24,9 +24,9 @@ class DamagedError(CheckpointError):
 class MisfitError(CheckpointError):
     """A weights file that does not fit the network. `unexpected` names the tensors that only the file has."""
 
-    def __init__(self, message: str, unexpected: list[str]) -> None:
+    def __init__(self, message: str, unexpected: list[str] | None = None) -> None:
         super().__init__(message)
-        self.unexpected = unexpected
+        self.unexpected = unexpected or []
 
 
 class TrainingError(UserError):

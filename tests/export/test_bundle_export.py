@@ -17,8 +17,10 @@ from moebius_export.errors import ExportError, ParityError
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export import export as exporting
 from moebius_export.onnx_export.convert import IR_VERSION, OPSET, GraphSpec
-from moebius_export.onnx_export.export import ExportOptions, example_inputs, export_onnx
+from moebius_export.onnx_export.examples import example_inputs
+from moebius_export.onnx_export.export import ExportOptions, export_onnx
 from moebius_export.onnx_export.parity import check_parity, reference_output, run_file, unet_references
+from moebius_export.onnx_export.record import Written
 from moebius_runtime import Bundle, InpaintOptions
 from moebius_runtime.bundle.check_values import check_inputs, inputs_digest, relative_error
 from moebius_runtime.bundle.manifest import read_manifest
@@ -231,7 +233,7 @@ def test_the_default_guidance_of_a_bundle(tiny_bundle, tmp_path, monkeypatch, we
     def written(folder, group, *_):
         shutil.copytree(tiny_bundle / group, folder / group)
         names = [name for name in made.graphs if name.startswith(group)]
-        return {name: exporting._Written(made.graphs[name], made.parity[name], [], made.checks[name]) for name in names}
+        return {name: Written(made.graphs[name], made.parity[name], [], made.checks[name]) for name in names}
 
     monkeypatch.setattr(exporting, "load_student", lambda *_: loaded)
     monkeypatch.setattr(exporting, "check_prediction_type", lambda *_: None)

@@ -15,7 +15,8 @@ def asked(monkeypatch, fused_bundle):
     """The options that the command hands to the export, which then answers with a fused bundle's manifest."""
     options = []
 
-    def export(_out, given, _progress, _note):
+    def export(_out, given, _progress, _note, *, two_processes):
+        assert two_processes
         options.append(given)
         return read_manifest(fused_bundle)
 

@@ -17,6 +17,7 @@ from moebius.network.vae import build_vae  # noqa: E402
 from moebius.weights.load import load_tiny_vae  # noqa: E402
 from moebius_export.network.masked_decoder import BLOCK, LowerDecoder, UpperDecoder, window_affine  # noqa: E402
 from moebius_export.onnx_export import export as exporting  # noqa: E402
+from moebius_export.onnx_export.record import mode_defaults, weights_info  # noqa: E402
 from moebius_export.rules import rewrite_decoder_part, rewrite_tiny_decoder  # noqa: E402
 from moebius_runtime import decoding  # noqa: E402
 from moebius_runtime.bundle.manifest import read_manifest  # noqa: E402
@@ -214,8 +215,8 @@ def bundle_with_tiny(fused_bundle, tmp_path_factory):
     update = {
         "files": files,
         "decoders": {**manifest.decoders, "vae_decoder_tiny": written.info},
-        "modes": exporting._modes(tiny=True),
-        "model": manifest.model.model_copy(update={"tiny_decoder": exporting._weights_info(checkpoint)}),
+        "modes": mode_defaults({}, tiny=True),
+        "model": manifest.model.model_copy(update={"tiny_decoder": weights_info(checkpoint)}),
     }
     write_manifest(Manifest.model_validate(manifest.model_copy(update=update).model_dump()), folder)
     return folder

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from moebius.weights.distilled import Distilled
+from moebius.weights.distilled import Distilled, read_distilled
+from moebius.weights.load import default_sources
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
 from moebius_export.onnx_export.export import ExportOptions, export_onnx
+from moebius_export.onnx_export.record import mode_defaults
 from moebius_export.trajectories.scenes import default_steps, guided_scale, seeded_inputs, seeded_scene
 from moebius_export.verify import VerifyOptions, verify
 from moebius_export.verify.declared import _distillation_check
@@ -174,3 +176,13 @@ def test_the_command_prints_what_was_distilled(distilled_bundle, fused_bundle):
     plain = manifest.defaults.model_copy(update={"sampler": "ddim"})
     assert _sampling(manifest.model_copy(update={"defaults": plain})) == "guidance distilled at 2.5"
     assert _sampling(read_manifest(fused_bundle)) == "default guidance scale 2.5"
+
+
+def test_the_weights_own_defaults_of_modes_are_the_bundles():
+    known = read_distilled(default_sources("small")[0])
+    modes = mode_defaults(known.modes, tiny=True)
+    assert (modes["best"].start, modes["best"].strength, modes["best"].steps) == ("pixels", 0.2, 10)
+    assert (modes["fast"].steps, modes["fast"].sampler, modes["fast"].vae_decoder) == (5, "dpmpp-2m", "tiny")
+    assert modes["balanced"].decode == "masked"
+    assert set(mode_defaults({}, tiny=False)) == {"best", "balanced", "fast"}
+    assert mode_defaults({}, tiny=False)["best"].strength == 1

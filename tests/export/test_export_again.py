@@ -9,6 +9,7 @@ from moebius import preset
 from moebius.weights.load import load_student
 from moebius_export.onnx_export import export as exporting
 from moebius_export.onnx_export.export import ExportOptions, export_onnx
+from moebius_export.onnx_export.record import Written
 from moebius_runtime import Bundle
 from moebius_runtime.bundle.manifest import FileInfo, GraphFile, read_manifest, write_manifest
 from moebius_runtime.bundle.passport import EngineInfo, Passport, check_bundle, read_passport, write_passport
@@ -35,9 +36,7 @@ def export(tiny_bundle, monkeypatch):
                 with open(folder / group / "model.onnx", "ab") as stream:
                     stream.write(b"\x52\x00")  # an empty field that ONNX does not know
             names = [name for name in made.graphs if name.startswith(group)]
-            return {
-                name: exporting._Written(made.graphs[name], made.parity[name], [], made.checks[name]) for name in names
-            }
+            return {name: Written(made.graphs[name], made.parity[name], [], made.checks[name]) for name in names}
 
         monkeypatch.setattr(exporting, "_write_graphs", written)
         notes = []

@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from moebius import preset
+from moebius import VaeDecoder, preset
 from moebius.network import lambda_ops
-from moebius.weights.load import load_student
+from moebius.weights.load import load_student, load_vae
 from moebius_export.errors import CostError
 from moebius_export.graph.cost import node_costs, total_macs
 from moebius_export.graph.functions import FORMS
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
-from moebius_export.onnx_export.export import example_inputs
-from moebius_export.rules import RULE_NAMES, rewrite_unet
+from moebius_export.onnx_export.examples import example_inputs
+from moebius_export.rules import RULE_NAMES, rewrite_decoder, rewrite_unet
+from moebius_export.rules.base import Rule
 from moebius_runtime.bundle.manifest import read_manifest
 
 
@@ -100,3 +101,26 @@ def test_counting_leaves_the_network_as_it_is():
         )
         assert torch.equal(module(*inputs.values()), expected)
     assert outcomes[-1].macs == (outcomes[-2].macs[1], module_macs(rewritten, inputs.values())["all"])
+
+
+@pytest.mark.parametrize("graph", ["unet", "vae_decoder"])
+def test_rules_that_keep_the_macs_keep_them(graph, monkeypatch):
+    """They are not counted again in an export; here every rule is."""
+    keep = {rule.name for rule in Rule.__subclasses__() if rule.keeps_macs}
+    for rule in Rule.__subclasses__():
+        monkeypatch.setattr(rule, "keeps_macs", False)
+    sizes = preset("tiny")
+    inputs = example_inputs(graph, sizes, 1).values()
+
+    def count(module):
+        return module_macs(module, inputs)["all"]
+
+    if graph == "unet":
+        student, _ = load_student("stand-in:0", sizes.student)
+        module = GuidedUNet(student).eval()
+        _, outcomes = rewrite_unet(module, student, module.category_ids, count=count)
+    else:
+        _, outcomes = rewrite_decoder(VaeDecoder(load_vae("stand-in:0", sizes.vae)[0]).eval(), count=count)
+    kept = [outcome for outcome in outcomes if outcome.name in keep and outcome.fired]
+    assert len(kept) == {"unet": 4, "vae_decoder": 2}[graph]
+    assert all(before == after for before, after in (outcome.macs for outcome in kept))

@@ -11,7 +11,7 @@ from moebius_export.graph.functions import DOMAIN
 from moebius_export.lowering.lowering import shipped
 from moebius_export.network.wrappers import GuidedUNet
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
-from moebius_export.onnx_export.export import example_inputs
+from moebius_export.onnx_export.examples import example_inputs
 from moebius_export.rules import rewrite_unet
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")

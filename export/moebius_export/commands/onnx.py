@@ -144,7 +144,7 @@ def onnx(
             done = STAGES.index(stage) if stage in STAGES else 0
             bars.update(tasks[graph], completed=done, stage=stage)
 
-        manifest = export_onnx(out, options, show, console.warn)
+        manifest = export_onnx(out, options, show, console.warn, two_processes=True)
         for task in tasks.values():
             bars.update(task, completed=len(STAGES), stage="done")
     for low in typed:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from moebius_export.errors import ExportError
@@ -87,12 +88,13 @@ def _trace(spec: GraphSpec) -> onnx.ModelProto:
             input_names=list(spec.inputs),
             output_names=[spec.output],
             dynamic_shapes=tuple(axes or None for axes in dynamic.values()) if any(dynamic.values()) else None,
-            optimize=True,
+            optimize=False,
             verbose=False,
             custom_translation_table=translations(spec.local_lambda_form),
         )
         if program is None:
             raise ExportError(f"{spec.name}: torch.onnx.export returned nothing")
+        optimize_ir(program.model, num_iterations=1)  # a second round finds nothing here and takes seconds
         return program.model_proto
 
 

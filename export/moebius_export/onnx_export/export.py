@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import onnx
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moebius import Preset, VaeDecoder, VaeEncoder, preset
 from moebius.network.tiny_vae import TinyDecoder
@@ -31,13 +27,16 @@ from moebius.weights.load import (
 from moebius_export.errors import ExportError
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
-from moebius_export.network.masked_decoder import BLOCK, LowerDecoder, UpperDecoder
+from moebius_export.network.masked_decoder import LowerDecoder, UpperDecoder
 from moebius_export.network.module_cost import module_macs
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet, unet_graphs
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx
 from moebius_export.onnx_export.earlier import keep_earlier
+from moebius_export.onnx_export.examples import example_inputs
 from moebius_export.onnx_export.inline import standard_form
+from moebius_export.onnx_export.parallel import started
 from moebius_export.onnx_export.parity import check_parity, reference_output, unet_references
+from moebius_export.onnx_export.record import Written, graph_info, make_manifest, weights_info
 from moebius_export.rules import (
     RULE_NAMES,
     check_names,
@@ -52,28 +51,17 @@ from moebius_runtime.backends.ort import import_onnxruntime
 from moebius_runtime.bundle.check_values import make_check
 from moebius_runtime.bundle.manifest import (
     MANIFEST_NAME,
-    DecoderName,
-    Defaults,
-    FileInfo,
-    Geometry,
     GraphCheck,
     GraphFile,
-    GraphInfo,
     GraphName,
-    GuidanceInfo,
     Manifest,
-    ModeDefaults,
     ModelInfo,
-    Parity,
     Rewrite,
-    ScheduleInfo,
-    TensorInfo,
     WeightsInfo,
     write_manifest,
 )
 from moebius_runtime.decoding import MASKED
-from moebius_runtime.files import atomic_write, placed_whole, sha256_file
-from moebius_runtime.settings.modes import MODES, recorded
+from moebius_runtime.files import atomic_write, placed_whole
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -82,7 +70,6 @@ Progress = Callable[[str, str], None]
 """Called with (graph, stage) when a stage begins."""
 
 STAGES = ("reference", "rewrite", "trace", "simplify", "write", "check", "compare")
-_TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
 
 
 @dataclass(frozen=True)
@@ -118,27 +105,20 @@ class ExportOptions:
         return self.lowering or shipped()[self.target]
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A graph of the bundle under construction."""
-
-    info: GraphInfo
-    parity: Parity
-    rewrites: list[Rewrite]
-    check: GraphCheck
-
-
 def export_onnx(
     out: str | Path,
     options: ExportOptions,
     progress: Progress = lambda graph, stage: None,
     note: Callable[[str], None] = lambda text: None,
+    *,
+    two_processes: bool = False,
 ) -> Manifest:
     """Exports a bundle and moves it to `out` once every file agrees with PyTorch.
 
     An older bundle at `out` is replaced. Its engines and files of other precisions stay where they still hold, see
     `earlier.keep_earlier`; `note` is called with a line for each that is removed.
-    A folder that is no bundle is refused.
+    A folder that is no bundle is refused. `two_processes` exports the VAE beside the U-Net where that is safe and two
+    cores are there (`parallel.started`); call it so from a program's only thread.
 
     Raises:
         CheckpointError: weights are not available or do not fit.
@@ -159,37 +139,60 @@ def export_onnx(
     known = read_distilled(options.weights, lambda note: progress("weights", note))
     guidance = _guidance_scale(options, sizes, known)
     with placed_whole(Path(out)) as folder:
-        tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
-        progress("weights", "U-Net")
-        check_prediction_type(options.weights, sizes.prediction_type, lambda note: progress("weights", note))
-        student, student_weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
-        parameters = sum(parameter.numel() for parameter in student.parameters())
-        graphs: dict[GraphName, _Written] = {}
-        unets = dict[GraphName, nn.Module](unet_graphs(student, distilled=known.guidance_scale is not None))
-        graphs |= _write_graphs(folder, "unet", unets, sizes, options, progress)
-        del student, unets
-        progress("weights", "VAE")
-        vae, vae_weights = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
-        graphs |= _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)
-        decoders: dict[GraphName, nn.Module] = {"vae_decoder": VaeDecoder(vae)}
-        if options.masked:
-            decoders |= {"vae_decoder_lower": LowerDecoder(vae), "vae_decoder_upper": UpperDecoder(vae)}
-        graphs |= _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
-        if tiny is not None:
-            modules: dict[GraphName, nn.Module] = {"vae_decoder_tiny": TinyDecoder(tiny[0]).eval()}
-            graphs |= _write_graphs(folder, "vae_decoder_tiny", modules, sizes, options, progress)
+        with started(_write_vae, folder, sizes, options, parallel=two_processes) as vae_part:
+            progress("weights", "U-Net")
+            unet = _write_unet(folder, sizes, options, known, progress)
+            vae = vae_part(progress)
         progress("manifest", "hash")
         model = ModelInfo(
             preset=options.preset,
-            parameters=parameters,
-            unet=_weights_info(student_weights),
-            vae=_weights_info(vae_weights),
-            tiny_decoder=None if tiny is None else _weights_info(tiny[1]),
+            parameters=unet.parameters,
+            unet=unet.weights,
+            vae=vae.weights,
+            tiny_decoder=vae.tiny_decoder,
         )
-        manifest = _manifest(folder, model, sizes, guidance, graphs, known)
+        manifest = make_manifest(folder, model, sizes, guidance, unet.graphs | vae.graphs, known)
         manifest = keep_earlier(Path(out), folder, manifest, note)
         write_manifest(manifest, folder)
     return manifest
+
+
+class _UNetPart(NamedTuple):
+    graphs: dict[GraphName, Written]
+    weights: WeightsInfo
+    parameters: int
+
+
+class _VaePart(NamedTuple):
+    graphs: dict[GraphName, Written]
+    weights: WeightsInfo
+    tiny_decoder: WeightsInfo | None
+
+
+def _write_unet(folder: Path, sizes: Preset, options: ExportOptions, known: Distilled, progress: Progress) -> _UNetPart:
+    """Exports the guided and the conditional U-Net."""
+    check_prediction_type(options.weights, sizes.prediction_type, lambda note: progress("weights", note))
+    student, weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
+    modules = dict[GraphName, nn.Module](unet_graphs(student, distilled=known.guidance_scale is not None))
+    graphs = _write_graphs(folder, "unet", modules, sizes, options, progress)
+    return _UNetPart(graphs, weights_info(weights), sum(parameter.numel() for parameter in student.parameters()))
+
+
+def _write_vae(folder: Path, sizes: Preset, options: ExportOptions, progress: Progress) -> _VaePart:
+    """Exports the VAE's encoder and decoders."""
+    tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
+    progress("weights", "VAE")
+    vae, weights = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
+    graphs = _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)
+    decoders: dict[GraphName, nn.Module] = {"vae_decoder": VaeDecoder(vae)}
+    if options.masked:
+        decoders |= {"vae_decoder_lower": LowerDecoder(vae), "vae_decoder_upper": UpperDecoder(vae)}
+    graphs |= _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
+    if tiny is None:
+        return _VaePart(graphs, weights_info(weights), None)
+    modules: dict[GraphName, nn.Module] = {"vae_decoder_tiny": TinyDecoder(tiny[0]).eval()}
+    graphs |= _write_graphs(folder, "vae_decoder_tiny", modules, sizes, options, progress)
+    return _VaePart(graphs, weights_info(weights), weights_info(tiny[1]))
 
 
 def _guidance_scale(options: ExportOptions, sizes: Preset, known: Distilled) -> float:
@@ -205,44 +208,6 @@ def _guidance_scale(options: ExportOptions, sizes: Preset, known: Distilled) -> 
     return distilled
 
 
-def example_inputs(graph: GraphName, sizes: Preset, batch: int, *, guided: bool = True) -> dict[str, Tensor]:
-    """Seeded inputs of a graph, with the statistics that the sampler gives it: the manifest's names and shapes.
-
-    `guided` is False for the graph `unet` of a network whose guidance is distilled: it takes no scale.
-    """
-    rng = np.random.RandomState(7)
-    side, channels = sizes.student.sample_size, sizes.vae.latent_channels
-    pixels = side * sizes.vae.downscale
-    if graph == "vae_encoder":
-        return {"image": _tensor(rng.uniform(-1, 1, (batch, 3, pixels, pixels)))}
-    if graph in ("vae_decoder", "vae_decoder_tiny"):
-        return {"latent": _tensor(rng.standard_normal((batch, channels, side, side)))}
-    if graph == "vae_decoder_lower":
-        return {"latent": _tensor(rng.standard_normal((1, channels, side, side)))}
-    if graph == "vae_decoder_upper":
-        width, small = sizes.vae.block_out_channels[-1], 2 * side // BLOCK
-        inside = np.zeros((1, 1, small, small))
-        inside[:, :, : small // 2, : small // 2 + 1] = 1
-        window = (1, width, BLOCK * (small // 2), BLOCK * (small // 2 + 1))
-        return {
-            "features": _tensor(rng.standard_normal(window)),
-            "overview": _tensor(rng.standard_normal((1, width, small, small))),
-            "inside": _tensor(inside),
-        }
-    latents = rng.standard_normal((batch, channels, side, side))
-    mask = (rng.uniform(size=(batch, 1, side, side)) < 0.3).astype(np.float64)
-    masked = rng.standard_normal((batch, channels, side, side))
-    inputs = {
-        "sample": _tensor(np.concatenate([latents, mask, masked], axis=1)),
-        "timestep": torch.tensor([500], dtype=torch.int64),
-    }
-    return inputs | ({"guidance_scale": torch.tensor([2.5])} if graph == "unet" and guided else {})
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32))
-
-
 def _write_graphs(
     folder: Path,
     group: Literal["unet", "vae_encoder", "vae_decoder", "vae_decoder_tiny"],
@@ -250,7 +215,7 @@ def _write_graphs(
     sizes: Preset,
     options: ExportOptions,
     progress: Progress,
-) -> dict[GraphName, _Written]:
+) -> dict[GraphName, Written]:
     """Writes the graphs of one folder of the bundle over one weights file, and compares each with PyTorch."""
     batched = {"vae_encoder": "image", "unet": "sample"}.get(group, "latent")
     output = {"vae_encoder": "latent", "unet": "noise_pred"}.get(group, "image")
@@ -290,7 +255,7 @@ def _write_graphs(
             with atomic_write(target / files[name]) as stream:
                 stream.write(model.SerializeToString(deterministic=True))
             del model, module
-    written: dict[GraphName, _Written] = {}
+    written: dict[GraphName, Written] = {}
     for name, spec in specs.items():
         path = target / files[name]
         progress(name, "check")
@@ -298,8 +263,8 @@ def _write_graphs(
         progress(name, "compare")
         parity = check_parity(spec, path, references[name])
         paths = GraphFile(model=f"{group}/{files[name]}", weights=f"{group}/model.onnx.data")
-        info = _graph_info(spec, references[name], paths)
-        written[name] = _Written(info, parity, rewrites[name], _graph_check(spec, references[name]))
+        info = graph_info(spec, references[name], paths)
+        written[name] = Written(info, parity, rewrites[name], _graph_check(spec, references[name]))
     return written
 
 
@@ -336,82 +301,6 @@ def _rewritten(graph: GraphName, spec: GraphSpec, options: ExportOptions) -> tup
     return module, rewrites
 
 
-def _graph_info(spec: GraphSpec, output: np.ndarray, file: GraphFile) -> GraphInfo:
-    def info(name: str, array: np.ndarray, open_batch: bool, sizes: Mapping[int, str] | None) -> TensorInfo:
-        shape: list[int | str] = list(array.shape)
-        if open_batch:
-            shape[0] = "batch"
-        for axis, size in (sizes or {}).items():
-            shape[axis] = size
-        return TensorInfo(name=name, dtype=str(array.dtype), shape=shape)  # type: ignore[arg-type]
-
-    return GraphInfo(
-        files={"fp32": file},
-        inputs=[
-            info(name, tensor.numpy(), name in spec.dynamic, (spec.sizes or {}).get(name))
-            for name, tensor in spec.inputs.items()
-        ],
-        outputs=[info(spec.output, output, bool(spec.dynamic), spec.output_sizes)],
-    )
-
-
-def _manifest(
-    folder: Path,
-    model: ModelInfo,
-    sizes: Preset,
-    guidance_scale: float,
-    graphs: dict[GraphName, _Written],
-    known: Distilled,
-) -> Manifest:
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        files[name] = FileInfo(size=path.stat().st_size, sha256=sha256_file(path))
-    return Manifest(
-        schema_version=1,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        model=model,
-        geometry=Geometry(
-            image_size=sizes.student.sample_size * sizes.vae.downscale,
-            latent_size=sizes.student.sample_size,
-            latent_channels=sizes.vae.latent_channels,
-            scaling_factor=sizes.vae.scaling_factor,
-        ),
-        schedule=ScheduleInfo(
-            num_train_timesteps=1000,
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type=sizes.prediction_type,
-        ),
-        defaults=Defaults(
-            num_inference_steps=known.steps or 20,
-            guidance_scale=guidance_scale,
-            strength=0.99,
-            noise_offset=0.0357,
-            sampler="lcm" if known.sampler == "lcm" else "ddim",
-        ),
-        guidance=None if known.guidance_scale is None else GuidanceInfo(distilled=known.guidance_scale),
-        graphs={name: graph.info for name, graph in graphs.items() if name not in get_args(DecoderName)},
-        decoders={name: graphs[name].info for name in get_args(DecoderName) if name in graphs},
-        modes=_modes(tiny="vae_decoder_tiny" in graphs),
-        files=files,
-        rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
-        parity={name: graph.parity for name, graph in graphs.items()},
-        checks={name: graph.check for name, graph in graphs.items()},
-        tools={name: metadata.version(name) for name in _TOOLS}
-        | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},
-    )
-
-
-def _modes(*, tiny: bool) -> dict[Any, ModeDefaults]:
-    """The built-in defaults of the modes that a bundle may change; with a tiny decoder, mode `fast` takes it."""
-    modes = {name: recorded(mode) for name, mode in MODES.items() if not mode.original}
-    if tiny:
-        modes["fast"]["vae_decoder"] = "tiny"
-    return {name: ModeDefaults(**values) for name, values in modes.items()}
-
-
 def _tiny_vae(source: str, sizes: Preset, progress: Progress) -> tuple[AutoencoderTiny, Checkpoint]:
     """The tiny autoencoder and its origin.
 
@@ -429,10 +318,6 @@ def _tiny_vae(source: str, sizes: Preset, progress: Progress) -> tuple[Autoencod
             f"{expected[0]} at {expected[1]}"
         )
     return vae, checkpoint
-
-
-def _weights_info(checkpoint: Checkpoint) -> WeightsInfo:
-    return WeightsInfo(origin=checkpoint.origin, sha256=checkpoint.sha256, stand_in=checkpoint.stand_in)
 
 
 def _check_place(out: Path) -> None:

@@ -22,6 +22,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     target: type[nn.Module]
+    keeps_macs: ClassVar[bool] = False  # the rule never changes how many a call takes, so they are not counted again
 
     @abstractmethod
     def check(self, module: nn.Module) -> str | None:
@@ -66,7 +67,7 @@ def apply_rules(
         for rule in rules:
             root, outcome = _apply(root, rule)
             if count:
-                after = count(root) if outcome.fired else before
+                after = count(root) if outcome.fired and not rule.keeps_macs else before
                 outcome, before = replace(outcome, macs=(before, after)), after
             outcomes.append(outcome)
     return root.eval(), outcomes

@@ -29,6 +29,7 @@ class FuseConv3x3(Rule):
 
     name = "fuse_conv3x3"
     target = nn.Conv2d
+    keeps_macs = True
 
     def check(self, module: nn.Module) -> str | None:
         """Refuses other kernels, strides, paddings and groups, and convolutions without a bias."""

@@ -38,6 +38,7 @@ class FuseFeedForward(Rule):
 
     name = "fuse_feed_forward"
     target = MixFeedForward
+    keeps_macs = True
 
     def check(self, module: nn.Module) -> str | None:
         """Refuses convolutions that are not those of the released network."""

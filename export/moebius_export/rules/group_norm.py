@@ -30,6 +30,7 @@ class FuseGroupNorm(Rule):
 
     name = "fuse_group_norm"
     target = nn.GroupNorm
+    keeps_macs = True
 
     def check(self, module: nn.Module) -> str | None:
         """Refuses norms without gain and shift."""

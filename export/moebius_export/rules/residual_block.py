@@ -43,6 +43,7 @@ class FuseResidualBlock(Rule):
 
     name = "fuse_residual_block"
     target = ResidualBlock
+    keeps_macs = True
 
     def check(self, module: nn.Module) -> str | None:
         """Refuses blocks with batch norms, with two different group norms, or an inner skip where none belongs."""

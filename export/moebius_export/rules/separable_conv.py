@@ -51,6 +51,7 @@ class FoldBatchNorms(Rule):
 
     name = "fold_batch_norms"
     target = SeparableConv
+    keeps_macs = True
 
     def check(self, module: nn.Module) -> str | None:
         """Refuses norms without constants and convolutions that already have a bias."""

@@ -55,6 +55,7 @@ class TransformerProducts(Rule):
 
     name = "transformer_products"
     target = LambdaTransformer
+    keeps_macs = True
 
     def check(self, module: nn.Module) -> str | None:
         """Refuses projections that are more than a matrix and a bias."""

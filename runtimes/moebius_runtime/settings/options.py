@@ -189,7 +189,8 @@ def option_notes(settings: Settings, timesteps: npt.NDArray[np.int64], schedule:
             f"mode reference at strength {settings.strength:g} starts from the picture with what is to be removed "
             f"in it (at timestep {first}), which may show through; mode best does not"
         ]
-    if not settings.mode.original and noise < _LITTLE_NOISE:
+    recommended = (settings.steps, settings.strength) == (settings.mode.steps, settings.mode.strength)
+    if not settings.mode.original and not recommended and noise < _LITTLE_NOISE:
         return [
             f"the {len(timesteps)} steps start at timestep {first}, where little noise is left: the "
             "masked region stays close to a smooth gradient; more steps or strength 1 give it detail"

@@ -322,6 +322,11 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, student, objective):
         ({"sampler": "euler"}, "sampler = 'euler'; expected \"lcm\""),
         ({"sampler": "lcm"}, "expected it beside guidance and num_inference_steps"),
         ({"num_inference_steps": 0}, "num_inference_steps = 0; expected a whole number from 1 to 1000"),
+        ({"modes": ["best"]}, "modes = .*; expected defaults by mode, of best, balanced, fast"),
+        ({"modes": {"reference": {"steps": 4}}}, "modes = .*; expected defaults by mode, of best, balanced, fast"),
+        ({"modes": {"best": {"steps": 0}}}, "wrong defaults of mode best: .*steps"),
+        ({"modes": {"best": {"seed": 1}}}, "wrong defaults of mode best: .*seed"),
+        ({"modes": {"fast": {"sampler": "euler"}}}, "modes.fast.sampler = 'euler'; expected ddim"),
     ],
 )
 def test_records_by_other_hands_are_refused(student, entry, words):
