@@ -36,6 +36,7 @@ def measured(tiny_bundle, tmp_path_factory):
     return done.stdout, Report.model_validate_json(files[0].read_text()), files[1].read_text()
 
 
+@pytest.mark.slow
 def test_a_real_run(measured):
     out, report, html = measured
     ours, torch = report.variants
@@ -60,6 +61,7 @@ def test_a_real_run(measured):
     assert "baseline torch over ort-cpu, step:" in html
 
 
+@pytest.mark.slow
 def test_a_real_profile(measured):
     _, report, _ = measured
     profiles = {profile.graph: profile for profile in report.variants[0].profile}
@@ -74,6 +76,7 @@ def test_a_real_profile(measured):
     assert any("runtime 'torch' has none" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_what_ran_is_in_the_report(measured):
     _, report, _ = measured
     assert {"cores", "python", "numpy", "onnxruntime", "architecture"} <= report.machine.keys()

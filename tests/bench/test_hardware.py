@@ -268,6 +268,7 @@ def test_a_wrong_form_fails_in_the_network_and_is_not_timed(recorder, monkeypatc
     assert [row.variant for row in record.output.timings] == [stage_torch.BASELINE]
 
 
+@pytest.mark.slow
 def test_training_steps_agree_and_are_timed(recorder, monkeypatch):
     from moebius_bench.hardware.stages import training as stage_training
 

@@ -75,6 +75,7 @@ def command(*arguments):
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path):
     done = command("--preset", "tiny", "--json", str(tmp_path / "students.json"))
     assert done.returncode == 0, done.stderr

@@ -156,6 +156,7 @@ def test_a_damaged_state(content, tmp_path):
     assert load(path, "x")[0] == 1
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_plan(calibrated, tiny_bundle, options):
     first, second = calibrated[1], Calibrator(Bundle.open(tiny_bundle), options, quiet).run()
     assert {name: plan_bytes(plan) for name, plan in first.items()} == {
@@ -247,6 +248,7 @@ def test_depthwise_convolutions_gain_nothing(calibrated):
     assert gain_of([depthwise], RATES["tensorrt"]) < 0
 
 
+@pytest.mark.slow
 def test_where_int8_does_not_win_it_says_so(tiny_bundle, tmp_path):
     """By default the cost model decides, and in a tiny network it sees little to win. Some layers stay in float."""
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")

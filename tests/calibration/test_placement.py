@@ -95,6 +95,7 @@ def test_an_unknown_network_gets_what_gains_in_the_unet(target, tiny_bundle, opt
         assert set(plans[name].reasons.values()) == {"placement: this graph stays in float"}
 
 
+@pytest.mark.slow
 def test_the_command_calibrates_and_writes(tiny_bundle, file, tmp_path, no_search):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     quickly = ["--pictures", "1", "--steps", "2", "--samples", "1", "--error", "0.4"]

@@ -300,6 +300,7 @@ def test_tensorrt_rtx_builds_it(bundle):
         assert builder.build_serialized_network(network, config) is not None
 
 
+@pytest.mark.slow
 def test_over_an_fp16_file(calibrated, tmp_path):
     """Scales have the type of what they scale, and are rounded up where fp16 cannot hold them."""
     from moebius_calibration.files.write import write_int8

@@ -37,6 +37,7 @@ def test_full_vae_state_dict_is_the_released_one():
     assert names_and_shapes(vae) == manifest("vae_manifest.json")
 
 
+@pytest.mark.slow
 def test_full_forward_is_the_originals():
     """Output and feature norms within 1e-5 relative, the golden files' own statement for float32."""
     golden = np.load(GOLDEN / "student_forward_seed0.npz")

@@ -278,6 +278,7 @@ def test_an_interrupted_write_leaves_the_bundle(copy, monkeypatch):
     assert [p.name for p in copy.parent.iterdir() if p.name.endswith(".part")] == []
 
 
+@pytest.mark.slow
 def test_the_vae_is_refused_where_its_error_is_too_large(fused_bundle_copy, monkeypatch):
     monkeypatch.setattr(planning, "VAE_ERROR", 1e-6)
     with pytest.raises(PrecisionError, match="not proven for vae_encoder") as caught:

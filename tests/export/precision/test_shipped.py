@@ -97,6 +97,7 @@ def test_one_file_serves_every_lowering(searched, file, tensorrt_bundle, unet, n
     assert errors & same <= there
 
 
+@pytest.mark.slow
 def test_the_same_file_serves_the_one_graph_of_a_distilled_network(searched, file, distilled_bundle, no_search):
     plans, notes = made(distilled_bundle, path=file)
     assert set(plans) == {"unet", "vae_encoder", "vae_decoder"}
@@ -228,6 +229,7 @@ def test_the_command_searches_only_when_asked(fused_bundle_copy, no_search, tmp_
         assert "a search was begun" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_the_command_saves_a_plan_and_takes_it(fused_bundle, tmp_path, monkeypatch):
     bundle, path = shutil.copytree(fused_bundle, tmp_path / "bundle"), tmp_path / "plan.json"
     quickly = ["--pictures", "1", "--steps", "2", "--samples", "1", "--evaluations", "6"]

@@ -44,6 +44,7 @@ def test_the_bundle_builds_for_three_generations(bundle, trt):
     assert "unknown: no GPU here" in out
 
 
+@pytest.mark.slow
 def test_a_bundle_without_fp16_files_is_typed_first(bundle, trt, monkeypatch):
     """`--fp16` is all that it takes, and nothing is searched; the passport names the FP16 files and their plans."""
 

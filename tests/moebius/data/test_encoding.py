@@ -150,6 +150,7 @@ def test_stopped_at_any_write_it_goes_on_to_the_same_bytes(vae, tmp_path, monkey
     assert content(tmp_path / "broken") == content(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_killed_by_a_signal(vae, tmp_path):
     """A process of its own, killed within the second shard; this process goes on."""
     code = f"""

@@ -99,6 +99,7 @@ def test_each_kind_trains_and_is_read_by_the_loader(tmp_path, kind):
         assert {"loss/coarse", "loss/task", "loss/fine", "weight/fine", "weight/out"} <= reports[0].values.keys()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path):
     _, reports = trained(
         tmp_path,
@@ -258,26 +259,25 @@ def checkpoint(out, step, file="network"):
     return load_file(checkpoints.folder_of(out, step) / f"{file}.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alter", "first", "later", "way"),
     [
-        pytest.param((), 1e-5, 1e-2, 0.1, marks=pytest.mark.slow, id="float32"),
+        pytest.param((), 1e-5, 1e-2, 0.1, id="float32"),
         pytest.param(("float64",), 1e-6, 1e-6, 1e-9, id="float64"),
     ],
 )
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"train": "teacher", "teacher": None}, marks=pytest.mark.slow, id="teacher"),
+        pytest.param({"train": "teacher", "teacher": None}, id="teacher"),
         pytest.param({"batch_norm": "frozen"}, id="student"),
         pytest.param(
             {"batch_norm": "frozen", "accumulate": 2, "gradient_checkpointing": True},
-            marks=pytest.mark.slow,
             id="accumulated",
         ),
         pytest.param(
             {"batch_norm": "frozen", "objective": "consistency", "guidance_scale": 2.0, "losses": {}},
-            marks=pytest.mark.slow,
             id="consistency",
         ),
     ],
@@ -314,7 +314,8 @@ def test_a_signal_in_one_process_stops_all_with_a_checkpoint(tmp_path, command):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-@pytest.mark.parametrize("at", [pytest.param("sum of", marks=pytest.mark.slow), "write_rank"])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["sum of", "write_rank"])
 def test_what_fails_in_one_process_fails_in_all(tmp_path, command, at):
     """Statistics that are NaN, or a full disk: the others must not wait in a collective, and no part is left."""
     run = command(out=str(tmp_path), world=2, steps=2, save_every=1, alter=[f"fail in process 1: {at}"])
