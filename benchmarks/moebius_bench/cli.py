@@ -62,6 +62,10 @@ def run_command(
     steps: Annotated[
         str | None, typer.Option(help="Numbers of steps, separated by commas; default: the bundle's.")
     ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(help="Modes of moebius-inpaint, separated by commas. Baselines run reference, the original's."),
+    ] = "reference",
     baseline: Annotated[
         str | None, typer.Option(help="torch: the unfused network in eager PyTorch; plain: an unfused bundle.")
     ] = None,
@@ -105,6 +109,7 @@ def run_command(
         kinds_of_files,
         parse_list(threads, int, "--threads"),
         parse_list(steps, int, "--steps"),
+        [entry or "" for entry in parse_list(mode, str, "--mode")],
     )
     plan = Plan(
         rounds=rounds,
@@ -281,7 +286,7 @@ def _baselines(variants: Sequence[Variant], kinds: Sequence[str], plain: str | N
             suffix = f" {variant.threads or 'all'} threads {variant.steps or 'default'} steps" if several else ""
             if kind == "plain":
                 suffix += f" {variant.runtime}" if len({v.runtime for v in variants}) > 1 else ""
-            base = replace(variant, precision="fp32", baseline=True, name=f"baseline {kind}{suffix}")
+            base = replace(variant, precision="fp32", baseline=True, mode="reference", name=f"baseline {kind}{suffix}")
             base = replace(base, runtime=TORCH) if kind == TORCH else replace(base, bundle=plain or "")
             found.setdefault(key, base)
     return list(found.values())

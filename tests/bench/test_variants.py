@@ -18,6 +18,11 @@ def test_every_combination_is_a_variant_named_by_what_differs():
         "ort-cpu 2 threads default steps",
     ]
     assert names(["a"], ["ort-cpu"], ["fp32", "fp16"], [None], [None]) == ["ort-cpu fp32", "ort-cpu fp16"]
+    modes = combine(["a"], ["ort-cpu"], ["fp32"], [None], [None], ["reference", "fast"])
+    assert [(variant.name, variant.mode) for variant in modes] == [
+        ("ort-cpu reference", "reference"),
+        ("ort-cpu fast", "fast"),
+    ]
 
 
 def test_bundles_of_one_folder_name_are_told_apart():

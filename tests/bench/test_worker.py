@@ -178,3 +178,12 @@ def test_a_runtime_on_a_gpu_is_measured(tiny_copy, tmp_path, monkeypatch):
     assert found.described["tensorrt"] == "10.9.0.34"
     assert "unet captured" in found.described["cuda graphs"]
     assert found.output_sha256 == measure(job(tiny_copy), 0.0).output_sha256
+
+
+def test_a_mode_is_measured_with_the_graphs_that_it_takes(fused_bundle):
+    result = measure(job(fused_bundle, steps=None, mode="fast"), 0.0)
+    assert set(result.load_seconds) == {"vae_encoder", "unet", "vae_decoder_lower", "vae_decoder_upper"}
+    assert [len(picture.stages["step"]) for picture in result.pictures] == [4]
+    assert [len(picture.stages["encode"]) for picture in result.pictures] == [1]
+    with pytest.raises(InputError, match="mode 'quick'"):
+        measure(job(fused_bundle, mode="quick"), 0.0)

@@ -51,11 +51,10 @@ def measure(job: Job, import_seconds: float) -> WorkerResult:
     backend = make_backend(job)
     pipeline = InpaintPipeline(backend)  # as `moebius-inpaint` makes it: each graph loaded for its turn
     picture, mask = picture_and_mask(job, pipeline.manifest.geometry.image_size)
-    # The original's procedure, which the published figures and the torch baseline time: two encodes, strength 0.99.
-    common = {"mode": "reference", "guidance_scale": job.guidance_scale, "seed": job.seed}
+    common = {"mode": job.mode, "guidance_scale": job.guidance_scale, "seed": job.seed}
     options = make_options(steps=job.steps, **common)
     pipeline.check(options)
-    graphs: list[GraphName] = ["vae_encoder", step_graph(pipeline, options), "vae_decoder"]
+    graphs = pipeline.graphs(options)
     # Strength 1 runs every step of its few; the full strength's picture follows.
     short = make_options(steps=job.warmup_steps, strength=1.0, **common)
     cold, first = _timed_picture(pipeline, picture, mask, short)
@@ -109,16 +108,6 @@ def _warm_up(backend: Backend, graph: GraphName) -> None:
         for tensor in backend.bundle.graph(graph).inputs
     }
     backend.run(graph, zeros)
-
-
-def step_graph(pipeline: InpaintPipeline, options: InpaintOptions) -> GraphName:
-    """The graph that the pipeline's steps run: at a scale of 1 the conditional branch alone, where there is one."""
-    return "unet_conditional" if options.guidance_scale == 1 and has_conditional(pipeline) else "unet"
-
-
-def has_conditional(pipeline: InpaintPipeline) -> bool:
-    """Whether the runtime has the conditional branch as a graph of its own."""
-    return pipeline.backend.has("unet_conditional")
 
 
 def picture_and_mask(job: Job, size: int) -> tuple[Picture, BoolArray]:

@@ -38,7 +38,7 @@ def profile_bundle(job: Job) -> list[GraphProfile]:
     """
     if not job.runtime.startswith("ort-"):
         raise InputError(f"--profile reads ONNX Runtime's profile; runtime {job.runtime!r} has none")
-    from moebius_bench.measure.measuring import make_backend, picture_and_mask, step_graph
+    from moebius_bench.measure.measuring import make_backend, picture_and_mask
     from moebius_runtime.pipeline import InpaintPipeline, make_options
 
     backend: Any = make_backend(job)
@@ -46,7 +46,7 @@ def profile_bundle(job: Job) -> list[GraphProfile]:
         backend._ort = _Profiling(backend._ort, folder)
         pipeline = InpaintPipeline(backend, memory="fast")
         options = make_options(
-            mode="reference",
+            mode=job.mode,
             steps=1 + job.warmup_steps,
             strength=1.0,
             guidance_scale=job.guidance_scale,
@@ -56,7 +56,7 @@ def profile_bundle(job: Job) -> list[GraphProfile]:
         for _ in range(_PICTURES):
             pipeline.inpaint(picture, mask, options)
         profiles = []
-        for graph in ("vae_encoder", step_graph(pipeline, options), "vae_decoder"):
+        for graph in pipeline.graphs(options):
             path = Path(backend._loaded[graph].end_profiling())
             uncounted = job.warmup_steps if graph.startswith("unet") else 1
             profiles.append(summarise(graph, read_profile(path), uncounted))

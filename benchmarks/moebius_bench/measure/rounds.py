@@ -58,6 +58,7 @@ class Plan:
             precision=variant.precision,
             threads=variant.threads,
             steps=variant.steps,
+            mode=variant.mode,
             seed=self.seed,
             guidance_scale=self.guidance_scale,
             image=self.image,

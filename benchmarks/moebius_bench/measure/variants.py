@@ -24,6 +24,7 @@ class Variant:
     steps: int | None
     name: str = ""
     baseline: bool = False
+    mode: str = "reference"
 
 
 def combine(
@@ -32,6 +33,7 @@ def combine(
     precisions: Sequence[str],
     threads: Sequence[int | None],
     steps: Sequence[int | None],
+    modes: Sequence[str] = ("reference",),
 ) -> list[Variant]:
     """All combinations, the last option changing fastest, each named by the options that differ between them.
 
@@ -44,21 +46,25 @@ def combine(
         "--precision": precisions,
         "--threads": threads,
         "--steps": steps,
+        "--mode": modes,
     }
     for option, values in lists.items():
         if len(set(values)) != len(values):
             raise InputError(f"{option}: {', '.join(map(str, values))} names one value twice; name each once")
     variants = []
-    for bundle, runtime, precision, thread, step in product(bundles, runtimes, precisions, threads, steps):
+    for bundle, runtime, precision, thread, step, mode in product(
+        bundles, runtimes, precisions, threads, steps, modes
+    ):
         parts = [
             bundle.rstrip("/").rpartition("/")[2] if len(bundles) > 1 else "",
             runtime if len(runtimes) > 1 or len(bundles) == 1 else "",
             precision if len(precisions) > 1 else "",
             f"{thread or 'all'} thread{'s' * (thread != 1)}" if len(threads) > 1 else "",
             f"{step or 'default'} steps" if len(steps) > 1 else "",
+            mode if len(modes) > 1 else "",
         ]
         name = " ".join(part for part in parts if part)
-        variants.append(Variant(bundle, runtime, precision, thread, step, name))
+        variants.append(Variant(bundle, runtime, precision, thread, step, name, mode=mode))
     names = [variant.name for variant in variants]
     if len(set(names)) < len(names):  # bundles with equal folder names: use their whole paths
         variants = [replace(v, name=f"{v.bundle} {v.name.partition(' ')[2]}".strip()) for v in variants]

@@ -14,6 +14,7 @@ class Job(BaseModel):
         bundle: its folder; for the torch baseline, the bundle whose network is run.
         threads: None leaves the number to the runtime.
         steps: None takes the bundle's default.
+        mode: the mode of `moebius-inpaint`. reference is the original's procedure.
         image, mask: files; None draws a picture and a mask from `seed`.
         warmup_steps: denoising steps of the first picture, which is not measured; 1 or more.
         repeats: number of measured pictures.
@@ -30,6 +31,7 @@ class Job(BaseModel):
     precision: str = "fp32"
     threads: int | None = None
     steps: int | None = None
+    mode: str = "reference"
     guidance_scale: float | None = None
     seed: int = 0
     image: str | None = None
