@@ -434,10 +434,6 @@ class InpaintPipeline:
     def _noises(self, options: InpaintOptions) -> Iterator[Latents]:
         return starting_noises(options, self.manifest.geometry, self.manifest.defaults)
 
-    def graphs(self, options: InpaintOptions) -> tuple[GraphName, ...]:
-        """The graphs that a picture with these options takes, in the order in which they are loaded."""
-        return ("vae_encoder", *self._unets(options), *self._decoders(options))
-
     def _unets(self, options: InpaintOptions) -> tuple[GraphName, ...]:
         return graph_choice.unets(self.backend, self._settings(options), self._timesteps(options).tolist())
 

@@ -56,7 +56,7 @@ def profile_bundle(job: Job) -> list[GraphProfile]:
         for _ in range(_PICTURES):
             pipeline.inpaint(picture, mask, options)
         profiles = []
-        for graph in pipeline.graphs(options):
+        for graph in backend._loaded:
             path = Path(backend._loaded[graph].end_profiling())
             uncounted = job.warmup_steps if graph.startswith("unet") else 1
             profiles.append(summarise(graph, read_profile(path), uncounted))

@@ -52,9 +52,7 @@ def combine(
         if len(set(values)) != len(values):
             raise InputError(f"{option}: {', '.join(map(str, values))} names one value twice; name each once")
     variants = []
-    for bundle, runtime, precision, thread, step, mode in product(
-        bundles, runtimes, precisions, threads, steps, modes
-    ):
+    for bundle, runtime, precision, thread, step, mode in product(bundles, runtimes, precisions, threads, steps, modes):
         parts = [
             bundle.rstrip("/").rpartition("/")[2] if len(bundles) > 1 else "",
             runtime if len(runtimes) > 1 or len(bundles) == 1 else "",
