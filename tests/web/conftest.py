@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,14 +28,37 @@ def fake_runtime(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def put_together(tmp_path) -> Callable[[Path, str], Path]:
+    """put_together(site, graph): the path of the graph's ONNX file, with its weights, made of the site's shards."""
+
+    def make(site: Path, graph: str) -> Path:
+        described = json.loads((site / "site.json").read_text())["graphs"][graph]
+        folder = tmp_path / "back" / graph
+        folder.mkdir(parents=True)
+        for name, shards in {"model.onnx": described["model"], **described["data"]}.items():
+            (folder / name).write_bytes(
+                b"".join((site / f"shards/{shard['sha256']}.bin").read_bytes() for shard in shards)
+            )
+        return folder / "model.onnx"
+
+    return make
+
+
 @pytest.fixture(scope="session")
-def site(shared_folder, fused_bundle) -> Path:
-    """The tiny bundle as a site, with shards of 200 kB. Read only."""
+def onnxruntime_web() -> Path:
+    """The folder of the npm package."""
     if not ONNXRUNTIME_WEB.is_dir():
-        pytest.skip("tests of the site in a browser need onnxruntime-web: npm install --prefix tests/page")
+        pytest.skip("tests of sites need onnxruntime-web: npm install --prefix tests/page")
+    return ONNXRUNTIME_WEB
+
+
+@pytest.fixture(scope="session")
+def site(shared_folder, fused_bundle, onnxruntime_web) -> Path:
+    """The tiny bundle as a site, with shards of 200 kB. Read only."""
     from moebius_export.web.site import export_site
 
     out = shared_folder / "site"
     if not out.exists():
-        export_site(fused_bundle, out, onnxruntime_web=ONNXRUNTIME_WEB, shard_bytes=200_000)
+        export_site(fused_bundle, out, onnxruntime_web=onnxruntime_web, shard_bytes=200_000)
     return out
