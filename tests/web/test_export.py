@@ -58,6 +58,11 @@ def test_a_site_holds_the_graphs_and_all_hashes_hold(fused_bundle, fake_runtime,
     got = run_file(put_together(tmp_path / "site", "unet"), inputs)
     expected = run_file(Bundle.open(fused_bundle).model_file("unet"), inputs)
     assert np.linalg.norm(got - expected) < 3e-5 * np.linalg.norm(expected)
+    for name in site["graphs"]:
+        file = tmp_path / "back/unet/model.onnx"
+        model = onnx.load(file if name == "unet" else put_together(tmp_path / "site", name))
+        assert not model.functions
+        assert {entry.domain for entry in model.opset_import} == {""}
     page = (tmp_path / "site/index.html").read_text()
     assert 'content="site"' in page
     assert "wasm-unsafe-eval" in page
