@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
+import json
+import re
 import shutil
 import socket
 import sys
@@ -154,6 +157,59 @@ def test_a_damaged_shard_is_refused_and_another_try_works(site, picture, visit, 
     largest.write_bytes(good)
     page["model-download"].click()
     page.page.wait_for_selector("#status:has-text('works offline now')")
+
+
+def test_a_graph_with_a_wrong_weight_is_refused_before_anything_is_painted(site, picture, visit, serve_site, tmp_path):
+    """One weight of a convolution of the U-Net is off by 1, as a device that computes wrongly would have it: its shard
+    has its own right hash. The verdict is kept until the model is cleared."""
+    copy = Path(shutil.copytree(site, tmp_path / "site"))
+    text = (copy / "site.json").read_text()
+    shard = next(iter(json.loads(text)["graphs"]["unet"]["data"].values()))[0]["sha256"]
+    weights = np.fromfile(copy / f"shards/{shard}.bin", np.float32)
+    weights[np.argmax(np.abs(weights))] += 1
+    name = hashlib.sha256(weights.tobytes()).hexdigest()
+    (copy / f"shards/{name}.bin").write_bytes(weights.tobytes())
+    (copy / "site.json").write_text(text.replace(shard, name))
+    page = visit(serve_site(copy).url)
+    paint(page, picture)
+    for _ in range(2):
+        page["run"].click()
+        page.state("running")
+        page.state("error")
+        words = page.words()
+        assert re.search(
+            r"WebAssembly computes unet(_conditional)? wrongly .*relative error \d.*at most 3e-4", words
+        ), words
+        assert "Nothing was painted. To go on, use another browser" in words
+        assert page["download"].is_disabled()
+    page["model-clear"].click()
+    page.page.wait_for_selector("#storage[data-stored='0']")
+    names = page.page.evaluate("async () => (await (await caches.open('moebius-device-checks')).keys()).length")
+    assert names == 0
+    (copy / "site.json").write_text(text)
+    page.page.reload()
+    page.page.wait_for_selector("#status:has-text('as you left them')")
+    page.run()
+
+
+def test_what_to_run_on_can_be_chosen(site, picture, browser, serve_site):
+    """A browser with WebGPU runs on WebAssembly where the person says so, also after a reload."""
+    context = browser.new_context()
+    context.add_init_script("""Object.defineProperty(Navigator.prototype, "gpu", { value: {
+      requestAdapter: async () => ({ features: new Set(), info: { vendor: "acme", architecture: "x1" } }) } })""")
+    page = Page(context.new_page(), serve_site(site).url)
+    facts = page.page.locator("#facts")
+    assert "WebGPU (acme x1)" in facts.text_content()
+    page["provider"].select_option("wasm")
+    page.page.wait_for_selector("#facts:has-text('it is chosen at')", state="attached")
+    page.page.reload()
+    page.page.wait_for_selector("#facts:has-text('it is chosen at')", state="attached")
+    assert page["provider"].input_value() == "wasm"
+    paint(page, picture)
+    page.run()
+    page["provider"].select_option("")
+    page.page.wait_for_selector("#facts:has-text('WebGPU (acme x1)')", state="attached")
+    context.close()
 
 
 def test_a_site_of_another_schema_is_named_and_tried_again(site, browser, serve_site, tmp_path):
