@@ -126,7 +126,7 @@ export class Sessions {
 
   /** @returns {Promise<import("./device_check.js").Computes>} */
   async #computes() {
-    const versions = `onnxruntime-web ${this.ort.env.versions.web}, ${navigator.userAgent}`;
+    const versions = `onnxruntime-web ${this.ort.env.versions.web}, ${globalThis.navigator?.userAgent}`;
     if (this.provider === "wasm") return { provider: "wasm", device: "WebAssembly", versions };
     const { vendor, architecture, device, description } = (await this.ort.env.webgpu.device).adapterInfo ?? {};
     const name = [description, vendor, architecture, device].filter(Boolean).join(" ");
