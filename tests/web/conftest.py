@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -74,6 +76,30 @@ def site(shared_folder, fused_bundle, onnxruntime_web) -> Path:
     if not out.exists():
         export_site(fused_bundle, out, onnxruntime_web=onnxruntime_web, shard_bytes=200_000)
     return out
+
+
+@pytest.fixture(scope="session")
+def fp16_site(shared_folder, fused_bundle, onnxruntime_web) -> tuple[Path, str]:
+    """The tiny bundle as a site of fp16, by the command itself, and what the command reported. Read only."""
+    out, log = shared_folder / "fp16-site", shared_folder / "fp16-site.log"
+    if not log.exists():
+        done = run_command("web", fused_bundle, "--out", out, "--fp16", "--onnxruntime-web", onnxruntime_web)
+        assert done.returncode == 0, done.stderr
+        log.write_text(done.stderr)
+    return out, log.read_text()
+
+
+def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`moebius-export` with these arguments, as a process."""
+    started = [sys.executable, "-m", "moebius_export.commands.app", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "300"}
+    return subprocess.run(started, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def export_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """export_command(*arguments): see `run_command`."""
+    return run_command
 
 
 class Served:

@@ -16,6 +16,9 @@ from PIL import Image
 pytestmark = pytest.mark.xdist_group("site")
 
 
+FP16_LEVELS = 8  # on the random weights of the tiny network, by fixed rules in place of a searched plan
+
+
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
@@ -28,13 +31,13 @@ def expected(bundle: Path, picture: bytes, mask: bytes, mode: str) -> np.ndarray
     return np.asarray(filled.convert("RGB")).astype(int)
 
 
-def run_agrees(page, bundle: Path, picture: bytes, mask: bytes, mode: str = "fast") -> None:
+def run_agrees(page, bundle: Path, picture: bytes, mask: bytes, mode: str = "fast", levels: int = 2) -> None:
     page.page.locator("summary", has_text="Settings").click()
     page["mode"].select_option(mode)
     page.run()
     apart = np.abs(pixels(page.saved("download")) - expected(bundle, picture, mask, mode)).max(axis=2)
     print(f"{mode}: worst {apart.max()} grey levels, {np.mean(apart <= 1):.4f} of the pixels within 1")
-    assert apart.max() <= 2
+    assert apart.max() <= levels
 
 
 def test_on_webassembly_it_gives_pythons_picture_offline_too(site, fused_bundle, picture, paint, visit, serve_site):
@@ -58,6 +61,14 @@ def test_on_webassembly_it_gives_pythons_picture_offline_too(site, fused_bundle,
     run_agrees(page, fused_bundle, picture, paint(page), "balanced")
     page["model-clear"].click()
     page.page.wait_for_selector("#storage[data-stored='0']")
+
+
+def test_a_site_of_fp16_on_webassembly(fp16_site, fused_bundle, picture, paint, visit, serve_site):
+    """The device's check passes with its own tolerance. The picture is close to fp32's: FP16_LEVELS."""
+    folder, _ = fp16_site
+    page = visit(serve_site(folder).url)
+    assert "fp16" in page.page.locator("#facts").text_content()
+    run_agrees(page, fused_bundle, picture, paint(page), levels=FP16_LEVELS)
 
 
 def test_a_damaged_shard_is_refused_and_another_try_works(site, visit, serve_site, tmp_path):

@@ -20,29 +20,18 @@ from moebius_export.trajectories.scenes import seeded_inputs
 from moebius_runtime import Bundle
 
 pytest.importorskip("uvicorn", reason="pip install 'moebius-edge[serve]'")
+pytestmark = pytest.mark.xdist_group("site")
 FP16_ERROR = 3e-2  # of a step by a plan of the fixed rules: `moebius_export.precision.quick.STEP_ERROR`
 
 
-def command(module: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", module, *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "300"}
-
-
-def web(*arguments: object) -> subprocess.CompletedProcess[str]:
-    started = command("moebius_export.commands.app", "web", *arguments)
-    return subprocess.run(started, capture_output=True, text=True, env=environment(), timeout=300)
-
-
-def test_a_site_is_exported_and_served(fused_bundle, onnxruntime_web, tmp_path):
+def test_a_site_is_exported_and_served(fused_bundle, onnxruntime_web, export_command, tmp_path):
     """Every file of the site comes over HTTP as it was written; SIGTERM ends the server with exit code 0."""
-    done = web(fused_bundle, "--out", tmp_path / "site", "--onnxruntime-web", onnxruntime_web)
+    done = export_command("web", fused_bundle, "--out", tmp_path / "site", "--onnxruntime-web", onnxruntime_web)
     assert done.returncode == 0, done.stderr
     assert f"moebius-serve --site {tmp_path / 'site'}" in done.stdout
-    started = command("moebius_serve.cli", "--site", tmp_path / "site", "--port", "0")
-    server = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    started = [sys.executable, "-m", "moebius_serve.cli", "--site", str(tmp_path / "site"), "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "300"}
+    server = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         url = re.search(r"http://localhost:\d+/", server.stdout.readline()).group()
         files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
@@ -60,27 +49,27 @@ def test_a_site_is_exported_and_served(fused_bundle, onnxruntime_web, tmp_path):
         server.stderr.close()
 
 
-def test_a_site_of_fp16(fused_bundle, onnxruntime_web, put_together, tmp_path):
+def test_a_site_of_fp16(fused_bundle, fp16_site, put_together):
     """Weights and activations are fp16, every graph has its file, and the notes name the folder that was given."""
-    done = web(fused_bundle, "--out", tmp_path / "site", "--fp16", "--onnxruntime-web", onnxruntime_web)
-    assert done.returncode == 0, done.stderr
-    assert f"`moebius-export precision {fused_bundle} " in done.stderr  # and no folder that is gone by now
-    site = json.loads((tmp_path / "site/site.json").read_text())
+    folder, notes = fp16_site
+    assert f"`moebius-export precision {fused_bundle} " in notes  # and no folder that is gone by now
+    site = json.loads((folder / "site.json").read_text())
     assert (site["precision"], site["tolerance"]) == ("fp16", 3e-2)
     manifest = Bundle.open(fused_bundle).manifest
     assert set(manifest.graphs) <= set(site["graphs"])
     assert not any("fp16" in graph.files for graph in manifest.graphs.values())  # the bundle was left as it is
-    for path in (tmp_path / "site/shards").iterdir():
+    for path in (folder / "shards").iterdir():
         assert path.stem == hashlib.sha256(path.read_bytes()).hexdigest()
     types = onnx.TensorProto
-    for name in ("unet", "vae_decoder"):
-        model = onnx.load(put_together(tmp_path / "site", name))
+    unet = put_together(folder, "unet")
+    for file in (unet, put_together(folder, "vae_decoder")):
+        model = onnx.load(file)
         assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx"}
         stored = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
         half = sum(tensor.data_type == types.FLOAT16 for tensor in stored)
         assert half > 0.9 * len(stored) > 0
     inputs = seeded_inputs("unet", manifest, 4)
-    got = run_file(tmp_path / "back/unet/model.onnx", inputs)
+    got = run_file(unet, inputs)
     expected = run_file(Bundle.open(fused_bundle).model_file("unet"), inputs)
     assert 1e-6 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < FP16_ERROR
 
