@@ -1,6 +1,6 @@
 """Writes tests/golden/page_engine.json: what the runtime computes, for the tests of the page's engine in Node.
 
-Run it when `moebius_runtime.sampling` changes: python scripts/page_golden.py
+Run it when `moebius_runtime.sampling` or `moebius_runtime.bundle.check_values` changes: python scripts/page_golden.py
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from moebius_runtime.bundle.check_values import (
+    check_inputs,
+    differing_elements,
+    make_check,
+    relative_error,
+)
+from moebius_runtime.bundle.manifest import GraphInfo
 from moebius_runtime.sampling.samplers import SAMPLERS, SPACINGS
 from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, initial_noise
 
@@ -64,6 +71,56 @@ def content() -> dict[str, Any]:
         "uniform": {"seed": 4294967295, "values": state.random_sample(700).tolist()},
         "noises": noises,
         "schedules": schedules,
+        "checks": [_check_values(graph, drawn) for graph, drawn in CHECKED],
+    }
+
+
+def _tensor(name: str, *shape: int | str, dtype: str = "float32") -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+CHECKED: list[tuple[list[dict[str, Any]], int]] = [
+    (
+        [
+            _tensor("sample", "batch", 9, 6, 6),
+            _tensor("timestep", 1, dtype="int64"),
+            _tensor("guidance_scale", 1),
+        ],
+        2,
+    ),
+    ([_tensor("sample", 3, 9, 4, 4), _tensor("timestep", 1, dtype="int64")], 3),
+    ([_tensor("image", 1, 3, 16, 16)], 1),
+    ([_tensor("latent", "batch", 4, 5, 5)], 2),
+    (
+        [
+            _tensor("features", 1, 2, "height", "width"),
+            _tensor("overview", 1, 2, 7, 7),
+            _tensor("inside", 1, 1, 7, 7),
+        ],
+        1,
+    ),
+]
+"""Inputs of graphs, open and not, and the number of pictures that the export drew."""
+
+
+def _check_values(tensors: list[dict[str, Any]], drawn: int) -> dict[str, Any]:
+    """The inputs' hash, the check values of an output of whole-number formulas, and what a wrong one gives."""
+    info = {"inputs": tensors, "outputs": [_tensor("y", 1)], "files": {"fp32": {"model": "a.onnx", "weights": None}}}
+    inputs = check_inputs(GraphInfo.model_validate(info), drawn)
+    output = ((np.arange(1001) * 7919 % 1009) / np.float64(1009) - 0.5).astype(np.float32)
+    wrong = output.copy()
+    wrong[[142, 500]] += np.float32(0.25)
+    check = make_check(inputs, output, drawn)
+    return {
+        "inputs": tensors,
+        "check": check.model_dump(),
+        "sums": {name: float(array.astype(np.float64).sum()) for name, array in inputs.items()},
+        "shapes": {name: list(array.shape) for name, array in inputs.items()},
+        "wrong": {
+            "places": [142, 500],
+            "error": relative_error(check, wrong),
+            "words": differing_elements(check, wrong),
+        },
     }
 
 

@@ -26,6 +26,7 @@ from moebius_runtime.images.masks import BoolArray
 from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline, make_options
 from moebius_runtime.regions import find_squares, resize_rgb
+from moebius_runtime.regions.mask_notes import edge_share
 from moebius_runtime.regions.smooth_fill import fill_pixels
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden/page_pictures.json"
@@ -334,6 +335,23 @@ PLANS: dict[str, dict[str, Any]] = {
     "odd sides at the network's size": {"shape": [611, 777], "size": 512, "rects": specks(30, 611, 777, 90, 4)},
 }
 
+TILES = [[16, 32, 48, 64]]  # aligned to the chequerboard
+STRIPES = [[row, 0, row + 1, 520] for row in range(1, 519, 2)]  # more pairs of pixels than are looked at
+
+EDGES: dict[str, dict[str, Any]] = {
+    "two tiles of the chequerboard": {"shape": [100, 130], "rects": TILES},
+    "the same with alpha": {"shape": [100, 130], "rects": TILES, "alpha": True},
+    "the same in grey": {"shape": [100, 130], "rects": TILES, "grey": True},
+    "at the picture's border": {"shape": [64, 64], "rects": [[0, 0, 16, 64]]},
+    "a few pixels from it": {"shape": [64, 64], "rects": [[2, 3, 16, 61]]},
+    "a narrow gap": {"shape": [90, 80], "rects": [[16, 16, 32, 32], [16, 35, 32, 48]]},
+    "a blob": {"shape": [100, 130], "rects": BLOB},
+    "specks": {"shape": [170, 230], "rects": specks(40, 170, 230, 9, 1)},
+    "specks with alpha": {"shape": [170, 230], "rects": specks(40, 170, 230, 9, 2), "alpha": True},
+    "stripes with alpha": {"shape": [520, 520], "rects": STRIPES, "alpha": True},
+    "all of it": {"shape": [20, 20], "rects": [[0, 0, 20, 20]]},
+}
+
 RESIZES = [
     ([64, 64], [64, 64], [0.0, 0.0, 64.0, 64.0]),
     ([90, 70], [64, 50], [0.0, 0.0, 70.0, 90.0]),
@@ -378,6 +396,10 @@ def content() -> dict[str, Any]:
                 for s in squares
             ],
         }
+    edges = {}
+    for name, case in EDGES.items():
+        picture = picture_of(*case["shape"], case.get("alpha", False), case.get("grey", False))
+        edges[name] = {**case, "share": edge_share(picture, mask_of(*case["shape"], case["rects"]))}
     resizes = []
     for shape, size, box in RESIZES:
         source = picture_of(*shape).pixels
@@ -392,6 +414,7 @@ def content() -> dict[str, Any]:
         "rows": ROWS,
         "pictures": pictures,
         "plans": plans,
+        "edges": edges,
         "resizes": resizes,
         "masked": {
             "shape": shape,

@@ -19,12 +19,15 @@ from moebius_runtime.cli import DEFAULT, ModeName, PrecisionName
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
 
 DEFAULT_BUNDLE = Path("moebius-bundle")
+SITE_OPTIONS = frozenset({"site", "host", "port", "allow_host", "no_token", "open", "version"})
+"""What `--site` reads. Every other option concerns a bundle, which a site's browser runs without this server."""
 
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     bundle: Annotated[
         Path, typer.Argument(help="The folder that `moebius-export onnx` wrote, or hub:OWNER/REPO[@REVISION].")
     ] = DEFAULT_BUNDLE,
@@ -81,7 +84,8 @@ def serve(
     from moebius_serve.segmenter import Segmenter
 
     if site is not None:
-        _serve_site(site, bundle, host, port, _hosts(host, allow_host or []), no_token, open)
+        _refuse_bundle_options(context)
+        _serve_site(site, host, port, _hosts(host, allow_host or []), no_token, open)
         return
     limits = Limits(queue=queue, pixels=int(max_megapixels * 1e6))
     access = Access(_hosts(host, allow_host or []), _origins(allow_origin or []), _token(token))
@@ -111,17 +115,37 @@ def serve(
     jobs.join(30)
 
 
-def _serve_site(
-    site: Path, bundle: Path, host: str, port: int, hosts: frozenset[str], no_token: bool, open: bool
-) -> None:
+def _refuse_bundle_options(context: typer.Context) -> None:
+    """Refuses what was given beside `--site` and would have no effect, also by its default value.
+
+    Raises:
+        InputError: names each such option.
+    """
+    given = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        kind = "DEFAULT" if source is None else source.name  # typer versions differ in where this enumeration lies
+        if name in SITE_OPTIONS or kind.startswith("DEFAULT"):
+            continue
+        if kind == "ENVIRONMENT":
+            given.append(f"the variable {parameter.envvar}")
+        else:
+            given.append(str(context.params[name]) if parameter.param_type_name == "argument" else parameter.opts[0])
+    if given:
+        raise InputError(
+            f"--site serves files that the browser runs: {', '.join(given)} would have no effect. Leave "
+            f"{'it' if len(given) == 1 else 'them'} out, or serve a bundle without --site"
+        )
+
+
+def _serve_site(site: Path, host: str, port: int, hosts: frozenset[str], no_token: bool, open: bool) -> None:
     """Serves a site until SIGINT or SIGTERM."""
     from moebius_serve.guard import Access
     from moebius_serve.limits import Limits
     from moebius_serve.server import Server
     from moebius_serve.site import create_site
 
-    if bundle != DEFAULT_BUNDLE:
-        raise InputError(f"--site {site} serves a site in place of a bundle: leave {bundle} or --site out")
     if not _is_loopback(host) and not no_token:
         raise InputError(f"--host {host} can be reached from other machines; add --no-token to serve the site to them")
     limits = Limits()

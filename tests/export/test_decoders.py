@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -19,7 +20,7 @@ from moebius_export.network.masked_decoder import BLOCK, LowerDecoder, UpperDeco
 from moebius_export.onnx_export import export as exporting  # noqa: E402
 from moebius_export.onnx_export.record import mode_defaults, weights_info  # noqa: E402
 from moebius_export.rules import rewrite_decoder_part, rewrite_tiny_decoder  # noqa: E402
-from moebius_runtime import decoding  # noqa: E402
+from moebius_runtime import Bundle, decoding  # noqa: E402
 from moebius_runtime.bundle.manifest import read_manifest  # noqa: E402
 from moebius_runtime.errors import InputError  # noqa: E402
 from moebius_runtime.pipeline import InpaintPipeline, make_options  # noqa: E402
@@ -220,6 +221,29 @@ def bundle_with_tiny(fused_bundle, tmp_path_factory):
     }
     write_manifest(Manifest.model_validate(manifest.model_copy(update=update).model_dump()), folder)
     return folder
+
+
+@pytest.mark.parametrize("for_gpu", [False, True])
+def test_an_inlined_bundle_has_no_functions_in_its_optional_decoders(bundle_with_tiny, tmp_path, for_gpu):
+    """Also for WebGPU, whose rules apply to them too. A window of another size than the export's gives the same."""
+    from moebius_export.onnx_export.inline import inline_bundle
+    from moebius_export.onnx_export.parity import run_file
+    from moebius_export.trajectories.scenes import seeded_inputs
+
+    inline_bundle(bundle_with_tiny, tmp_path / "out", for_gpu=for_gpu)
+    before, after = Bundle.open(bundle_with_tiny), Bundle.open(tmp_path / "out")
+    for graph in before.manifest.decoders:
+        old, new = before.model_file(graph), after.model_file(graph)
+        assert onnx.load(old, load_external_data=False).functions
+        model = onnx.load(new, load_external_data=False)
+        assert not model.functions
+        assert {entry.domain for entry in model.opset_import} == {node.domain for node in model.graph.node} == {""}
+        inputs = seeded_inputs(graph, before.manifest, 5)
+        if graph == "vae_decoder_upper":
+            inputs["features"] = np.ascontiguousarray(inputs["features"][:, :, :-4])
+            inputs["inside"][:, :, len(inputs["inside"][0, 0]) // 2 - 1 :] = 0
+        expected, got = run_file(old, inputs), run_file(new, inputs)
+        assert np.linalg.norm(got - expected) < 3e-5 * np.linalg.norm(expected)  # the export's own budget
 
 
 @pytest.mark.parametrize("runtime", ["ort-cpu", "torch"])

@@ -8,6 +8,7 @@ import { inflateSync } from "node:zlib";
 
 import { outwardFeather } from "../../runtimes/moebius_serve/page/js/engine/blend.js";
 import { gaussianBlurred } from "../../runtimes/moebius_serve/page/js/engine/blur.js";
+import { edgeShare } from "../../runtimes/moebius_serve/page/js/engine/notes.js";
 import { inpaint } from "../../runtimes/moebius_serve/page/js/engine/pipeline.js";
 import { resizedRgb } from "../../runtimes/moebius_serve/page/js/engine/resize.js";
 import { filledPixels } from "../../runtimes/moebius_serve/page/js/engine/smooth_fill.js";
@@ -229,12 +230,21 @@ test("a graph's output that is no picture is refused", async () => {
   }
 });
 
+for (const [name, { shape, rects, alpha, grey, share }] of Object.entries(golden.edges)) {
+  test(`edge along the border: ${name}`, () => {
+    const mask = maskOf(shape[0], shape[1], rects, 1);
+    const got = edgeShare(pictureOf(shape[0], shape[1], { alpha, grey }), mask);
+    assert.ok(Math.abs(got - share) < 1e-4, `${got}, expected ${share}`); // luma is float64 here and float32 there
+  });
+}
+
 test("notes on a mask and on settings that are probably not what the person wants", async () => {
   /** @param {number[][]} rects @param {object} options @param {boolean} alpha */
   const notesOf = async (rects, options, alpha = false) =>
     (await inpaint(new SimpleSessions(), small, pictureOf(100, 130, { alpha }), maskOf(100, 130, rects), options)).notes.join();
   assert.match(await notesOf([[0, 0, 90, 130]], {}), /marks 90% of the picture/);
   assert.match(await notesOf(blob, {}, true), /of the masked pixels are transparent/);
+  assert.match(await notesOf([[16, 32, 48, 64]], { mask_dilate: 0 }), /an edge of the picture runs along \d+% of the mask's border/);
   assert.match(await notesOf(blob, { mode: "reference" }), /may show through/);
   assert.match(await notesOf(blob, { steps: 1 }), /little noise is left/);
   assert.equal(await notesOf(blob, { steps: 4 }), "");

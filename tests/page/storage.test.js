@@ -6,23 +6,10 @@ import { test } from "node:test";
 
 import { Storage, StorageError } from "../../runtimes/moebius_serve/page/js/site/storage.js";
 
+import { memory } from "./memory.js";
+
 const content = Uint8Array.from({ length: 1000 }, (_, i) => (i * 7) % 251);
 const shard = { sha256: createHash("sha256").update(content).digest("hex"), size: content.length };
-
-/** A Cache Storage in memory. @param {boolean} full it refuses to keep anything */
-function memory(full = false) {
-  const kept = new Map();
-  const cache = {
-    keys: async () => [...kept.keys()].map((url) => ({ url })),
-    match: async (/** @type {string} */ url) => (kept.has(url) ? new Response(kept.get(url)) : undefined),
-    delete: async (/** @type {string} */ url) => kept.delete(url),
-    put: async (/** @type {string} */ url, /** @type {Response} */ answer) => {
-      if (full) throw new DOMException("full", "QuotaExceededError");
-      kept.set(url, new Uint8Array(await answer.arrayBuffer()));
-    },
-  };
-  return { kept, open: async () => cache, delete: async () => kept.clear() };
-}
 
 /** @param {((range: string | null) => Response)[]} answers @param {boolean} [full] */
 function storageOf(answers, full) {

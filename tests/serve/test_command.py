@@ -15,16 +15,18 @@ import threading
 
 import httpx
 import pytest
+import typer
 
 from moebius_serve import cli
 
 
 @pytest.fixture
 def refused(toy_bundle, monkeypatch, capsys):
-    """refused(arguments, word): exit code 2 and one line of error with the word."""
+    """refused(arguments, word, bundle): exit code 2 and one line of error with the word; None gives no bundle."""
 
     def check(*arguments: object, word: str, bundle=toy_bundle.path) -> None:
-        monkeypatch.setattr(sys, "argv", ["moebius-serve", str(bundle), *map(str, arguments)])
+        given = arguments if bundle is None else (bundle, *arguments)
+        monkeypatch.setattr(sys, "argv", ["moebius-serve", *map(str, given)])
         with pytest.raises(SystemExit) as leaving:
             cli.main()
         captured = capsys.readouterr()
@@ -62,6 +64,41 @@ def test_a_port_that_is_taken(refused):
 )
 def test_wrong_arguments(refused, arguments, word):
     refused(*arguments, word=word)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--runtime", "ort-cpu"], ["--runtime"]),  # the default, but given
+        (["--device", "0"], ["--device"]),
+        (["--precision", "fp16", "--threads", "2"], ["--precision", "--threads"]),
+        (["--mode", "fast"], ["--mode"]),
+        (["--segmenter", "folder"], ["--segmenter"]),
+        (["--save-dir", "folder"], ["--save-dir"]),
+        (["--token", "secret"], ["--token"]),
+        (["--allow-origin", "https://a.example"], ["--allow-origin"]),
+        (["--queue", "3", "--max-megapixels", "4"], ["--queue", "--max-megapixels"]),
+        (["some-bundle"], ["some-bundle"]),
+        (["moebius-bundle"], ["moebius-bundle"]),
+    ],
+)
+def test_a_site_refuses_what_concerns_a_bundle(refused, arguments, named, tmp_path):
+    for name in named:
+        refused(*arguments, "--site", tmp_path, "--port", "0", word=name, bundle=None)
+    refused(*arguments, "--site", tmp_path, "--port", "0", word="would have no effect", bundle=None)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_site_refuses_a_token_of_the_environment(refused, monkeypatch, tmp_path):
+    """A person who set it believes that the server is locked."""
+    monkeypatch.setenv("MOEBIUS_TOKEN", "secret")
+    refused("--site", tmp_path, word="the variable MOEBIUS_TOKEN", bundle=None)
+
+
+def test_every_option_is_a_sites_or_a_bundles():
+    """A new option is refused beside --site unless it is listed, and no listed one has gone."""
+    names = {parameter.name for parameter in typer.main.get_command(cli.app).params}
+    assert names > cli.SITE_OPTIONS
 
 
 def test_no_bundle_and_a_save_dir_that_is_a_file(refused, tmp_path):

@@ -97,7 +97,7 @@ def inline_bundle(
         for name in files:
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copyfile(bundle.path / name, folder / name)  # onnx.checker refuses weights with several hard links
-        for graph, info in bundle.manifest.graphs.items():
+        for graph, info in bundle.manifest.every_graph.items():
             for precision, file in info.files.items():
                 old = bundle.model_file(graph, precision)
                 for_this = for_gpu and precision in ("fp32", "fp16")

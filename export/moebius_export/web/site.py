@@ -96,15 +96,14 @@ def _with_fp16(bundle: Bundle, folder: Path, progress: Callable[[str], None], no
     """The bundle itself where every graph has an fp16 file, else a copy by links to which they are added."""
     if all("fp16" in graph.files for graph in bundle.manifest.graphs.values()):
         return bundle
-    for name in (*bundle.manifest.files, "manifest.json"):
-        link_file(bundle.path / name, folder / name)
-    copy = Bundle.open(folder)
 
     def stage(text: str, done: int, total: int | None) -> None:
         progress(f"fp16: {text}")
 
-    plans = make_plans(copy, quick_options(to="fp16"), stage, note)
-    write_typed(copy, plans, only=False, progress=stage)
+    plans = make_plans(bundle, quick_options(to="fp16"), stage, note)  # messages name the user's bundle, not the copy
+    for name in (*bundle.manifest.files, "manifest.json"):
+        link_file(bundle.path / name, folder / name)
+    write_typed(Bundle.open(folder), plans, only=False, progress=stage)
     return Bundle.open(folder)
 
 

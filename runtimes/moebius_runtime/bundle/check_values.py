@@ -49,7 +49,7 @@ def check_inputs(info: GraphInfo, drawn: int) -> dict[str, Array]:
     rng = np.random.RandomState(_INPUT_SEED)
     sizes = {tensor.name: tensor.shape for tensor in info.inputs}
     if "inside" in sizes:
-        return _upper_inputs(rng, [int(size) for size in sizes["overview"]])
+        return window_inputs(rng, [int(size) for size in sizes["overview"]])
     inputs: dict[str, Array] = {}
     for tensor in info.inputs:
         kept = 1 if isinstance(tensor.shape[0], str) else drawn
@@ -71,11 +71,11 @@ def check_inputs(info: GraphInfo, drawn: int) -> dict[str, Array]:
     return inputs
 
 
-def _upper_inputs(rng: np.random.RandomState, overview: list[int]) -> dict[str, Array]:
+def window_inputs(rng: np.random.RandomState, overview: list[int]) -> dict[str, Array]:
     """Inputs of the decoder's upper part, whose window is open: about a quarter of the square, in the top left corner.
 
     Args:
-        rng: a fresh generator.
+        rng: the values are drawn from it.
         overview: shape [1, C, s, s]; a cell of it stands for 4 x 4 of the features.
     """
     _, channels, side, _ = overview

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+_SPEC = importlib.util.spec_from_file_location("page_tools", Path(__file__).with_name("tools.py"))
+_TOOLS = sys.modules["page_tools"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_TOOLS)
+
+
+@pytest.fixture(scope="session")
+def tools() -> ModuleType:
+    """What a person does with the page's tools: tools.py."""
+    return _TOOLS
 
 
 class Clicked:

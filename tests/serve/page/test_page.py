@@ -13,10 +13,6 @@ from PIL import Image
 pytestmark = pytest.mark.xdist_group("page")
 
 
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
 def test_the_download_is_the_file_of_the_command_line(visit, jpeg, filled_by_command):
     """Paint, run, download: byte for byte what `moebius-inpaint` writes with the mask that the page saves."""
     page = visit()
@@ -30,149 +26,33 @@ def test_the_download_is_the_file_of_the_command_line(visit, jpeg, filled_by_com
     assert Path(download.value.path()).read_bytes() == filled_by_command(jpeg, mask, ".jpg")
 
 
-def test_every_tool_marks_what_it_is_drawn_over(visit, jpeg):
+def test_every_tool_marks_what_it_is_drawn_over(visit, jpeg, tools):
     page = visit()
     page.open("a.jpg", jpeg)
-    page["brush-size"].fill("20")
-    page.drag((50, 50), (100, 50))
-    brush = page.mask()
-    rows, columns = np.nonzero(brush)
-    assert (abs(rows.min() - 40), abs(rows.max() - 59), abs(columns.min() - 40), abs(columns.max() - 109)) <= (
-        1,
-        1,
-        1,
-        1,
-    )
-    assert brush[50, 50:100].all()
-    page["eraser"].click()
-    page.drag((70, 20), (70, 90))
-    erased = page.mask()
-    assert not erased[45:55, 62:78].any()
-    assert np.array_equal(erased[:, :55], brush[:, :55])
-    page["line"].click()
-    page.drag((20, 120), (180, 120))
-    assert page.mask()[120, 20:180].all()
-    page["undo"].click()
-    page["lasso"].click()
-    page.drag((120, 80), (180, 80), (180, 140), (120, 140))
-    lasso = page.mask()
-    assert lasso[85:135, 125:175].all()
-    assert not lasso[145:, :].any()
-    page["mask-clear"].click()
-    page.page.get_by_test_id("rectangle").click()
-    page.drag((10, 10), (60, 40))
-    rectangle = page.mask()
-    assert abs(int(rectangle.sum()) - 50 * 30) < 170
+    tools.draw_with_every_tool(page)
     page["select-object"].click()
     page.page.mouse.click(*page.at(150, 100))
     page.page.wait_for_selector("#status:has-text('Selected')")
     assert page.mask()[91:109, 141:159].all()
     assert page.mask()[15:35, 15:55].all()  # added to what was marked
-    page["brush"].click()
-    page["mask-clear"].click()
-    page.page.mouse.click(*page.at(30, 30))
-    page.page.keyboard.down("Shift")
-    page.page.mouse.click(*page.at(170, 100))
-    page.page.keyboard.up("Shift")
-    straight = page.mask()
-    assert all(straight[round(30 + 70 * t), round(30 + 140 * t)] for t in np.linspace(0, 1, 20))
-    page.drag((100, 140), (100, 300))  # beyond the border
-    assert page.mask()[149, 100]
 
 
-def test_the_mask_is_loaded_inverted_grown_and_undone(visit, draw, jpeg):
+def test_the_mask_is_loaded_inverted_grown_and_undone(visit, draw, jpeg, tools):
     page = visit()
     page.open("a.jpg", jpeg)
-    given = draw.mask(150, 200)
-
-    def load(data: bytes) -> None:
-        page["mask-file"].set_input_files({"name": "m.png", "mimeType": "image/png", "buffer": data})
-
-    load(draw.png(draw.mask(10, 10)))
-    page.state("error")
-    assert "10 × 10" in page.words()
-    load(draw.png(given))
-    page.page.wait_for_selector("[data-testid=undo]:not(:disabled)")
-    assert np.array_equal(page.mask(), given > 127)
-    page["mask-invert"].click()
-    assert np.array_equal(page.mask(), given <= 127)
-    page["mask-invert"].click()
-    page.page.locator("#mask-grow").click()
-    grown = page.mask()
-    assert grown[36:84, 44:84].all()
-    assert grown.sum() == 48 * 40
-    page.page.locator("#mask-shrink").click()
-    assert np.array_equal(page.mask(), given > 127)
-    for _ in range(5):
-        page["undo"].click()
-    assert not page.mask().any()
-    assert page["undo"].is_disabled()
-    for _ in range(5):
-        page.page.keyboard.press("Control+Shift+Z")
-    assert np.array_equal(page.mask(), given > 127)
+    tools.load_change_and_undo_masks(page, draw.mask(150, 200), draw.png)
 
 
-def middle(mask: np.ndarray) -> tuple[float, float]:
-    """Row and column of the middle of what is marked; pixel i reaches from i to i + 1."""
-    rows, columns = np.nonzero(mask)
-    return float(rows.mean()) + 0.5, float(columns.mean()) + 0.5
-
-
-def test_zoom_pan_and_what_is_painted_there(visit, jpeg):
-    """Zoomed at the pointer, what lies under it stays; a stroke there marks the same pixels."""
+def test_zoom_pan_and_what_is_painted_there(visit, jpeg, tools):
     page = visit()
     page.open("a.jpg", jpeg)
-    page["brush-size"].fill("4")
-    x, y = page.at(60, 70)
-    page.page.mouse.move(x, y)
-    for _ in range(5):
-        page.page.mouse.wheel(0, -60)
-    page.page.mouse.click(x, y)
-    assert middle(page.mask()) == pytest.approx((70, 60), abs=0.6)
-    page["pan"].click()
-    page.page.mouse.move(x, y)
-    page.page.mouse.down()
-    page.page.mouse.move(x + 50, y + 30, steps=3)
-    page.page.mouse.up()
-    page["brush"].click()
-    page["mask-clear"].click()
-    page.page.mouse.click(x + 50, y + 30)
-    assert middle(page.mask()) == pytest.approx((70, 60), abs=0.6)
-    page["zoom-fit"].click()
-    page["mask-clear"].click()
-    page.page.mouse.click(*page.at(120, 30))
-    assert middle(page.mask()) == pytest.approx((30, 120), abs=0.6)
+    tools.zoom_and_pan(page)
 
 
-def test_results_are_undone_compared_and_gone_on_from(visit, jpeg):
+def test_results_are_undone_compared_and_gone_on_from(visit, jpeg, tools):
     page = visit()
     page.open("a.jpg", jpeg)
-    page.drag((60, 60), (80, 70))
-    page.run()
-    first = page.saved("download")
-    page["compare"].click()
-    assert page.page.locator("#compare-slider").is_visible()
-    page["compare"].click()
-    page.page.keyboard.down("c")
-    page.page.keyboard.up("c")
-    page.drag((150, 100), (160, 110))  # "and this too"
-    page.run()
-    second = page.saved("download")
-    assert first != second
-    page["undo"].click()
-    assert page.saved("download") == first
-    page["undo"].click()  # the stroke
-    page["undo"].click()  # the first result: the source and its mask are back
-    assert page["download"].is_disabled()
-    assert page.mask()[60, 60]
-    page["redo"].click()
-    assert page.saved("download") == first
-    page["another"].click()
-    page.state("running", "done")
-    page.page.wait_for_selector("#status:has-text('Done, seed')")
-    assert page["seed"].input_value() != "0"
-    assert f"seed {page['seed'].input_value()}" in page.words()
-    assert page.saved("download") != first
+    tools.go_on_from_results(page)
 
 
 def test_a_run_is_cancelled(visit, live, jpeg):
@@ -195,22 +75,15 @@ def test_a_run_is_cancelled(visit, live, jpeg):
     assert live.held.steps - before <= 1 + 6
 
 
-def test_picture_and_mask_survive_a_reload(visit, jpeg, filled_by_command):
+def test_picture_and_mask_survive_a_reload(visit, jpeg, filled_by_command, tools):
     page = visit()
     page.open("holiday.jpg", jpeg)
     page.drag((60, 60), (90, 80))
     mask = page.saved("mask-save")
-    page.page.wait_for_selector("body[data-kept=yes]")
-    page.page.reload()
-    page.page.wait_for_selector("#status:has-text('as you left them')")
-    assert np.array_equal(pixels(page.saved("mask-save")), pixels(mask))
+    tools.reload(page)
     page.run()
-    result = page.saved("download")
-    assert result == filled_by_command(jpeg, mask, ".jpg")
-    page.page.wait_for_selector("body[data-kept=yes]")
-    page.page.reload()
-    page.page.wait_for_selector("#status:has-text('as you left them')")
-    assert page.saved("download") == result
+    assert page.saved("download") == filled_by_command(jpeg, mask, ".jpg")
+    tools.reload(page)
 
 
 def test_with_the_keyboard_only(visit):
@@ -299,7 +172,7 @@ def test_the_page_of_the_api(visit, live, browser):
     context.close()
 
 
-def test_a_stroke_on_12_megapixels_is_fluid(visit, draw, record_property):
+def test_a_stroke_on_12_megapixels_is_fluid(visit, draw, record_property, tools):
     """Frame times are reported, not asserted. The stroke is undone, and a run leaves unmasked pixels unchanged."""
     page = visit(1200, 800)
     buffer = io.BytesIO()
@@ -334,7 +207,7 @@ def test_a_stroke_on_12_megapixels_is_fluid(visit, draw, record_property):
     page.page.locator("#dilate").fill("0")
     page.page.set_default_timeout(60_000)
     page.run()
-    changed = (pixels(page.saved("download")) != pixels(buffer.getvalue())).any(axis=2)
+    changed = (tools.pixels(page.saved("download")) != tools.pixels(buffer.getvalue())).any(axis=2)
     assert 0.9 * mask.sum() < changed.sum()
     assert not changed[~mask].any()
 

@@ -7,7 +7,7 @@ import { listen } from "./keys.js";
 import { Mask, must } from "./mask.js";
 import { Pictures } from "./pictures.js";
 import { EngineError, ServerEngine } from "./server.js";
-import { options, show } from "./settings.js";
+import { options, show, showFacts } from "./settings.js";
 import { SiteEngine } from "./site/engine.js";
 import { showStorage } from "./site/panel.js";
 import { Stage } from "./stage.js";
@@ -442,7 +442,7 @@ async function start() {
     $("api").hidden = true;
     const done = (/** @type {string} */ words) => say(source ? "ready" : "empty", words);
     const loading = (/** @type {import("./server.js").Progress} */ now) => void ($("status").textContent = now.words ?? "");
-    refreshStorage = showStorage(engine, { progress: loading, fail, done });
+    refreshStorage = showStorage(engine, { progress: loading, fail, done, about: showFacts });
   }
   await restore();
 }

@@ -35,6 +35,11 @@ export function show(facts) {
   $("mode").addEventListener("change", showSteps);
   $("guidance").placeholder = String(facts.defaults.guidance_scale);
   document.querySelector("[data-tool=select]")?.toggleAttribute("hidden", !facts.segmenter);
+  showFacts(facts);
+}
+
+/** Fills the "about" list. @param {any} facts of `describe` */
+export function showFacts(facts) {
   const rows = { model: facts.model, ...facts.runtime, weights: facts.test_weights ? "random test weights" : "trained" };
   $("facts").replaceChildren(
     ...Object.entries(rows).flatMap(([name, value]) => {

@@ -9,3 +9,8 @@ export class InputError extends Error {
 export class OutputError extends Error {
   name = "OutputError";
 }
+
+/** A device computes a graph wrongly. */
+export class DeviceError extends Error {
+  name = "DeviceError";
+}

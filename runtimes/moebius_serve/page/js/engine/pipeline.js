@@ -82,7 +82,7 @@ export async function inpaint(sessions, manifest, image, mask, options = {}, onP
   const picture = copyOf(image);
   const marked = markedPixels(mask, picture);
   const unknown = fillable(picture, marked, settings); // what no square has filled yet
-  const notes = maskNotes(picture, marked.data);
+  const notes = maskNotes(picture, marked, unknown);
   notes.push(...optionNotes(settings, timesteps, schedule, manifest.defaults.num_inference_steps), ...(note ? [note] : []));
   const squares = squaresOf(unknown, manifest.geometry.image_size, settings.fit, given.max_squares ?? 64);
   const total = squares.length * timesteps.length;

@@ -65,6 +65,21 @@ export class RandomState {
     return factor * y;
   }
 
+  /**
+   * Random signs, as `randint(0, 2, length, int8) * 2 - 1`: four from each 32 bits, the lowest bit of every byte.
+   * @param {number} length
+   * @returns {Int8Array} of -1 and 1
+   */
+  signs(length) {
+    const signs = new Int8Array(length);
+    let bits = 0;
+    for (let i = 0; i < length; i++) {
+      bits = i % 4 ? bits >>> 8 : this.bits();
+      signs[i] = (bits & 1) * 2 - 1;
+    }
+    return signs;
+  }
+
   _advance() {
     const state = this._state;
     for (let i = 0; i < SIZE; i++) {

@@ -7,6 +7,7 @@ import { megabytes } from "./storage.js";
 /** @typedef {{id: number, resolve: (value: any) => void, reject: (error: Error) => void, progress: (now: any) => void}} Call */
 
 const SCHEMA = 1;
+const CHOICE = "moebius-run-on"; // in this browser's local storage
 const UNTRIED =
   "WebGPU has been run on a software adapter (SwiftShader) only. No real GPU, and no browser other than Chromium, has run this page.";
 /** @type {Record<string, string>} */
@@ -38,7 +39,7 @@ export class SiteEngine {
       );
     }
     this.site = site;
-    const { provider, words } = await choice(site.precision);
+    const { provider, words } = await choice(site.precision, chosen());
     this.provider = provider;
     const defaults = site.manifest.defaults;
     return {
@@ -58,6 +59,16 @@ export class SiteEngine {
       defaults,
       engine: words,
     };
+  }
+
+  /** Chooses what the next runs compute on, and keeps the choice. @param {string} provider "wasm", or "" for the best */
+  async runOn(provider) {
+    try {
+      localStorage.setItem(CHOICE, provider);
+    } catch {
+      throw new EngineError("This browser keeps no settings for this page, so the choice cannot be kept.");
+    }
+    return this.describe();
   }
 
   /** @param {Blob} _file @param {string} name @returns {Promise<Blob>} */
@@ -106,7 +117,7 @@ export class SiteEngine {
     };
     let first = 0;
     const progress = (/** @type {any} */ now) => {
-      if (now.graph) return onProgress(loading(now.graph, now));
+      if (now.graph) return onProgress(now.loaded ? loading(now.graph, now.loaded) : checking(now.graph));
       if (!first && now.step) first = performance.now();
       const each = now.step > 1 ? (performance.now() - first) / (now.step - 1) / 1000 : null;
       const left = each === null ? null : each * (now.steps - now.step);
@@ -183,22 +194,38 @@ export class SiteEngine {
   }
 }
 
+/** @param {string} graph @returns {Progress} */
+function checking(graph) {
+  const words = `Checking this device's results with ${graph}, once…`;
+  return { state: "loading", position: 0, step: 0, steps: 0, seconds_left: null, words, share: 1 };
+}
+
 /** @param {string} what @param {{done: number, total: number}} now @returns {Progress} */
 function loading(what, { done, total }) {
   const words = `Loading ${what}: ${megabytes(done)} of ${megabytes(total)}.`;
   return { state: "loading", position: 0, step: 0, steps: 0, seconds_left: null, words, share: total ? done / total : 0 };
 }
 
+/** What the person chose: "wasm", or "" for the best. */
+export function chosen() {
+  try {
+    return localStorage.getItem(CHOICE) === "wasm" ? "wasm" : "";
+  } catch {
+    return ""; // storage is switched off
+  }
+}
+
 /**
  * WebGPU where there is an adapter that can run the site's precision, else WebAssembly.
- * @param {string} precision @returns {Promise<{provider: "webgpu" | "wasm", words: string}>}
+ * @param {string} precision @param {"" | "wasm"} wanted @returns {Promise<{provider: "webgpu" | "wasm", words: string}>}
  */
-async function choice(precision) {
+async function choice(precision, wanted) {
   const gpu = /** @type {any} */ (navigator).gpu;
   const adapter = await gpu?.requestAdapter().catch(() => null);
   const cores = navigator.hardwareConcurrency || 1;
   const threads = globalThis.crossOriginIsolated ? `${Math.min(cores, 8)} threads` : "one thread (the host sends no COOP and COEP headers)";
   const wasm = (/** @type {string} */ why) => ({ provider: /** @type {"wasm"} */ ("wasm"), words: `WebAssembly, ${threads}: ${why}` });
+  if (wanted) return wasm("it is chosen at “Run on”");
   if (!gpu) return wasm("this browser has no WebGPU");
   if (!adapter) return wasm("WebGPU has no adapter here");
   if (precision === "fp16" && !adapter.features.has("shader-f16")) return wasm("this GPU has no fp16 (shader-f16)");

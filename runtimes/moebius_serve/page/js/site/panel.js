@@ -1,6 +1,7 @@
 // What only a site has: how much of the model is stored, a download before the first picture, and offline use.
 
 import { must } from "../mask.js";
+import { chosen } from "./engine.js";
 import { megabytes } from "./storage.js";
 
 /** @param {string} id @returns {any} */
@@ -9,7 +10,7 @@ const $ = (id) => must(document.getElementById(id));
 /**
  * @param {import("./engine.js").SiteEngine} engine
  * @param {{progress: (now: import("../server.js").Progress) => void, fail: (error: unknown) => void,
- *   done: (words: string) => void}} page
+ *   done: (words: string) => void, about: (facts: any) => void}} page
  */
 export function showStorage(engine, page) {
   const refresh = async () => {
@@ -35,6 +36,10 @@ export function showStorage(engine, page) {
   $("storage").hidden = false;
   $("model-download").addEventListener("click", guarded(download));
   $("model-clear").addEventListener("click", guarded(() => engine.clear()));
+  $("provider").value = chosen();
+  $("provider").addEventListener("change", () => {
+    engine.runOn($("provider").value).then(page.about).catch(page.fail);
+  });
   void offline(engine.root);
   refresh().catch(page.fail);
   return () => void refresh().catch(() => undefined);
@@ -42,12 +47,21 @@ export function showStorage(engine, page) {
 
 /** Registers the service worker. Without one the page works, online only. @param {URL} root */
 async function offline(root) {
-  if (!("serviceWorker" in navigator)) return;
-  try {
-    await navigator.serviceWorker.register(new URL("offline.js", root), { scope: root.pathname });
-    await navigator.serviceWorker.ready;
-    document.body.dataset.offline = "yes";
-  } catch {
-    document.body.dataset.offline = "no";
-  }
+  document.body.dataset.offline = (await registered(root).catch(() => false)) ? "yes" : "no";
+}
+
+/** Whether a service worker serves this page's files, once it is installed or has failed. @param {URL} root */
+async function registered(root) {
+  if (!("serviceWorker" in navigator)) return false;
+  const registration = await navigator.serviceWorker.register(new URL("offline.js", root), { scope: root.pathname });
+  const { installing, waiting, active } = registration;
+  const worker = installing ?? waiting;
+  if (!worker || active) return active !== null; // an older version serves until the page is closed
+  return new Promise((resolve) => {
+    const look = () => {
+      if (worker.state === "activated" || worker.state === "redundant") resolve(worker.state === "activated");
+    };
+    worker.addEventListener("statechange", look);
+    look();
+  });
 }

@@ -1,21 +1,17 @@
 // The graphs in onnxruntime-web: one in memory at a time, on WebGPU or WebAssembly.
 
-import { joined, megabytes, StorageError } from "./storage.js";
+import { DeviceError } from "../engine/errors.js";
+import { joined, megabytes, shardsOf, StorageError } from "./storage.js";
 
 /** @typedef {import("./storage.js").Shard} Shard */
-/** @typedef {{model: Shard[], data: Record<string, Shard[]>, nodes: number}} GraphFiles */
-/** @typedef {Record<string, {data: Float32Array | BigInt64Array, dims: number[]}>} Tensors */
+/** @typedef {import("./storage.js").GraphFiles} GraphFiles */
+/** @typedef {import("../engine/graphs.js").Feed} Feed */
+/** @typedef {Record<string, Feed>} Tensors */
 /** @typedef {Record<string, {data: Float32Array, dims: number[]}>} Outputs */
 /** @typedef {{done: number, total: number}} Loaded bytes of a graph */
 
 /** The engine cannot go on in this worker: the page starts another one for the next try. */
 export class FatalError extends Error {}
-
-/** Every shard once. @param {GraphFiles} files @returns {Shard[]} */
-export function shardsOf(files) {
-  const every = [...files.model, ...Object.values(files.data).flat()];
-  return [...new Map(every.map((shard) => [shard.sha256, shard])).values()];
-}
 
 export class Sessions {
   /**
@@ -23,14 +19,18 @@ export class Sessions {
    * @param {Record<string, GraphFiles>} graphs
    * @param {import("./storage.js").Storage} storage
    * @param {"webgpu" | "wasm"} provider
-   * @param {(graph: string, loaded: Loaded) => void} onLoad
+   * @param {import("./device_check.js").DeviceCheck} deviceCheck
+   * @param {(graph: string, loaded: Loaded | null) => void} onLoad null: it is loaded and the device is checked with it
    */
-  constructor(ort, graphs, storage, provider, onLoad) {
+  constructor(ort, graphs, storage, provider, deviceCheck, onLoad) {
     this.ort = ort;
     this.graphs = graphs;
     this.storage = storage;
     this.provider = provider;
+    this.deviceCheck = deviceCheck;
     this.onLoad = onLoad;
+    /** @type {Set<string>} for the person */
+    this.notes = new Set();
     /** @type {{name: string, session: any} | null} */
     this.loaded = null;
     /** @type {Promise<never> | null} rejects when the GPU is lost */
@@ -41,7 +41,11 @@ export class Sessions {
 
   /** @param {string} name @param {Tensors} feeds @returns {Promise<Outputs>} */
   async run(name, feeds) {
-    const session = await this.#session(name);
+    return this.#ran(name, await this.#session(name), feeds);
+  }
+
+  /** @param {string} name @param {any} session @param {Tensors} feeds @returns {Promise<Outputs>} */
+  async #ran(name, session, feeds) {
     /** @type {Record<string, any>} */
     const tensors = {};
     for (const [input, { data, dims }] of Object.entries(feeds)) {
@@ -88,18 +92,45 @@ export class Sessions {
     const externalData = [];
     for (const [path, shards] of Object.entries(files.data)) externalData.push({ path, data: await content(shards) });
     const model = await content(files.model);
+    let session;
     try {
-      const session = await this.ort.InferenceSession.create(model, {
+      session = await this.ort.InferenceSession.create(model, {
         executionProviders: [this.provider],
         externalData,
         graphOptimizationLevel: "all",
       });
       this.loaded = { name, session };
       if (this.provider === "webgpu") this.lost = lossOf(await this.ort.env.webgpu.device);
-      return session;
     } catch (error) {
       throw failed(name, error, total);
     }
+    await this.#checkDevice(name, session);
+    return session;
+  }
+
+  /** Compares the graph's result on stored inputs with PyTorch's, once per device. @param {string} name @param {any} session */
+  async #checkDevice(name, session) {
+    const run = async (/** @type {Tensors} */ inputs) => {
+      this.onLoad(name, null);
+      const [output] = Object.values(await this.#ran(name, session, inputs));
+      return output.data;
+    };
+    try {
+      const note = await this.deviceCheck.check(name, await this.#computes(), run);
+      if (note) this.notes.add(note);
+    } catch (error) {
+      await this.release().catch(() => undefined); // of a lost GPU, too; no graph of a refused device stays
+      throw error;
+    }
+  }
+
+  /** @returns {Promise<import("./device_check.js").Computes>} */
+  async #computes() {
+    const versions = `onnxruntime-web ${this.ort.env.versions.web}, ${globalThis.navigator?.userAgent}`;
+    if (this.provider === "wasm") return { provider: "wasm", device: "WebAssembly", versions };
+    const { vendor, architecture, device, description } = (await this.ort.env.webgpu.device).adapterInfo ?? {};
+    const name = [description, vendor, architecture, device].filter(Boolean).join(" ");
+    return { provider: "webgpu", device: `the GPU (${name || "unnamed"})`, versions };
   }
 }
 
@@ -117,7 +148,7 @@ function lossOf(device) {
 
 /** @param {string} name @param {unknown} error @param {number} [size] of the graph that was to be loaded */
 function failed(name, error, size) {
-  if (error instanceof FatalError || error instanceof StorageError) return error;
+  if (error instanceof FatalError || error instanceof StorageError || error instanceof DeviceError) return error;
   const words = error instanceof Error ? error.message : String(error);
   const memory = error instanceof RangeError || /alloc|memory/i.test(words);
   const what = memory ? `This browser has too little memory for ${name}` : `The graph ${name} cannot be run here`;

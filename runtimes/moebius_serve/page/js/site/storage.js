@@ -1,6 +1,7 @@
 // The model's shards in this browser's Cache Storage, by hash: whole and checked, or not at all. It runs in Node too.
 
 /** @typedef {{sha256: string, size: number}} Shard */
+/** @typedef {{model: Shard[], data: Record<string, Shard[]>, nodes: number}} GraphFiles */
 /** @typedef {{fetch: typeof fetch, caches: CacheStorage, subtle: SubtleCrypto, pause: (attempt: number) => Promise<void>}} Means */
 
 export const CACHE = "moebius-shards";
@@ -14,6 +15,12 @@ export const pathOf = (shard) => `shards/${shard.sha256}.bin`;
 
 /** @param {number} bytes */
 export const megabytes = (bytes) => `${(bytes / 1e6).toLocaleString("en", { maximumFractionDigits: bytes < 1e7 ? 1 : 0 })} MB`;
+
+/** Every shard once. @param {GraphFiles} files @returns {Shard[]} */
+export function shardsOf(files) {
+  const every = [...files.model, ...Object.values(files.data).flat()];
+  return [...new Map(every.map((shard) => [shard.sha256, shard])).values()];
+}
 
 /** All parts in one array. @param {Uint8Array[]} parts */
 export function joined(parts) {

@@ -1,8 +1,9 @@
 // The worker that owns the graphs: it downloads, stores, and runs them, and answers the page's calls one by one.
 
 import { inpaint } from "../engine/pipeline.js";
-import { FatalError, Sessions, shardsOf } from "./sessions.js";
-import { Storage, StorageError } from "./storage.js";
+import { DeviceCheck } from "./device_check.js";
+import { FatalError, Sessions } from "./sessions.js";
+import { shardsOf, Storage, StorageError } from "./storage.js";
 
 const ROOT = new URL("../../../", import.meta.url);
 /** @type {Map<number, AbortController>} */
@@ -18,6 +19,8 @@ function shelf() {
   storage ??= new Storage(ROOT);
   return storage;
 }
+
+const deviceCheck = () => new DeviceCheck(site, ROOT, shelf().use);
 
 function everyShard() {
   const every = Object.values(site.graphs).flatMap((files) => shardsOf(/** @type {any} */ (files)));
@@ -40,7 +43,10 @@ const calls = {
     site = description;
   },
   stored: async () => ({ stored: await shelf().stored(everyShard()), total: site.size }),
-  clear: () => shelf().clear(),
+  clear: async () => {
+    await shelf().clear();
+    await deviceCheck().clear();
+  },
   download: async (_, progress, signal) => {
     let done = 0;
     for (const shard of everyShard()) {
@@ -55,11 +61,13 @@ const calls = {
     const ort = await runtime.catch((error) => {
       throw new FatalError(`onnxruntime-web cannot be loaded (${error.message}). Try again.`);
     });
-    const sessions = new Sessions(ort, site.graphs, shelf(), provider, (graph, loaded) => progress({ graph, ...loaded }));
+    const loading = (/** @type {string} */ graph, /** @type {any} */ loaded) => progress({ graph, loaded });
+    const sessions = new Sessions(ort, site.graphs, shelf(), provider, deviceCheck(), loading);
     sessions.signal = signal;
     try {
       const steps = (/** @type {any} */ { done, total }) => progress({ step: done, steps: total });
-      return await inpaint(sessions, site.manifest, image, mask, options, steps, signal);
+      const filled = await inpaint(sessions, site.manifest, image, mask, options, steps, signal);
+      return { ...filled, notes: [...filled.notes, ...sessions.notes] };
     } finally {
       await sessions.release();
     }
@@ -78,7 +86,7 @@ self.addEventListener("message", async (/** @type {MessageEvent} */ { data: { id
     self.postMessage({ id, result });
   } catch (error) {
     const { name, message } = error instanceof Error ? error : new Error(String(error));
-    const known = ["InputError", "OutputError", "AbortError"].includes(name) || error instanceof StorageError;
+    const known = ["InputError", "OutputError", "DeviceError", "AbortError"].includes(name) || error instanceof StorageError;
     self.postMessage({ id, error: message, fatal: error instanceof FatalError || !known });
   } finally {
     running.delete(id);
