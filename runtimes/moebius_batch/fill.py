@@ -57,6 +57,7 @@ class Filler:
                 memory="fast",
                 precision=settings.precision,
                 trust=settings.trust,
+                device=settings.device,
             )
             pipeline.check(make_options(**settings.options))
             self._opened = pipeline

@@ -19,7 +19,7 @@ class Settings(BaseModel):
 
     Attributes:
         bundle: path of the bundle, which every worker must reach.
-        runtime: see `moebius_runtime.backends.create_backend`, as `precision`, `trust` and `threads`.
+        runtime: see `moebius_runtime.backends.create_backend`, as `device`, `precision`, `trust` and `threads`.
         options: keywords of `make_options`, but the seed.
         masking: keywords of `load_mask`.
         seed: of the job; with the key it gives a picture's seed.
@@ -35,6 +35,7 @@ class Settings(BaseModel):
 
     bundle: str
     runtime: str = "ort-cpu"
+    device: str | None = None
     precision: Precision | None = None
     trust: bool = False
     threads: int | None = None
@@ -64,7 +65,9 @@ def record(settings: Settings, source: Source, where: str, bundle_sha256: str) -
         bundle_sha256: digest of the bundle's manifest, which holds the hashes of its files.
     """
     mask = settings.common_mask
-    kept = settings.model_dump(include={"runtime", "precision", "options", "masking", "seed", "quality", "write"})
+    kept = settings.model_dump(
+        include={"runtime", "device", "precision", "options", "masking", "seed", "quality", "write"}
+    )
     return {
         "schema_version": 1,
         "source": where,
@@ -74,7 +77,7 @@ def record(settings: Settings, source: Source, where: str, bundle_sha256: str) -
         "list_sha256": source.fingerprint,
         "mask_sha256": None if mask is None else _sha256(mask),
         "bundle_sha256": bundle_sha256,
-        **kept,
+        **settings.model_dump(include=set(kept)),
     }
 
 

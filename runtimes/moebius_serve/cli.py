@@ -15,10 +15,8 @@ from urllib.parse import quote, urlsplit
 import typer
 
 from moebius_runtime import console
-from moebius_runtime.cli import DEFAULT, ModeName, PrecisionName
+from moebius_runtime.commands.options import DEFAULT, DEFAULT_BUNDLE, ModeName, PrecisionName
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
-
-DEFAULT_BUNDLE = Path("moebius-bundle")
 
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
 
