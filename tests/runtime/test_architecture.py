@@ -198,6 +198,7 @@ STARTS = {
             *(
                 "backends",
                 "decoding",
+                "filling",
                 "graph_choice",
                 "hardware",
                 "images",
