@@ -93,6 +93,16 @@ def batch(
         int | None,
         typer.Option(min=1, help="Threads of a worker on the CPU. Default: the physical cores over --workers; Ray: 1."),
     ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch",
+            min=1,
+            max=64,
+            help="Pictures that go through the network at once, for GPUs. Above 1 it takes a bundle of `moebius-export "
+            "onnx --dynamic-batch`.",
+        ),
+    ] = 1,
     runtime: Annotated[
         str, typer.Option(help="As in `moebius-inpaint`, but for auto: workers could take different ones.")
     ] = "ort-cpu",
@@ -173,6 +183,7 @@ def batch(
         address=address,
         workers=workers,
         threads=threads,
+        batch=batch_size,
         runtime=runtime,
         device=device,
         precision=None if precision is None else precision.value,

@@ -20,6 +20,7 @@ class Settings(BaseModel):
     Attributes:
         bundle: path of the bundle, which every worker must reach.
         runtime: see `moebius_runtime.backends.create_backend`, as `device`, `precision`, `trust` and `threads`.
+        batch: pictures that go through the network at once.
         options: keywords of `make_options`, but the seed.
         masking: keywords of `load_mask`.
         seed: of the job; with the key it gives a picture's seed.
@@ -39,6 +40,7 @@ class Settings(BaseModel):
     precision: Precision | None = None
     trust: bool = False
     threads: int | None = None
+    batch: int = 1
     options: dict[str, Any] = {}
     masking: dict[str, Any] = {}
     seed: int = 0
@@ -59,7 +61,8 @@ def record(settings: Settings, source: Source, where: str, bundle_sha256: str) -
     """Everything that the results follow from, as JSON: two jobs with equal records write equal bytes.
 
     Args:
-        settings: the job's settings. Bundle path, threads and retries are left out: they change no byte.
+        settings: the job's settings. Bundle path, threads, retries and, on a CPU, the batch change no byte and are left
+            out.
         source: the listed source.
         where: the source as given, for messages.
         bundle_sha256: digest of the bundle's manifest, which holds the hashes of its files.

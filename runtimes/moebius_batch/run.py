@@ -23,6 +23,7 @@ from moebius_runtime.backends import AUTO
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import Precision, content_digest
 from moebius_runtime.errors import InputError
+from moebius_runtime.filling import check_batch
 from moebius_runtime.pipeline import make_options
 
 
@@ -45,6 +46,7 @@ class Request:
     address: str = "auto"
     workers: int | None = None
     threads: int | None = None
+    batch: int = 1
     runtime: str = "ort-cpu"
     device: str | None = None
     precision: Precision | None = None
@@ -76,6 +78,7 @@ def run_job(request: Request) -> int:
             "name it, such as the one that `moebius-inpaint --runtime auto` takes here"
         )
     bundle = Bundle.open(request.bundle)
+    check_batch(bundle.manifest, request.batch, bundle.path)
     source = open_source(request.source, request.out, request.masks, request.columns, request.shard_size)
     settings = _settings(request, source)
     destination = Destination(settings.out, settings.write)
@@ -108,6 +111,7 @@ def _settings(request: Request, source: Source) -> Settings:
         precision=request.precision,
         trust=request.trust,
         threads=threads,
+        batch=request.batch,
         options=request.options,
         masking=request.masking,
         seed=request.seed,
