@@ -104,10 +104,8 @@ def fused_bundle(shared_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def open_bundle(shared_folder: Path) -> Path:
-    """The fused bundle with an open batch, as --dynamic-batch writes it, without the masked decoder. Read only."""
-    return _made_once(
-        shared_folder / "open-bundle", lambda folder: _export_tiny(folder, masked=False, dynamic_batch=True)
-    )
+    """The fused bundle with an open batch, as --dynamic-batch writes it. Read only."""
+    return _made_once(shared_folder / "open-bundle", lambda folder: _export_tiny(folder, dynamic_batch=True))
 
 
 @pytest.fixture(scope="session")

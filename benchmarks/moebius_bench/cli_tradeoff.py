@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moebius_runtime import console
-from moebius_runtime.cli import PrecisionName
+from moebius_runtime.commands.options import PrecisionName
 from moebius_runtime.errors import InputError
 from moebius_runtime.files import atomic_write, check_writable
 

@@ -9,16 +9,33 @@ from typing import Annotated
 import typer
 
 from moebius_runtime import console
-from moebius_runtime.cli import (
+from moebius_runtime.commands.options import (
     DEFAULT,
     DEFAULT_BUNDLE,
-    Blend,
-    Fit,
+    BlendOption,
+    CompensateColour,
+    DecodeOption,
+    DeviceOption,
+    FitOption,
+    GuidanceInterval,
+    GuidanceScale,
+    InvertMask,
+    MaskDilate,
     MaskOrientation,
-    ModeName,
-    PrecisionName,
-    SamplerName,
-    parse_dilation,
+    MaskOrientationOption,
+    MaskReduce,
+    MaxSquares,
+    ModeOption,
+    PrecisionOption,
+    Quality,
+    ResizeMask,
+    SamplerOption,
+    StartOption,
+    StepsOption,
+    Strength,
+    Trust,
+    VaeDecoderOption,
+    given_options,
 )
 from moebius_runtime.errors import MoebiusError
 
@@ -76,9 +93,22 @@ def batch(
         int | None,
         typer.Option(min=1, help="Threads of a worker on the CPU. Default: the physical cores over --workers; Ray: 1."),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="As in `moebius-inpaint`.")] = "ort-cpu",
-    precision: Annotated[PrecisionName | None, typer.Option(help="Of the U-Net, as in `moebius-inpaint`.")] = None,
-    trust: Annotated[bool, typer.Option("--trust", help="As in `moebius-inpaint`.")] = False,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch",
+            min=1,
+            max=64,
+            help="Pictures that go through the network at once, for GPUs. Above 1 it takes a bundle of `moebius-export "
+            "onnx --dynamic-batch`.",
+        ),
+    ] = 1,
+    runtime: Annotated[
+        str, typer.Option(help="As in `moebius-inpaint`, but for auto: workers could take different ones.")
+    ] = "ort-cpu",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    trust: Trust = False,
     write: Annotated[
         WriteName | None,
         typer.Option(help="folder: a file a picture. tars: one a shard. Default: tars for a source of tars."),
@@ -97,24 +127,26 @@ def batch(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Fill the pictures again that failed before.")
     ] = False,
-    mode: Annotated[ModeName, typer.Option(help="As in `moebius-inpaint`.")] = DEFAULT,
-    steps: Annotated[int | None, typer.Option(help="Inference steps. Default: the bundle's.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Default: the bundle's.")] = None,
-    strength: Annotated[float | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
-    sampler: Annotated[SamplerName | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
+    mode: ModeOption = DEFAULT,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_interval: GuidanceInterval = None,
+    strength: Strength = None,
+    sampler: SamplerOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the job. A picture's own follows from it and from its key.")] = 0,
-    fit: Annotated[Fit | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
-    blend: Annotated[Blend | None, typer.Option(help="As in `moebius-inpaint`.")] = None,
-    mask_dilate: Annotated[str | None, typer.Option(metavar="PIXELS|auto", help="As in `moebius-inpaint`.")] = None,
-    mask_orientation: Annotated[
-        MaskOrientation, typer.Option(help="As in `moebius-inpaint`.")
-    ] = MaskOrientation.upright,
-    invert_mask: Annotated[bool, typer.Option("--invert-mask", help="Fill black pixels, not white ones.")] = False,
-    resize_mask: Annotated[
-        bool, typer.Option("--resize-mask", help="Resize masks of another size to the picture's.")
-    ] = False,
-    max_squares: Annotated[int, typer.Option(min=1, help="The most squares that one picture may take.")] = 64,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and AVIF results.")] = 95,
+    fit: FitOption = None,
+    blend: BlendOption = None,
+    mask_reduce: MaskReduce = None,
+    start: StartOption = None,
+    decode: DecodeOption = None,
+    vae_decoder: VaeDecoderOption = None,
+    mask_dilate: MaskDilate = None,
+    mask_orientation: MaskOrientationOption = MaskOrientation.upright,
+    invert_mask: InvertMask = False,
+    resize_mask: ResizeMask = False,
+    compensate_colour: CompensateColour = False,
+    max_squares: MaxSquares = 64,
+    quality: Quality = 95,
     version: console.Version = False,
 ) -> None:
     """Fills many pictures: in shards that follow from their names, resumable, on processes, Slurm arrays or Ray."""
@@ -122,17 +154,25 @@ def batch(
     from moebius_batch.run import Request, run_job
     from moebius_batch.sources import Columns
 
-    options = {
-        "mode": mode.value,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "strength": strength,
-        "sampler": None if sampler is None else sampler.value,
-        "fit": None if fit is None else fit.value,
-        "blend": None if blend is None else blend.value,
-        "mask_dilate": None if mask_dilate is None else parse_dilation(mask_dilate),
-        "max_squares": max_squares,
-    }
+    options = given_options(
+        {
+            "mode": mode,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "strength": strength,
+            "sampler": sampler,
+            "fit": fit,
+            "blend": blend,
+            "mask_reduce": mask_reduce,
+            "start": start,
+            "decode": decode,
+            "vae_decoder": vae_decoder,
+            "mask_dilate": mask_dilate,
+            "compensate_colour": compensate_colour or None,
+            "max_squares": max_squares,
+        }
+    )
     request = Request(
         source=source,
         out=out,
@@ -143,7 +183,9 @@ def batch(
         address=address,
         workers=workers,
         threads=threads,
+        batch=batch_size,
         runtime=runtime,
+        device=device,
         precision=None if precision is None else precision.value,
         trust=trust,
         write=None if write is None else write.value,
@@ -151,7 +193,7 @@ def batch(
         columns=Columns(url_column, mask_column, key_column),
         max_error_share=max_error_share,
         retry_failed=retry_failed,
-        options={name: value for name, value in options.items() if value is not None},
+        options=options,
         masking={"invert": invert_mask, "resize": resize_mask, "orientation": mask_orientation.value},
         seed=seed,
         quality=quality,

@@ -253,6 +253,7 @@ class OpenShard:
         self._spool = destination._own(f"open/{shard.number:05d}")
         self.lines: dict[str, Line] = {}
         self._written = time.monotonic()
+        self.after_death = False  # whether the process before this one died at the first of the waiting pictures
 
     def resume(self, items: Iterable[tuple[Item, str]]) -> None:
         """Takes over what an earlier process finished, and condemns a picture during which `DEATHS` processes died.
@@ -275,6 +276,7 @@ class OpenShard:
         if before is not None and waiting:  # the process before this one died at what is now the first picture
             deaths = int(before.get("deaths", 0)) * (before.get("first") == waiting[0]) + 1
             self._store.clear(self.result(next(file for item, file in items if item.key == waiting[0])))
+        self.after_death = 0 < deaths < DEATHS
         if deaths >= DEATHS:
             reason = f"{DEATHS} processes died while they filled it (out of memory?); try it alone"
             self.record(Line(waiting.pop(0), "failed", error=reason))

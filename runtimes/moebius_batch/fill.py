@@ -1,7 +1,8 @@
-"""Fills one picture with a warm pipeline."""
+"""Fills pictures with a warm pipeline, one or several at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,11 +12,11 @@ from moebius_batch.job import Settings
 from moebius_batch.keys import seed_of
 from moebius_runtime import console
 from moebius_runtime.commands.pairing import result_name
-from moebius_runtime.errors import InputError
-from moebius_runtime.images.masks import load_mask
-from moebius_runtime.images.pictures import NamedBytes, load_picture
+from moebius_runtime.errors import InputError, OutputError
+from moebius_runtime.images.masks import BoolArray, load_mask
+from moebius_runtime.images.pictures import NamedBytes, Picture, load_picture
 from moebius_runtime.images.saving import OUTPUT_FORMATS, check_can_save, picture_bytes
-from moebius_runtime.pipeline import InpaintPipeline, make_options
+from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, InpaintResult, make_options
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,22 @@ class Filled:
     data: bytes
     file: str
     notes: tuple[str, ...]
+
+
+FAILURES = (InputError, OutputError, MemoryError)
+"""Errors of one picture, which end no job."""
+
+Failure = InputError | OutputError | MemoryError
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture that was read, with the pixels to fill, its options and the name of its result."""
+
+    picture: Picture
+    area: BoolArray
+    options: InpaintOptions
+    file: str
 
 
 def result_file(item: Item) -> str:
@@ -57,8 +74,9 @@ class Filler:
                 memory="fast",
                 precision=settings.precision,
                 trust=settings.trust,
+                device=settings.device,
             )
-            pipeline.check(make_options(**settings.options))
+            pipeline.check(make_options(**settings.options), settings.batch)
             self._opened = pipeline
         return self._opened
 
@@ -74,6 +92,40 @@ class Filler:
             InputError: the picture or its mask is missing, broken, changed or of a kind that cannot be filled.
             OutputError: the network's result is no picture, or the picture cannot be encoded.
         """
+        read = self._read(item)
+        return self._encoded(read, self.pipeline.inpaint(read.picture, read.area, read.options))
+
+    def several(self, items: Sequence[Item]) -> list[Filled | Failure]:
+        """The results of pictures that go through the network together, or, of a picture that fails, its error.
+
+        Where one of them fails in the network, each goes through it alone, so that the others are filled.
+        """
+        found: dict[int, Filled | Failure] = {}
+        reads: dict[int, _Read] = {}
+        for index, item in enumerate(items):
+            try:
+                reads[index] = self._read(item)
+            except FAILURES as error:
+                found[index] = error
+        requests = [(read.picture, read.area, read.options) for read in reads.values()]
+        try:
+            results = self.pipeline.inpaint_many(requests, batch=self._settings.batch)
+        except FAILURES:
+            return [found[index] if index in found else self._alone(item) for index, item in enumerate(items)]
+        for (index, read), result in zip(reads.items(), results, strict=True):
+            try:
+                found[index] = self._encoded(read, result)
+            except FAILURES as error:
+                found[index] = error
+        return [found[index] for index in range(len(items))]
+
+    def _alone(self, item: Item) -> Filled | Failure:
+        try:
+            return self(item)
+        except FAILURES as error:
+            return error
+
+    def _read(self, item: Item) -> _Read:
         settings = self._settings
         options: dict[str, Any] = {**settings.options, "seed": seed_of(item.key, settings.seed)}
         picture_file = NamedBytes(item.file, item.picture.read())
@@ -83,12 +135,13 @@ class Filler:
             file = result_file(item)
             check_can_save(picture, file)
             area = load_mask(mask_file, picture.shape, rotation=picture.orientation, **settings.masking)
-        chosen = make_options(**options)
-        result = self.pipeline.inpaint(picture, area, chosen)
-        data, lost = picture_bytes(result.picture, file, settings.quality)
-        common = self.pipeline.option_notes(chosen)
+        return _Read(picture, area, make_options(**options), file)
+
+    def _encoded(self, read: _Read, result: InpaintResult) -> Filled:
+        data, lost = picture_bytes(result.picture, read.file, self._settings.quality)
+        common = self.pipeline.option_notes(read.options)
         own = [note for note in result.notes if note not in common]
-        return Filled(data, file, (*picture.notes, *own, *lost))
+        return Filled(data, read.file, (*read.picture.notes, *own, *lost))
 
     def _mask(self, item: Item) -> NamedBytes:
         if item.mask is not None:

@@ -19,7 +19,8 @@ class Settings(BaseModel):
 
     Attributes:
         bundle: path of the bundle, which every worker must reach.
-        runtime: see `moebius_runtime.backends.create_backend`, as `precision`, `trust` and `threads`.
+        runtime: see `moebius_runtime.backends.create_backend`, as `device`, `precision`, `trust` and `threads`.
+        batch: pictures that go through the network at once.
         options: keywords of `make_options`, but the seed.
         masking: keywords of `load_mask`.
         seed: of the job; with the key it gives a picture's seed.
@@ -35,9 +36,11 @@ class Settings(BaseModel):
 
     bundle: str
     runtime: str = "ort-cpu"
+    device: str | None = None
     precision: Precision | None = None
     trust: bool = False
     threads: int | None = None
+    batch: int = 1
     options: dict[str, Any] = {}
     masking: dict[str, Any] = {}
     seed: int = 0
@@ -58,13 +61,16 @@ def record(settings: Settings, source: Source, where: str, bundle_sha256: str) -
     """Everything that the results follow from, as JSON: two jobs with equal records write equal bytes.
 
     Args:
-        settings: the job's settings. Bundle path, threads and retries are left out: they change no byte.
+        settings: the job's settings. Bundle path, threads, retries and, on a CPU, the batch change no byte and are left
+            out.
         source: the listed source.
         where: the source as given, for messages.
         bundle_sha256: digest of the bundle's manifest, which holds the hashes of its files.
     """
     mask = settings.common_mask
-    kept = settings.model_dump(include={"runtime", "precision", "options", "masking", "seed", "quality", "write"})
+    kept = settings.model_dump(
+        include={"runtime", "device", "precision", "options", "masking", "seed", "quality", "write"}
+    )
     return {
         "schema_version": 1,
         "source": where,
@@ -74,7 +80,7 @@ def record(settings: Settings, source: Source, where: str, bundle_sha256: str) -
         "list_sha256": source.fingerprint,
         "mask_sha256": None if mask is None else _sha256(mask),
         "bundle_sha256": bundle_sha256,
-        **kept,
+        **settings.model_dump(include=set(kept)),
     }
 
 

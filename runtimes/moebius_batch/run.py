@@ -19,8 +19,11 @@ from moebius_batch.progress import JobProgress
 from moebius_batch.sources import Columns, Source, open_source
 from moebius_batch.stores import normal
 from moebius_runtime import console
+from moebius_runtime.backends import AUTO
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import Precision, content_digest
+from moebius_runtime.errors import InputError
+from moebius_runtime.filling import check_batch
 from moebius_runtime.pipeline import make_options
 
 
@@ -43,7 +46,9 @@ class Request:
     address: str = "auto"
     workers: int | None = None
     threads: int | None = None
+    batch: int = 1
     runtime: str = "ort-cpu"
+    device: str | None = None
     precision: Precision | None = None
     trust: bool = False
     write: Write | None = None
@@ -67,7 +72,13 @@ def run_job(request: Request) -> int:
         MoebiusError: the source, the destination or the bundle cannot be used, or the job was stopped.
     """
     make_options(**request.options)  # refuses wrong values before anything is listed
+    if request.runtime == AUTO:
+        raise InputError(
+            "--runtime auto: workers and later runs could take different runtimes, and a job's results come from one; "
+            "name it, such as the one that `moebius-inpaint --runtime auto` takes here"
+        )
     bundle = Bundle.open(request.bundle)
+    check_batch(bundle.manifest, request.batch, bundle.path)
     source = open_source(request.source, request.out, request.masks, request.columns, request.shard_size)
     settings = _settings(request, source)
     destination = Destination(settings.out, settings.write)
@@ -96,9 +107,11 @@ def _settings(request: Request, source: Source) -> Settings:
     return Settings(
         bundle=str(request.bundle.absolute()),
         runtime=request.runtime,
+        device=request.device,
         precision=request.precision,
         trust=request.trust,
         threads=threads,
+        batch=request.batch,
         options=request.options,
         masking=request.masking,
         seed=request.seed,

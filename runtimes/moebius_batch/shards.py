@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from moebius_batch.destination import Destination, Line, Summary
-from moebius_batch.fill import Filler, result_file
+from moebius_batch.fill import FAILURES, Failure, Filled, Filler, result_file
 from moebius_batch.items import Item, Shard
 from moebius_batch.job import Settings
 from moebius_batch.keys import seed_of
 from moebius_batch.sources import items_of
-from moebius_runtime.errors import InputError, OutputError, one_line
+from moebius_runtime.errors import one_line
+from moebius_runtime.filling import groups
 
 OnLine = Callable[[Line], None]
 
@@ -51,13 +52,13 @@ def run_shard(settings: Settings, shard: Shard, fill: Filler, on_line: OnLine = 
         try:
             if len(opened.lines) < len(items):
                 fill.pipeline  # noqa: B018 - opened here, where its errors end the job, not in the line of a picture
-            for item in items:
-                if item.key in opened.lines:
-                    continue
-                line = _line(item, settings, fill, opened.save)
-                opened.record(line)
-                summary.add(line)
-                on_line(line)
+            waiting = [item for item in items if item.key not in opened.lines]
+            alone = opened.after_death  # so that the picture at which the process died can be told apart
+            for several in groups(waiting, 1 if alone else settings.batch):
+                for line in _lines(several, settings, fill, opened.save):
+                    opened.record(line)
+                    summary.add(line)
+                    on_line(line)
         except BaseException:
             opened.stopped()
             raise
@@ -65,14 +66,27 @@ def run_shard(settings: Settings, shard: Shard, fill: Filler, on_line: OnLine = 
     return summary
 
 
-def _line(item: Item, settings: Settings, fill: Filler, save: Callable[[str, bytes], None]) -> Line:
+def _lines(
+    items: Sequence[Item], settings: Settings, fill: Filler, save: Callable[[str, bytes], None]
+) -> Iterator[Line]:
+    """Fills pictures at once and yields their lines, each when its result is written; they share the time."""
     started = time.perf_counter()
-    seed = seed_of(item.key, settings.seed)
-    try:
-        filled = fill(item)
-    except (InputError, OutputError, MemoryError) as error:
-        reason = "not enough memory for it" if isinstance(error, MemoryError) else one_line(str(error))
-        return Line(item.key, "failed", seed=seed, seconds=round(time.perf_counter() - started, 4), error=reason)
-    save(filled.file, filled.data)
-    seconds = round(time.perf_counter() - started, 4)
-    return Line(item.key, "ok", filled.file, seed, seconds, tuple(map(one_line, filled.notes)))
+    filled: Sequence[Filled | Failure]
+    if len(items) == 1:
+        try:
+            filled = [fill(items[0])]
+        except FAILURES as error:
+            filled = [error]
+    else:
+        filled = fill.several(items)
+    share = (time.perf_counter() - started) / len(items)
+    for item, result in zip(items, filled, strict=True):
+        started, seed = time.perf_counter(), seed_of(item.key, settings.seed)
+        if isinstance(result, Filled):
+            save(result.file, result.data)
+        seconds = round(share + time.perf_counter() - started, 4)
+        if isinstance(result, Filled):
+            yield Line(item.key, "ok", result.file, seed, seconds, tuple(map(one_line, result.notes)))
+            continue
+        reason = "not enough memory for it" if isinstance(result, MemoryError) else one_line(str(result))
+        yield Line(item.key, "failed", seed=seed, seconds=seconds, error=reason)

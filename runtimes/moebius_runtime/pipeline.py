@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moebius_runtime import decoding, graph_choice, regions
+from moebius_runtime import graph_choice, regions
 from moebius_runtime.backends import Backend, create_backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import GraphName, Precision
-from moebius_runtime.errors import BundleError, InputError, OutputError
-from moebius_runtime.images.masks import BoolArray, Orientation, grown_mask, mask_from_picture, reduce_mask
+from moebius_runtime.errors import BundleError, InputError
+from moebius_runtime.filling import Filling, SquareWork, Work, cancellable, check_batch, measured, paste_square
+from moebius_runtime.filling import Memory as Memory
+from moebius_runtime.images.masks import BoolArray, Orientation, grown_mask, mask_from_picture
 from moebius_runtime.images.pictures import Picture, picture_from_image
 from moebius_runtime.images.pillow_info import lost_in_pillow
 from moebius_runtime.regions import network_input
-from moebius_runtime.regions.paste import paste, pasted_box
 from moebius_runtime.regions.plan import Plan
-from moebius_runtime.sampling.choice import sampler_of, timesteps_of
-from moebius_runtime.sampling.samplers import Cancelled, check_cancelled
+from moebius_runtime.sampling.choice import timesteps_of
+from moebius_runtime.sampling.samplers import Cancelled
 from moebius_runtime.sampling.schedule import Latents
 from moebius_runtime.settings.distilled import distilled_notes, distilled_settings
 from moebius_runtime.settings.modes import Settings
 from moebius_runtime.settings.options import InpaintOptions as InpaintOptions
 from moebius_runtime.settings.options import check_noise as check_noise
-from moebius_runtime.settings.options import further_noises, option_notes, settings_of, starting_noises
 from moebius_runtime.settings.options import make_options as make_options
+from moebius_runtime.settings.options import option_notes, settings_of, starting_noises
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, total steps) after every denoising step, over all squares of a picture."""
@@ -43,14 +42,8 @@ OnStep = Callable[[int, int], None]
 OnPlan = Callable[[Plan], None]
 """Called once before the work with the squares and steps that it takes."""
 
-Memory = Literal["low", "fast"]
-"""`low` keeps one graph in memory at a time; `fast` keeps all of them, for the next picture too."""
-
-_seconds: ContextVar[dict[str, list[float]]] = ContextVar("seconds")  # of the `inpaint` call that is running
-_cancelled: ContextVar[Cancelled | None] = ContextVar("cancelled", default=None)  # of the same call
-
-_CONSTANT = 0.01  # grey levels: a decoded picture whose values span less holds nothing
-_REFUSED = "nothing was saved. Try the bundle on another picture, or export it again."
+Request = tuple[Picture, BoolArray, InpaintOptions]
+"""A picture, its mask (bool [H, W], True = fill) and its options."""
 
 
 @dataclass(frozen=True)
@@ -63,42 +56,6 @@ class InpaintResult:
     picture: Picture
     notes: tuple[str, ...]
     seconds: dict[str, list[float]]
-
-
-@dataclass
-class _Square:
-    """One square between the graphs, at the network's size S and latent size s."""
-
-    area: regions.Square
-    latents: Latents  # [1, 4, s, s]: the noise, then what the steps start from, then the finished latents
-    condition: Latents = field(init=False)  # [1, 1 + 4, s, s]
-    generated: npt.NDArray[np.uint8] = field(init=False)  # [S, S, 3]
-    note: str | None = None
-    number: int = 0  # in the order of the plan
-
-    @property
-    def crop(self) -> regions.Crop:
-        return self.area.crop
-
-
-@contextmanager
-def _seconds_of_its_own() -> Iterator[None]:
-    """Gives a call of `inpaint` its own seconds, beside calls of other threads and inside another call."""
-    token = _seconds.set({})
-    try:
-        yield
-    finally:
-        _seconds.reset(token)
-
-
-@contextmanager
-def _asking(cancelled: Cancelled | None) -> Iterator[None]:
-    """Makes every graph run of a call of `inpaint` check whether the call is cancelled."""
-    token = _cancelled.set(cancelled)
-    try:
-        yield
-    finally:
-        _cancelled.reset(token)
 
 
 class InpaintPipeline:
@@ -124,6 +81,7 @@ class InpaintPipeline:
         self.memory = memory
         self.manifest = backend.bundle.manifest
         self.schedule = self.manifest.schedule.build()
+        self._filling = Filling(backend, memory)
         for name, graph in self.manifest.graphs.items():
             batch = graph.inputs[0].shape[0]
             if batch != 1 and not isinstance(batch, str):
@@ -194,11 +152,12 @@ class InpaintPipeline:
         )
         return self.inpaint(picture, area, make_options(**options)).picture.to_image()
 
-    def check(self, options: InpaintOptions) -> None:
-        """Refuses options that this bundle cannot serve, and damaged graphs, before any picture is opened.
+    def check(self, options: InpaintOptions, batch: int = 1) -> None:
+        """Refuses options and a batch that this bundle cannot serve, and damaged graphs, before any picture is opened.
 
-        `inpaint` raises the same errors, but only when it reaches the stage concerned.
+        `inpaint` and `inpaint_many` raise the same errors, but only when they reach the stage concerned.
         """
+        check_batch(self.manifest, batch, self.backend.bundle.path)
         self._timesteps(options)
         self._noises(options)
         for graph in dict.fromkeys(["vae_encoder", *self._unets(options), *self._decoders(options), "vae_decoder"]):
@@ -232,7 +191,6 @@ class InpaintPipeline:
         note = graph_choice.decoder_note(self.backend, settings, options)
         return [*notes, note] if note else notes
 
-    @_seconds_of_its_own()
     def inpaint(
         self,
         picture: Picture,
@@ -261,167 +219,81 @@ class InpaintPipeline:
             BundleError: a graph's file is missing or damaged, or cannot be run.
             OutputError: a result of the network is NaN or infinite, or the picture constant.
         """
-        with _asking(cancelled):
-            return self._inpaint(picture, mask, options, on_step, on_plan)
+        with cancellable(cancelled):
+            return self._inpaint([(picture, mask, options)], 1, on_step, on_plan)[0]
+
+    def inpaint_many(
+        self, requests: Sequence[Request], *, batch: int, cancelled: Cancelled | None = None
+    ) -> list[InpaintResult]:
+        """Fills the masks of several pictures, `batch` squares of any of them in one run of a graph.
+
+        Takes a bundle with an open batch (`moebius-export onnx --dynamic-batch`) for a batch over 1. On ONNX Runtime's
+        CPU provider a picture gets the bytes that `inpaint` gives it; on a GPU the last bits can differ. The work
+        ends at the first picture that `inpaint` would refuse; pictures that fail can be told apart by filling them
+        alone.
+
+        Args:
+            requests: pictures with their masks and options, which are equal but for the seed and the noise.
+            batch: squares of one run.
+            cancelled: as of `inpaint`.
+
+        Returns:
+            The results in the order of the requests. Each has the seconds of the whole call; notes of the runtime are
+            with the first.
+
+        Raises:
+            InputError: the options differ, or the bundle's batch is fixed; and as `inpaint`.
+            CancelledError, BundleError, OutputError: as `inpaint`.
+        """
+        if not requests:
+            return []
+        common = {replace(options, seed=0, noise=None) for _, _, options in requests}
+        if len(common) > 1:
+            raise InputError("the options of the pictures differ; expected equal ones, but for the seed and the noise")
+        with cancellable(cancelled):
+            return self._inpaint(requests, batch, None, None)
 
     def _inpaint(
-        self,
-        picture: Picture,
-        mask: BoolArray,
-        options: InpaintOptions,
-        on_step: OnStep | None,
-        on_plan: OnPlan | None,
-    ) -> InpaintResult:
-        timesteps = self._timesteps(options)
-        settings = self._settings(options)
-        mask, notes = network_input.fillable(picture, mask, settings)
+        self, requests: Sequence[Request], batch: int, on_step: OnStep | None, on_plan: OnPlan | None
+    ) -> list[InpaintResult]:
+        check_batch(self.manifest, batch, self.backend.bundle.path)
+        with measured() as seconds:
+            works = [self._work(*request) for request in requests]
+            options = works[0].options
+            timesteps, settings = self._timesteps(options), self._settings(options)
+            if on_plan is not None:
+                on_plan(works[0].plan)
+            total = sum(work.plan.total_steps for work in works)
+            steps = 0
+
+            def step(squares: int) -> None:
+                nonlocal steps
+                steps += squares
+                if on_step is not None:
+                    on_step(steps, total)
+
+            for runs in zip_longest(*(work.plan.runs for work in works), fillvalue=[]):
+                squares = [
+                    SquareWork(work, area, next(work.noises), work.done + index)
+                    for work, areas in zip(works, runs, strict=True)
+                    for index, area in enumerate(areas)
+                ]
+                self._filling.fill(squares, settings, timesteps, batch, step)
+                for square in squares:
+                    paste_square(square, settings)
+            own = self.backend.take_notes()
+            return [
+                InpaintResult(work.result, (*work.notes, *(own if work is works[0] else ())), seconds) for work in works
+            ]
+
+    def _work(self, picture: Picture, mask: BoolArray, options: InpaintOptions) -> Work:
+        """A checked picture before its first square."""
+        self._timesteps(options)  # refuses wrong values before the mask is looked at
+        grown, notes = network_input.fillable(picture, mask, self._settings(options))
         notes += self.option_notes(options)
         noises = self._noises(options)
-        plan = self._plan(mask, options)
-        if on_plan is not None:
-            on_plan(plan)
         result = replace(picture, pixels=picture.pixels.copy())
-        unknown = mask.copy()  # what no square has filled yet
-        done = 0
-        for several in plan.runs:
-
-            def step(number: int, before: int = done) -> None:
-                if on_step is not None:
-                    on_step(before * len(timesteps) + number, plan.total_steps)
-
-            squares = [_Square(area, next(noises), number=done + index) for index, area in enumerate(several)]
-            self._fill_squares(squares, result, unknown, timesteps, options, step)
-            for index, square in enumerate(squares, done + 1):
-                if square.note:
-                    notes.append(square.note if len(plan.squares) == 1 else f"square {index}: {square.note}")
-                with self._timed("paste"):
-                    paste(
-                        *(square.generated, square.area, result, unknown, settings),
-                        compensate_colour=options.compensate_colour,
-                    )
-            done += len(squares)
-        return InpaintResult(result, (*notes, *self.backend.take_notes()), _seconds.get())
-
-    def _fill_squares(
-        self,
-        squares: list[_Square],
-        picture: Picture,
-        mask: BoolArray,
-        timesteps: npt.NDArray[np.int64],
-        options: InpaintOptions,
-        on_step: Callable[[int], None],
-    ) -> None:
-        """Steps 1 to 7 of the pipeline: every square through one graph before any goes through the next."""
-        with self._using("vae_encoder"):
-            for square in squares:
-                self._encode(square, picture, mask, timesteps, options)
-        settings = self._settings(options)
-        with self._using(*self._unets(options)):
-            for index, square in enumerate(squares):
-
-                def done(step: int, _t: int, _x: Latents, before: int = index * len(timesteps)) -> None:
-                    on_step(before + step + 1)
-
-                denoiser = self._denoiser(square.condition, settings)
-                noises = further_noises(options, square.number, self.manifest.geometry, self.manifest.defaults)
-                sample = sampler_of(settings.sampler, noises)
-                square.latents = sample(denoiser, square.latents, self.schedule, timesteps, done, _cancelled.get())
-        graphs = self._decoders(options)
-        with self._using(*graph_choice.FULL, *graphs):
-            for square in squares:
-                square.generated = self._decode(square, graphs, picture, mask, options)
-
-    def _encode(
-        self,
-        square: _Square,
-        picture: Picture,
-        mask: BoolArray,
-        timesteps: npt.NDArray[np.int64],
-        options: InpaintOptions,
-    ) -> None:
-        """Resamples a square to the network's size, encodes it, and adds the noise that the steps start from."""
-        geometry, settings = self.manifest.geometry, self._settings(options)
-        original = settings.mode.original
-        with self._timed("preprocess"):
-            view = regions.window(square.crop, picture.shape)
-            see = network_input.seen_in_full if original else network_input.seen_by_network
-            unknown = mask[view] if original else network_input.unknown_pixels(picture, mask, view)
-            image, masked = see(picture, unknown, square.crop, geometry.image_size)
-        small, square.note = reduce_mask(masked, (geometry.latent_size, geometry.latent_size), settings.mask_reduce)
-        if masked.all():
-            square.note = "all pixels around it are masked or transparent, so its filling has no context"
-        masked_latents = self._run("encode", "vae_encoder", image=image * ~masked)
-        if not (original and settings.strength == 1):  # where the original starts from pure noise
-            cells = settings.start == "cells"
-            encode = network_input.smooth_cells if cells else lambda *_: self._run("encode", "vae_encoder", image=image)
-            start = encode(masked_latents, masked)
-            square.latents = self.schedule.add_noise(start, square.latents, int(timesteps[0]))
-        square.condition = np.concatenate([small[None, None], masked_latents], axis=1)
-
-    def _decode(
-        self,
-        square: _Square,
-        graphs: tuple[GraphName, ...],
-        picture: Picture,
-        mask: BoolArray,
-        options: InpaintOptions,
-    ) -> npt.NDArray[np.uint8]:
-        """The generated square, [S, S, 3]; with the graphs `MASKED` only what is pasted, or all where that is quick."""
-        window = None
-        if graphs == decoding.MASKED:
-            size, settings = self.manifest.geometry.image_size, self._settings(options)
-            colour = options.compensate_colour
-            box = pasted_box(square.area, picture.shape, mask, size, settings, compensate_colour=colour)
-            window = decoding.window_of(box, self.manifest)
-        whole = graph_choice.FULL[0] if len(graphs) > 1 else graphs[0]
-        decoded, shown = decoding.decode(self._run, square.latents, whole, window, self.manifest)
-        if float(np.ptp(np.clip(shown, -1, 1))) * 127.5 < _CONSTANT:
-            raise OutputError(f"the decoded picture is one flat colour; {_REFUSED}")
-        scaled = np.clip((decoded + 1) / 2, 0, 1) * 255  # [3, S, S]
-        return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
-
-    @contextmanager
-    def _using(self, *graphs: GraphName) -> Iterator[None]:
-        """Reserves the backend for a stage's graphs; afterwards, also on an error, memory `low` releases them."""
-        with self.backend.lock:
-            try:
-                yield
-            finally:
-                if self.memory == "low":
-                    for graph in graphs:
-                        self.backend.release(graph)
-
-    def _denoiser(self, condition: Latents, settings: Settings) -> Callable[[Latents, int], Latents]:
-        def denoise(latents: Latents, timestep: int) -> Latents:
-            graph, scale = graph_choice.branches(self.backend, settings, timestep)
-            inputs: dict[str, npt.NDArray[Any]] = {
-                "sample": np.concatenate([latents, condition], axis=1),  # [1, 9, s, s]
-                "timestep": np.array([timestep], dtype=np.int64),
-            }
-            if graph == "unet" and self.manifest.guidance is None:
-                inputs["guidance_scale"] = np.array([scale], dtype=np.float32)
-            return self._run("step", graph, **inputs)
-
-        return denoise
-
-    def _run(self, stage: str, graph: GraphName, **inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        check_cancelled(_cancelled.get())
-        if not self.backend.is_loaded(graph):
-            with self._timed("load"):
-                self.backend.load(graph)
-        with self._timed(stage):
-            output = self.backend.run(graph, inputs)
-        if not np.isfinite(output).all():
-            raise OutputError(f"the output of {graph} holds NaN or infinity; {_REFUSED}")
-        if output.min() == output.max():
-            raise OutputError(f"the output of {graph} is one constant; {_REFUSED}")
-        return output
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        _seconds.get().setdefault(stage, []).append(time.perf_counter() - started)
+        return Work(options, result, grown.copy(), noises, self._plan(grown, options), notes)
 
     def _settings(self, options: InpaintOptions) -> Settings:
         settings = settings_of(options, self.manifest.defaults, self.manifest.modes)

@@ -15,10 +15,9 @@ from urllib.parse import quote, urlsplit
 import typer
 
 from moebius_runtime import console
-from moebius_runtime.cli import DEFAULT, ModeName, PrecisionName
+from moebius_runtime.commands.options import DEFAULT, DEFAULT_BUNDLE, ModeName, PrecisionName
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
 
-DEFAULT_BUNDLE = Path("moebius-bundle")
 SITE_OPTIONS = frozenset({"site", "host", "port", "allow_host", "no_token", "open", "version"})
 """What `--site` reads. Every other option concerns a bundle, which a site's browser runs without this server."""
 

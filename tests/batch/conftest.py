@@ -89,8 +89,9 @@ def start(toy_bundle, tmp_path) -> Callable[..., subprocess.Popen[str]]:
 
     def begin(source: object, out: object, *options: object, **environment: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "moebius_batch.cli", str(source), "--out", str(out)]
-        command += ["--bundle", str(toy_bundle.path), "--max-error-share", "1", *map(str, options)]
+        command += ["--bundle", str(toy_bundle.path), "--max-error-share", "1"]
         command += [text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))]
+        command += map(str, options)  # the last value of an option counts
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         environment = clean | {"PYTHONPATH": str(RUNTIMES)} | environment
         return subprocess.Popen(

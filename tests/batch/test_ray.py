@@ -1,4 +1,7 @@
-"""The engine `ray` on two nodes of this machine, one of which is killed; and what is refused of a cluster."""
+"""The engine `ray` on two nodes of this machine, one of which is killed; and what is refused of a cluster.
+
+Tests with a cluster are `slow`: its start alone takes 20 seconds on two cores.
+"""
 
 from __future__ import annotations
 
@@ -98,19 +101,21 @@ def kill_a_node_half_way(cluster, on_ray, job, tmp_path, pictures, broken, **fie
     assert len(lines) == pictures
     assert sum(line["status"] == "failed" for line in lines.values()) == broken
     assert len(results(out)) == pictures - broken
-    assert job(source, tmp_path / "single", masks=masks) == 1
+    assert job(source, tmp_path / "single", masks=masks, **fields) == 1
     assert results(out) == results(tmp_path / "single")
     summary = json.loads((out / OWN / "summary.json").read_text())
     assert (summary["pictures"], summary["failed"]) == (pictures, broken)
 
 
+@pytest.mark.slow
 def test_a_node_is_killed_half_way(cluster, on_ray, job, tmp_path):
     kill_a_node_half_way(cluster, on_ray, job, tmp_path, 60, 4)
 
 
 @pytest.mark.slow
-def test_a_node_is_killed_half_way_through_2000_pictures(cluster, on_ray, job, tmp_path):
-    kill_a_node_half_way(cluster, on_ray, job, tmp_path, 2000, 20)
+def test_a_node_is_killed_half_way_through_2000_pictures(cluster, on_ray, job, fused_bundle, tmp_path):
+    """With a real network, as the killed node's actors load it again elsewhere."""
+    kill_a_node_half_way(cluster, on_ray, job, tmp_path, 2000, 20, bundle=fused_bundle)
 
 
 def test_a_finished_job_needs_no_cluster(job, tmp_path, monkeypatch):
@@ -120,6 +125,7 @@ def test_a_finished_job_needs_no_cluster(job, tmp_path, monkeypatch):
     assert job(source, tmp_path / "out", masks=mask_of(source), engine="ray") == 0
 
 
+@pytest.mark.slow
 def test_a_bundle_that_the_workers_cannot_read(on_ray, toy_bundle, tmp_path):
     source = make_pictures(tmp_path / "in", 3)
     broken = shutil.copytree(toy_bundle.path, tmp_path / "bundle")
@@ -129,6 +135,7 @@ def test_a_bundle_that_the_workers_cannot_read(on_ray, toy_bundle, tmp_path):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.slow
 def test_more_workers_than_fit_are_refused_before_they_wait_for_ever(on_ray, tmp_path):
     source = make_pictures(tmp_path / "in", 3)
     with pytest.raises(InputError, match=r"4 CPUs and 0 GPUs, which hold 3 workers .* 4 are wanted"):
@@ -188,6 +195,7 @@ def test_no_cluster_at_the_address(job, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_quality_on_the_cluster_is_that_of_one_process(cluster, on_ray, tmp_path):
     """To the last bit: the pairs are reduced in their order."""
     torch = pytest.importorskip("torch")

@@ -320,6 +320,7 @@ def test_destinations_of_others_are_refused(job, tmp_path):
         ({"quality": 80}, "its quality was 95 and is now 80"),
         ({"options": {"steps": 2}}, "its options was"),
         ({"masks": str(source / "0/p00000.png")}, "its mask was"),
+        ({"device": "GPU"}, "its device was null"),
         ({"write": "tars"}, "its write was"),
     ):
         with pytest.raises(InputError, match=text):

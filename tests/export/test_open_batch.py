@@ -13,6 +13,8 @@ from moebius_export.network.wrappers import parted  # noqa: E402
 from moebius_export.onnx_export.convert import GraphSpec, to_onnx  # noqa: E402
 from moebius_runtime.backends import create_backend  # noqa: E402
 from moebius_runtime.bundle.bundle import Bundle  # noqa: E402
+from moebius_runtime.images.pictures import Picture  # noqa: E402
+from moebius_runtime.pipeline import InpaintPipeline, make_options  # noqa: E402
 
 
 class Halves(torch.nn.Module):
@@ -64,3 +66,21 @@ def test_every_graph_gives_a_picture_the_same_bytes_beside_others_as_alone(open_
                 for first in range(0, 5, size)
             ]
             np.testing.assert_array_equal(np.concatenate(parts), several, err_msg=f"{graph}, {size} at a time")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"mode": "balanced"}, {"mode": "best", "steps": 2}], ids=str)
+def test_pictures_of_a_batch_get_the_bytes_that_each_gets_alone(open_bundle, options):
+    """With the masked decoder too, which takes one square a run in any bundle."""
+    pipeline = InpaintPipeline.from_bundle(open_bundle, threads=1, memory="fast")
+    requests = []
+    for seed, (height, width) in enumerate([(128, 128), (150, 230), (128, 128), (300, 200), (128, 128)]):
+        mask = np.zeros((height, width), bool)
+        mask[40:72, 50:82] = True
+        mask[height - 20 : height - 8, width - 20 : width - 8] = seed % 2
+        pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+        requests.append((Picture(pixels, "RGB"), mask, make_options(**options, seed=seed)))
+    alone = [pipeline.inpaint(*request).picture.pixels for request in requests]
+    for batch in (2, 3, 8):
+        for one, other in zip(pipeline.inpaint_many(requests, batch=batch), alone, strict=True):
+            np.testing.assert_array_equal(one.picture.pixels, other)

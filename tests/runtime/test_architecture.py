@@ -53,7 +53,7 @@ ONLY_IN = {
     "cuda": {"backends/cuda.py"},
     "tensorrt": {"backends/trt_library.py"},
     "tensorrt_rtx": {"backends/trt_library.py"},
-    "typer": {"cli.py", "console.py"},
+    "typer": {"cli.py", "console.py", "commands/options.py"},
     "rich": {"console.py", "commands/run.py", "commands/stages.py"},
     "pydantic": {"bundle/json_files.py"},  # which the runtime itself does not import
     "pillow_heif": {"images/pictures.py"},  # optional: HEIC
@@ -198,6 +198,7 @@ STARTS = {
             *(
                 "backends",
                 "decoding",
+                "filling",
                 "graph_choice",
                 "hardware",
                 "images",
@@ -219,7 +220,7 @@ STARTS = {
             "annotated_doc",
             "_black_version",
         },
-        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console", "settings"},
+        {"moebius_runtime", "_moved", "moved", "errors", "cli", "commands", "console", "settings"},
     ),
     "import moebius_serve.cli": (
         {
@@ -232,7 +233,7 @@ STARTS = {
             "typing_extensions",
             "annotated_doc",
         },
-        {"moebius_runtime", "_moved", "moved", "errors", "cli", "console", "settings"},
+        {"moebius_runtime", "_moved", "moved", "errors", "cli", "commands", "console", "settings"},
     ),
 }
 
