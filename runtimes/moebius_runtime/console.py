@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from moebius_runtime.errors import InputError
 from moebius_runtime.errors import one_line as one_line
+from moebius_runtime.version import own_version
 
 
 class StdoutLostError(Exception):
@@ -117,12 +118,8 @@ INTERRUPTED = 130
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
-
-        try:
-            out.print(f"moebius-edge {metadata.version('moebius-edge')}")
-        except metadata.PackageNotFoundError:
-            out.print("moebius-edge, from a checkout that is not installed")
+        version = own_version()
+        out.print(f"moebius-edge {version}" if version else "moebius-edge, from a checkout that is not installed")
         raise typer.Exit
 
 

@@ -74,6 +74,7 @@ from moebius_runtime.bundle.manifest import (
 from moebius_runtime.decoding import MASKED
 from moebius_runtime.files import atomic_write, placed_whole, sha256_file
 from moebius_runtime.settings.modes import MODES, recorded
+from moebius_runtime.version import own_version
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -399,7 +400,8 @@ def _manifest(
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
         checks={name: graph.check for name, graph in graphs.items()},
-        tools={name: metadata.version(name) for name in _TOOLS}
+        tools={"moebius-edge": own_version() or "from a checkout"}
+        | {name: metadata.version(name) for name in _TOOLS}
         | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},
     )
 
