@@ -16,7 +16,6 @@ from typer.core import TyperGroup
 
 from moebius_runtime.errors import InputError
 from moebius_runtime.errors import one_line as one_line
-from moebius_runtime.version import own_version
 
 
 class StdoutLostError(Exception):
@@ -118,6 +117,8 @@ INTERRUPTED = 130
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from moebius_runtime.version import own_version
+
         version = own_version()
         out.print(f"moebius-edge {version}" if version else "moebius-edge, from a checkout that is not installed")
         raise typer.Exit

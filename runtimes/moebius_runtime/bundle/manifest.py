@@ -26,7 +26,6 @@ from moebius_runtime.errors import BundleError, InputError
 from moebius_runtime.files import atomic_write, read_plain, sha256_file
 from moebius_runtime.files.hashes import Hasher
 from moebius_runtime.sampling.schedule import NoiseSchedule, PredictionType
-from moebius_runtime.version import own_version
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -400,6 +399,8 @@ def _newer(error: ValueError, content: dict[str, Any]) -> str | None:
     """The refusal of a manifest whose only fault is fields that a later version added; None where there is another."""
     if not isinstance(error, SchemaError) or not all(problem.msg == UNKNOWN for problem in error.problems):
         return None
+    from moebius_runtime.version import own_version
+
     tools = content.get("tools")
     theirs = shortened(tools.get("moebius-edge", "not recorded") if isinstance(tools, dict) else "not recorded")
     unknown = ", ".join(shortened(".".join(map(str, problem.loc))) for problem in error.problems[:3])
