@@ -92,11 +92,13 @@ test-aarch64: $(VENV)/.ready  ## Kernels for Arm on emulated processors (g++-aar
 fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures, masks and requests.
 	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py tests/serve/test_load.py -k "fuzz or hostile"
 
-lint: $(VENV)/.ready  ## ruff and mypy.
+lint: $(VENV)/.ready  ## ruff and mypy, with the names that Windows and macOS have too.
 	@echo "== lint"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 release-lint:  ## Lints the workflows and the container files (npm, and hadolint from PyPI).
 	@command -v npm >/dev/null || { echo "make release-lint needs npm: apt install npm"; exit 2; }

@@ -117,12 +117,10 @@ INTERRUPTED = 130
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        from moebius_runtime.version import own_version
 
-        try:
-            out.print(f"moebius-edge {metadata.version('moebius-edge')}")
-        except metadata.PackageNotFoundError:
-            out.print("moebius-edge, from a checkout that is not installed")
+        version = own_version()
+        out.print(f"moebius-edge {version}" if version else "moebius-edge, from a checkout that is not installed")
         raise typer.Exit
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -238,7 +238,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)
-        if os.name != "nt":
+        if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(128)

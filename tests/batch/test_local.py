@@ -151,7 +151,7 @@ def test_a_worker_that_is_killed_is_replaced(source, single, start, tmp_path):
     wait_for(lambda: any(out.rglob("p*.png")), process)
     workers = [pid for pid in children(process) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)  # noqa: TID251
     text, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert "27 pictures filled, 3 failed" in text
@@ -377,7 +377,7 @@ def test_memory_stays_flat_over_10000_pictures(job, tmp_path, monkeypatch):
         real(self, pictures, failed)
         if self.done in (1000, 10_000):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            used[self.done] = pages * os.sysconf("SC_PAGE_SIZE")
+            used[self.done] = pages * os.sysconf("SC_PAGE_SIZE")  # noqa: TID251
 
     monkeypatch.setattr(local, "Filler", Unfilled)
     monkeypatch.setattr(JobProgress, "add", partialmethod_of(count, JobProgress.add))

@@ -61,11 +61,11 @@ def test_an_interrupt_ends_the_worker():
     def raise_it(number, frame):
         raise AlarmError
 
-    before = signal.signal(signal.SIGALRM, raise_it)
+    before = signal.signal(signal.SIGALRM, raise_it)  # noqa: TID251
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)  # noqa: TID251
         with pytest.raises(AlarmError):
             run(script)  # comes back after half a second, not after a minute
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # noqa: TID251
+        signal.signal(signal.SIGALRM, before)  # noqa: TID251

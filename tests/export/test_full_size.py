@@ -1,6 +1,6 @@
 """The full-size network through ONNX Runtime against the original's own sampler steps and picture."""
 
-import resource
+import resource  # noqa: TID251
 from pathlib import Path
 
 import numpy as np

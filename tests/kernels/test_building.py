@@ -1,6 +1,7 @@
 """The build hook: what it compiles, and that it is optional without hiding a failure."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,32 @@ def test_the_library_shows_two_names():
     done = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True)
     ours = [line.split()[-1] for line in done.stdout.splitlines() if line.split()[-2] in "TDB"]
     assert sorted(ours) == ["RegisterCustomOps", "moebius_kernels_variant"]
+
+
+MINGW = "x86_64-w64-mingw32-g++"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(MINGW), reason=f"no {MINGW}")
+def test_the_sources_compile_for_windows_where_long_has_32_bits(tmp_path):
+    """Without a warning; the DLL exports the two names and needs only what every Windows has."""
+    sources = ROOT / hatch_build.FOLDER / "src"
+    variants = {"generic": hatch_build.VARIANTS["generic"], "avx2": hatch_build.X86_VARIANTS["avx2"]}
+    objects = hatch_build.compile_objects([MINGW], sources, tmp_path, variants, ("-O1", "-Werror"))
+    library = tmp_path / "kernels.dll"
+    subprocess.run([MINGW, "-shared", "-static", *objects, "-o", library], check=True)
+    shown = subprocess.run([MINGW.replace("g++", "objdump"), "-p", library], capture_output=True, text=True, check=True)
+    assert set(re.findall(r"DLL Name: (.*)", shown.stdout)) <= {"KERNEL32.dll", "msvcrt.dll"}
+    exports = shown.stdout.partition("[Ordinal/Name Pointer] Table")[2].split("\n\n")[0]
+    assert re.findall(r"\] (\w+)", exports) == ["RegisterCustomOps", "moebius_kernels_variant"]
+
+
+def test_no_source_counts_in_long():
+    """`long` has 32 bits on Windows and 64 elsewhere, so no count, place or size may be one."""
+    for folder in (ROOT / hatch_build.FOLDER / "src", ROOT / "tests/kernels/native"):
+        for path in (*folder.glob("*.h"), *folder.glob("*.cpp")):
+            code = re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
+            assert not re.search(r"\blong\b", code), path.name
 
 
 def test_the_sources_are_those_of_the_hook():

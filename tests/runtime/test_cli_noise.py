@@ -79,7 +79,7 @@ def test_noise_from_no_file(refused, here, run_process):
     refused([*ONE, "--noise", "missing.npy"], "missing.npy", "No such file")
     refused([*ONE, "--noise", "."], "it is a folder")
     if hasattr(os, "mkfifo"):
-        os.mkfifo(here / "pipe")
+        os.mkfifo(here / "pipe")  # noqa: TID251
         code, _, err = run_process(*ONE, "--noise", "pipe")
         assert code == 2
         assert "not a plain file" in err[0]

@@ -259,7 +259,7 @@ def test_too_little_memory(refused, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of this kind")
 def test_a_disk_that_takes_only_the_beginning_of_the_picture(here, run_process, files_here):
     """The kernel itself refuses what goes beyond 4 KiB."""
-    import resource
+    import resource  # noqa: TID251
     import signal
 
     def limit():

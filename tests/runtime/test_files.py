@@ -117,7 +117,7 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
     command = [sys.executable, "-c", KILLED, str(RUNTIMES), str(tmp_path / "file")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"written\n"
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)  # noqa: TID251
         process.wait(timeout=30)
     assert (tmp_path / "file").read_bytes() == b"old"
     left = [name for name in names(tmp_path) if name != "file"]
@@ -185,7 +185,7 @@ def test_open_plain(tmp_path):
         assert stream.read() == b"data"
     refused = {tmp_path: "it is a folder", tmp_path / "nothing": "No such file", tmp_path / "a\0b": "NUL"}
     if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
+        os.mkfifo(tmp_path / "pipe")  # noqa: TID251
         refused |= {tmp_path / "pipe": "not a plain file", Path("/dev/zero"): "not a plain file"}
     for place, words in refused.items():
         with pytest.raises(OSError, match=words) as caught:
@@ -297,7 +297,7 @@ def test_what_is_not_replaced(tmp_path):
     (tmp_path / "circle").symlink_to("circle")
     (tmp_path / "folder").mkdir()
     (tmp_path / "to-folder").symlink_to("folder")
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")  # noqa: TID251
     for name, words in (("circle", "symbolic links"), ("to-folder", "a folder"), ("pipe", "a device or a pipe")):
         for act in (check_writable, lambda path, **more: atomic_write(path, **more).__enter__()):
             with pytest.raises(OutputError, match=words):

@@ -48,8 +48,9 @@ def test_refusals(tmp_path, data, problem):
     assert message.isprintable()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_what_is_no_plain_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")  # noqa: TID251
     for name, problem in (("none", "No such file"), (".", "it is a folder"), ("pipe", "it is not a plain file")):
         with pytest.raises(BundleError, match=problem):
             read_json(tmp_path / name, Shelf, 1024, "a shelf", BundleError)

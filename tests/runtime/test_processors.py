@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_no_such_files(tmp_path):
 @pytest.mark.parametrize(("quota", "cores"), [(None, 4), (0.01, 1), (0.5, 1), (1.0, 1), (1.5, 2), (3.99, 4), (64.0, 4)])
 def test_the_quota_limits_the_cores(monkeypatch, quota, cores):
     monkeypatch.setattr(processors, "cpu_quota", lambda: quota)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(processors, "allowed_cpus", lambda: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert physical_cores() == cores
 
@@ -93,6 +94,7 @@ def test_the_quota_limits_the_cores(monkeypatch, quota, cores):
 def test_a_system_without_affinity(monkeypatch):
     assert 1 <= physical_cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr(processors, "cpu_quota", lambda: None)
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert physical_cores() == 7
@@ -107,7 +109,7 @@ def test_cores_with_two_threads_count_once(monkeypatch, tmp_path):
 
     monkeypatch.setattr(processors, "cpu_quota", lambda: None)
     monkeypatch.setattr(processors, "open", opened, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(processors, "allowed_cpus", lambda: {0, 1, 2, 3})
     assert physical_cores() == 2
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2, 9}, raising=False)
+    monkeypatch.setattr(processors, "allowed_cpus", lambda: {0, 2, 9})
     assert physical_cores() == 2  # CPU 9 has no such file: it counts as a core of its own

@@ -166,7 +166,7 @@ def test_a_damaged_verdict_is_none(checked, opened, tmp_path, content):
     assert len(runs) == 1
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs a file of another user")
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs a file of another user")  # noqa: TID251
 def test_a_verdict_of_another_user_is_not_read(planted, opened, tmp_path):
     with pytest.raises(DeviceError):
         opened(planted, "ort-cpu").load("unet")

@@ -74,7 +74,7 @@ def test_the_reader_has_gone(start, here, picture):
     os.close(reading)
     done = start([*ONE[:4], "-" if picture else "b.png", *ONE[5:]], stdout=writing)
     os.close(writing)
-    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.returncode == 128 + signal.SIGPIPE  # noqa: TID251
     assert b"rror" not in done.stderr
     assert b"Traceback" not in done.stderr
     assert picture or load_picture(here / "b.png").shape == (128, 128)

@@ -171,10 +171,17 @@ def _process(request: Request, command: Sequence[str]) -> tuple[Status, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends the process of a stage and its children: by SIGTERM, so that the GPU is released, then SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """Ends the process of a stage and its children: by SIGTERM, so that the GPU is released, then SIGKILL.
+
+    Windows has neither: the process alone is ended there.
+    """
+    if sys.platform == "win32":
+        process.kill()
+        process.communicate()
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):  # noqa: TID251
         try:
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, number)  # noqa: TID251
         except ProcessLookupError:
             break
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import sys
@@ -180,7 +181,11 @@ def _check_output(pixels: npt.NDArray[Any], mask: BoolArray) -> None:
 def peak_memory() -> int:
     """The most host memory that this process has held, in bytes.
 
-    Linux: VmHWM, which starts at 0 for each program; getrusage may include the peak of the parent.
+    Linux: VmHWM, which starts at 0 for each program; getrusage may include the peak of the parent. Windows: the peak
+    of the working set.
+
+    Raises:
+        OSError: Windows does not answer.
     """
     try:
         with open("/proc/self/status", encoding="ascii") as stream:
@@ -189,7 +194,32 @@ def peak_memory() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource
+    if sys.platform == "win32":
+        return _peak_working_set()
+    import resource  # noqa: TID251
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _ProcessMemoryCounters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak_working_set", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 7),
+    )
+
+
+def _peak_working_set() -> int:
+    if sys.platform != "win32":
+        raise OSError("only Windows has a working set")
+    library = ctypes.WinDLL("kernel32", use_last_error=True)
+    library.GetCurrentProcess.restype = ctypes.c_void_p
+    found = _ProcessMemoryCounters(size=ctypes.sizeof(_ProcessMemoryCounters))
+    library.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+    if not library.K32GetProcessMemoryInfo(library.GetCurrentProcess(), ctypes.byref(found), found.size):
+        raise ctypes.WinError(ctypes.get_last_error())
+    return int(found.peak_working_set)

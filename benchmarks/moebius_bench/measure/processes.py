@@ -81,4 +81,4 @@ def _signal_name(number: int) -> str:
 
 
 def _hint(number: int) -> str:
-    return " (the system ends processes so when memory runs out)" if number == signal.SIGKILL else ""
+    return " (the system ends processes so when memory runs out)" if _signal_name(number) == "SIGKILL" else ""

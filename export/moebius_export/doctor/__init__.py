@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +17,7 @@ from moebius_export.doctor.libraries import LIBRARIES, Found, check_libraries, l
 from moebius_export.doctor.rows import Part, Report, Row, Verdict
 from moebius_export.doctor.runtimes import RuntimeStatus, check_runtimes, runtime_rows
 from moebius_export.doctor.sources import Answer, Sources
+from moebius_runtime.version import own_version
 
 __all__ = ["Report", "Sources", "examine"]
 
@@ -69,15 +69,8 @@ def examine(bundle: Path | None, sources: Sources, progress: Callable[[str], Non
         parts["failed checks"] = failed
     return Report(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=_own_version(),
+        version=own_version() or "from a source tree",
         parts=tuple(Part(name, tuple(rows)) for name, rows in parts.items()),
         usable=tuple(runtime.name for runtime in statuses if runtime.usable),
         sound=sound,
     )
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("moebius-edge")
-    except metadata.PackageNotFoundError:
-        return "from a source tree"

@@ -38,6 +38,7 @@ from moebius_runtime.bundle.manifest import (
 )
 from moebius_runtime.files import sha256_file
 from moebius_runtime.settings.modes import MODES, ModeName, recorded
+from moebius_runtime.version import own_version
 
 _TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxsim", "numpy")
 
@@ -118,7 +119,8 @@ def make_manifest(
         rewrites=[rewrite for graph in graphs.values() for rewrite in graph.rewrites],
         parity={name: graph.parity for name, graph in graphs.items()},
         checks={name: graph.check for name, graph in graphs.items()},
-        tools={name: metadata.version(name) for name in _TOOLS}
+        tools={"moebius-edge": own_version() or "from a checkout"}
+        | {name: metadata.version(name) for name in _TOOLS}
         | {"python": platform.python_version(), "onnxruntime": import_onnxruntime().__version__},
     )
 

@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound="StrictModel")
+UNKNOWN = "Extra inputs are not permitted"
+"""The message of a field that is not in the schema."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _fill(model: StrictModel, content: dict[str, Any], loc: Location, problems: 
             object.__setattr__(model, name, default())
     for name in content:
         if name not in checkers:
-            problems.append(Problem((*loc, name), "Extra inputs are not permitted", content[name]))
+            problems.append(Problem((*loc, name), UNKNOWN, content[name]))
     if len(problems) == before:
         try:
             model._check()

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
-from moebius_runtime.bundle.checked import Field, StrictModel, first_problem, in_one_line, shortened
+from moebius_runtime.bundle.checked import (
+    UNKNOWN,
+    Field,
+    SchemaError,
+    StrictModel,
+    first_problem,
+    in_one_line,
+    shortened,
+)
 from moebius_runtime.errors import BundleError, InputError
 from moebius_runtime.files import atomic_write, read_plain, sha256_file
 from moebius_runtime.files.hashes import Hasher
@@ -379,10 +387,27 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValueError as error:
+        if declared == content_digest(content) and (newer := _newer(error, content)):
+            raise BundleError(f"{path}: {newer}") from error
         raise BundleError(f"{path}: {first_problem(error)}. {_AGAIN}") from error
     if declared != content_digest(content):
         raise BundleError(f"{path}: its content does not match its own hash, so it was changed or damaged. {_AGAIN}")
     return manifest
+
+
+def _newer(error: ValueError, content: dict[str, Any]) -> str | None:
+    """The refusal of a manifest whose only fault is fields that a later version added; None where there is another."""
+    if not isinstance(error, SchemaError) or not all(problem.msg == UNKNOWN for problem in error.problems):
+        return None
+    from moebius_runtime.version import own_version
+
+    tools = content.get("tools")
+    theirs = shortened(tools.get("moebius-edge", "not recorded") if isinstance(tools, dict) else "not recorded")
+    unknown = ", ".join(shortened(".".join(map(str, problem.loc))) for problem in error.problems[:3])
+    return (
+        f"moebius-edge {own_version() or 'of this checkout'} does not know {unknown}, which a newer version wrote "
+        f"({theirs}). Update moebius-edge here, or export the bundle with this version."
+    )
 
 
 def check_file(folder: str | Path, manifest: Manifest, name: str, sha256: Hasher = sha256_file) -> Path:

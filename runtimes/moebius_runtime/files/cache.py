@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("MOEBIUS_CACHE"):
         return Path(chosen)
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
         else:
             base = Path(os.environ.get("XDG_CACHE_HOME") or "")
@@ -116,7 +117,7 @@ Kept = CachedBlob  # the name in version 0.1
 
 def _own(path: Path) -> bool:
     """Whether only this user can have written the file. On Windows the system protects the user's folder."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return True
     status = path.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022  # noqa: TID251

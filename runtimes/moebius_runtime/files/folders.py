@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,11 +16,6 @@ from pathlib import Path
 
 from moebius_runtime.errors import MoebiusError
 from moebius_runtime.files.writing import NOTHING_LEFT, cannot_write
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: what a killed process leaves behind stays
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -102,8 +98,10 @@ def _escaped(name: str) -> str:
 
 def _locked(folder: Path) -> int | None:
     """A handle that locks the folder until it is closed; None if another process holds it or locks are unsupported."""
-    if fcntl is None:
+    if sys.platform == "win32":  # it has no such locks: what a killed process leaves behind stays
         return None
+    import fcntl  # noqa: TID251
+
     handle = None
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -100,13 +100,13 @@ def _take_over_permissions(stream: BinaryIO, target: Path) -> None:
         new = os.fstat(stream.fileno())
         if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
             try:
-                os.fchown(stream.fileno(), old.st_uid, old.st_gid)
+                os.fchown(stream.fileno(), old.st_uid, old.st_gid)  # noqa: TID251
             except OSError:
                 with suppress(OSError):
-                    os.fchown(stream.fileno(), -1, old.st_gid)
+                    os.fchown(stream.fileno(), -1, old.st_gid)  # noqa: TID251
         if os.fstat(stream.fileno()).st_gid != old.st_gid:
             mode &= ~0o070 | (mode & 0o007) << 3
-        os.fchmod(stream.fileno(), mode)
+        os.fchmod(stream.fileno(), mode)  # noqa: TID251
 
 
 def _temporary(target: Path) -> tuple[Path, BinaryIO]:

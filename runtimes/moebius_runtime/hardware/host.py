@@ -45,13 +45,11 @@ def _cpu(cpuinfo: str) -> str | None:
 
 
 def _cores(cpuinfo: str) -> str:
-    from moebius_runtime.hardware.processors import physical_cores
+    from moebius_runtime.hardware.processors import allowed_cpus, physical_cores
 
     logical = cpuinfo.count("processor\t") or os.cpu_count() or 1
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:
-        usable = logical
+    allowed = allowed_cpus()
+    usable = logical if allowed is None else len(allowed)
     return f"{physical_cores()} physical usable, {usable} of {logical} logical"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -94,10 +95,16 @@ def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 
+def allowed_cpus() -> set[int] | None:
+    """The CPUs on which this process may run; None where the system knows no such limit (all but Linux)."""
+    if sys.platform != "linux":
+        return None
+    return os.sched_getaffinity(0)  # noqa: TID251
+
+
 def _allowed_cores() -> int:
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # no affinity on this system
+    allowed = allowed_cpus()
+    if allowed is None:
         return os.cpu_count() or 1
     cores = set()
     for cpu in allowed:

@@ -468,7 +468,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])  # noqa: TID251
 def test_a_killed_build_leaves_the_old_engines(number, built, trt, device):
     bundle, _, before = built
     paths = [str(ROOT), *(str(ROOT / name) for name in ("export", "runtimes"))]

@@ -37,7 +37,7 @@ class Check {
   template <class F>
   void compare(const std::string& name, const Values& expected, double limit, Place place, F kernel) {
     for (const Kernels* one : moebius::usable_kernels()) {
-      Array<float> y(long(expected.size()), place);
+      Array<float> y(Index(expected.size()), place);
       for (std::size_t i = 0; i < expected.size(); ++i) y[i] = NAN;
       kernel(*one, y, moebius::Threads(place == Place::end ? in_order : backwards, nullptr));
       const double error = difference(y, expected, limit == 0);
@@ -63,7 +63,7 @@ class Check {
     return error == error ? error : 1e9;
   }
 
-  long passed = 0, failed = 0;
+  Index passed = 0, failed = 0;
   double worst = 0;
 };
 
@@ -72,37 +72,37 @@ class Arrays {
  public:
   explicit Arrays(Place place) : place_(place) {}
 
-  const float* floats(long count, double scale = 1, double mean = 0) {
+  const float* floats(Index count, double scale = 1, double mean = 0) {
     Array<float> made(count, place_);
     guarded::Random random(++seed_);
-    for (long i = 0; i < count; ++i) made[i] = float(mean + scale * random.normal());
+    for (Index i = 0; i < count; ++i) made[i] = float(mean + scale * random.normal());
     floats_.push_back(std::move(made));
     return floats_.back();
   }
-  float* filled(long count, float value) {
+  float* filled(Index count, float value) {
     Array<float> made(count, place_);
-    for (long i = 0; i < count; ++i) made[i] = value;
+    for (Index i = 0; i < count; ++i) made[i] = value;
     floats_.push_back(std::move(made));
     return floats_.back();
   }
-  std::int8_t* bytes(long count) {
+  std::int8_t* bytes(Index count) {
     Array<std::int8_t> made(count, place_);
     guarded::Random random(++seed_);
-    for (long i = 0; i < count; ++i) made[i] = std::int8_t(random.bits() >> 11);
+    for (Index i = 0; i < count; ++i) made[i] = std::int8_t(random.bits() >> 11);
     bytes_.push_back(std::move(made));
     return bytes_.back();
   }
   // Ranges of about [low, high] by channel.
-  moebius::Quantiser quantiser(long channels, double low, double high) {
+  moebius::Quantiser quantiser(Index channels, double low, double high) {
     float *inverse = filled(channels, 0), *zero = filled(channels, 0);
     guarded::Random random(++seed_);
-    for (long c = 0; c < channels; ++c) {
+    for (Index c = 0; c < channels; ++c) {
       inverse[c] = float(255 / (high - low) / (0.7 + 0.6 * random.unit()));
       zero[c] = std::round(float(-low) * inverse[c]);
     }
     return {inverse, zero};
   }
-  moebius::Int8Product product(long outputs, long depth, bool packed) {
+  moebius::Int8Product product(Index outputs, Index depth, bool packed) {
     const std::int8_t* weight = bytes((packed ? (outputs + 15) / 16 * 16 : outputs) * depth);
     return {weight, floats(outputs, 1 / (74 * 64 * std::sqrt(double(depth)))), floats(outputs, 0.3)};
   }
@@ -114,9 +114,9 @@ class Arrays {
   std::vector<Array<std::int8_t>> bytes_;
 };
 
-std::string text(const char* name, std::initializer_list<long> sizes) {
+std::string text(const char* name, std::initializer_list<Index> sizes) {
   std::string made = name;
-  for (long size : sizes) made += " " + std::to_string(size);
+  for (Index size : sizes) made += " " + std::to_string(size);
   return made;
 }
 
@@ -132,25 +132,25 @@ const Pattern kPatterns[] = {{"random", {}, {}},
                              {"every second", {255, 0, 255, 0}, {127, -128, 127, -128}}};
 
 // Whole numbers 0 to 255 as activations, whose channel is index / inner % channels, and weights, the channel innermost.
-void fill(const Pattern& pattern, float* x, long count, long inner, long channels, std::int8_t* weight, long weights) {
+void fill(const Pattern& pattern, float* x, Index count, Index inner, Index channels, std::int8_t* weight, Index weights) {
   const bool random = pattern.activations[0] == 0;
   guarded::Random numbers(7);
-  for (long i = 0; i < count; ++i)
+  for (Index i = 0; i < count; ++i)
     x[i] = float(random ? int(numbers.bits() >> 24) : pattern.activations[i / inner % channels % 4]);
   if (!random)
-    for (long i = 0; i < weights; ++i) weight[i] = std::int8_t(pattern.weights[i % 4]);
+    for (Index i = 0; i < weights; ++i) weight[i] = std::int8_t(pattern.weights[i % 4]);
 }
 
-moebius::Quantiser unchanged(Arrays& a, long channels) { return {a.filled(channels, 1), a.filled(channels, 0)}; }
+moebius::Quantiser unchanged(Arrays& a, Index channels) { return {a.filled(channels, 1), a.filled(channels, 0)}; }
 
-void linear(Check& check, Place place, long batch, long each, long inputs, long outputs) {
+void linear(Check& check, Place place, Index batch, Index each, Index inputs, Index outputs) {
   for (const bool to_picture : {false, true})
     for (int i = 0; i < 6; ++i) {  // the patterns with numbers that must be equal, then floats
       Arrays a(place);
       moebius::Int8Linear f{};
       f.batch = batch, f.tokens = batch * each, f.inputs = inputs, f.outputs = outputs;
       f.product = a.product(outputs, inputs, !to_picture);
-      const long weights = (to_picture ? outputs : (outputs + 15) / 16 * 16) * inputs;
+      const Index weights = (to_picture ? outputs : (outputs + 15) / 16 * 16) * inputs;
       if (i < 5) {
         float* x = a.filled(f.tokens * inputs, 0);
         fill(kPatterns[i], x, f.tokens * inputs, 1, inputs, const_cast<std::int8_t*>(f.product.weight), weights);
@@ -168,13 +168,13 @@ void linear(Check& check, Place place, long batch, long each, long inputs, long 
     }
 }
 
-void int8_convolution(Check& check, Place place, long batch, long height, long width, long inputs, long outputs) {
+void int8_convolution(Check& check, Place place, Index batch, Index height, Index width, Index inputs, Index outputs) {
   for (const bool enlarged : {false, true})
     for (int i = 0; i < 6; ++i) {
       Arrays a(place);
       moebius::Int8Convolution f{};
       f.batch = batch, f.height = height, f.width = width, f.inputs = inputs, f.outputs = outputs;
-      const long phases = enlarged ? 4 : 1, depth = (enlarged ? 4 : 9) * inputs, size = height * width;
+      const Index phases = enlarged ? 4 : 1, depth = (enlarged ? 4 : 9) * inputs, size = height * width;
       f.product = a.product(phases * outputs, depth, false);
       if (i < 5) {
         float* x = a.filled(batch * inputs * size, 0);
@@ -194,7 +194,7 @@ void int8_convolution(Check& check, Place place, long batch, long height, long w
     }
 }
 
-void feed_forward(Check& check, Place place, long batch, long height, long width, long channels, long hidden) {
+void feed_forward(Check& check, Place place, Index batch, Index height, Index width, Index channels, Index hidden) {
   Arrays a(place);
   moebius::FeedForward f{};
   f.batch = batch, f.height = height, f.width = width, f.channels = channels, f.hidden = hidden;
@@ -215,13 +215,13 @@ void feed_forward(Check& check, Place place, long batch, long height, long width
                 [&](const Kernels& k, float* y, const moebius::Threads& threads) { g.y = y, k.int8_feed_forward(g, threads); });
 }
 
-void residual_block(Check& check, Place place, long batch, long height, long width, long inputs, long outputs, long groups) {
+void residual_block(Check& check, Place place, Index batch, Index height, Index width, Index inputs, Index outputs, Index groups) {
   Arrays a(place);
   moebius::ResidualBlock f{};
   f.batch = batch, f.height = height, f.width = width, f.inputs = inputs, f.outputs = outputs, f.groups = groups;
   f.time_rows = batch > 1 && height % 2 ? batch : 1, f.epsilon = 1e-5f;
   f.x = a.floats(batch * inputs * height * width, 1, 0.5), f.time = a.floats(f.time_rows * outputs);
-  const auto separable = [&](auto& s, long channels) {
+  const auto separable = [&](auto& s, Index channels) {
     s.gain = a.floats(channels, 0.1, 1), s.shift = a.floats(channels, 0.1);
     s.depthwise = a.floats(channels * 9, 1.0 / 3), s.depthwise_bias = a.floats(channels, 0.1);
   };
@@ -244,11 +244,11 @@ void residual_block(Check& check, Place place, long batch, long height, long wid
                 [&](const Kernels& k, float* y, const moebius::Threads& threads) { g.y = y, k.int8_residual_block(g, threads); });
 }
 
-void convolution(Check& check, Place place, long batch, long height, long width, long inputs, long outputs) {
+void convolution(Check& check, Place place, Index batch, Index height, Index width, Index inputs, Index outputs) {
   Arrays a(place);
   moebius::Conv3x3 f{batch, inputs, outputs, height, width, a.floats(batch * inputs * height * width),
                      a.floats(outputs * inputs * 9, 1 / std::sqrt(9.0 * double(inputs))), a.floats(outputs, 0.1), nullptr};
-  for (const long scale : {1, 2})
+  for (const Index scale : {1, 2})
     check.compare(text(scale == 1 ? "conv3x3" : "upsample_conv3x3", {batch, height, width, inputs, outputs}),
                   reference::convolution(f, scale), kWinograd, place,
                   [&](const Kernels& k, float* y, const moebius::Threads& threads) {
@@ -256,7 +256,7 @@ void convolution(Check& check, Place place, long batch, long height, long width,
                   });
 }
 
-void group_norm(Check& check, Place place, long batch, long channels, long pixels, long groups) {
+void group_norm(Check& check, Place place, Index batch, Index channels, Index pixels, Index groups) {
   Arrays a(place);
   moebius::GroupNorm f{batch, channels, pixels, groups, 1e-3f, a.floats(batch * channels * pixels, 1, 0.5),
                        a.floats(channels, 0.1, 1), a.floats(channels, 0.1), nullptr};
@@ -264,9 +264,9 @@ void group_norm(Check& check, Place place, long batch, long channels, long pixel
                 [&](const Kernels& k, float* y, const moebius::Threads& threads) { f.y = y, k.group_norm(f, threads); });
 }
 
-void local_lambda(Check& check, Place place, long batch, long height, long width, long depth, long heads, long reach) {
+void local_lambda(Check& check, Place place, Index batch, Index height, Index width, Index depth, Index heads, Index reach) {
   Arrays a(place);
-  const long n = height * width;
+  const Index n = height * width;
   moebius::LocalLambda f{batch, height, width, heads, depth, reach, a.floats(batch * n * heads * depth), a.floats(batch * n * depth),
                          a.floats(batch * depth * depth), a.floats(depth * reach * reach, 1 / double(reach)), nullptr};
   check.compare(text("local_lambda", {batch, height, width, depth, heads, reach}), reference::local_lambda(f), kFloat, place,
@@ -275,25 +275,25 @@ void local_lambda(Check& check, Place place, long batch, long height, long width
 
 // Sizes that fill no register, tile or block evenly, single rows and columns, and one as in the network.
 void all(Check& check, Place place) {
-  const long depths[] = {4, 8, 12, 16, 20, 36, 64, 68, 132}, outputs[] = {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 40};
-  long next = 0;
-  for (const long tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 23, 31, 33, 49, 97, 115, 131})
+  const Index depths[] = {4, 8, 12, 16, 20, 36, 64, 68, 132}, outputs[] = {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 40};
+  Index next = 0;
+  for (const Index tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 23, 31, 33, 49, 97, 115, 131})
     for (int i = 0; i < 3; ++i, ++next)
       linear(check, place, 1 + next % 5 / 4, tokens, depths[next % 9], outputs[next % 11]);
   linear(check, place, 1, 13, 2560, 33);
-  for (const auto& s : {std::vector<long>{1, 1, 1, 4, 3}, {2, 5, 7, 12, 17}, {1, 1, 37, 8, 5}, {1, 9, 1, 4, 9}, {1, 6, 11, 20, 33}})
+  for (const auto& s : {std::vector<Index>{1, 1, 1, 4, 3}, {2, 5, 7, 12, 17}, {1, 1, 37, 8, 5}, {1, 9, 1, 4, 9}, {1, 6, 11, 20, 33}})
     int8_convolution(check, place, s[0], s[1], s[2], s[3], s[4]);
-  for (const auto& s : {std::vector<long>{1, 1, 1, 4, 32}, {1, 1, 9, 3, 4}, {3, 7, 1, 12, 96}, {2, 5, 7, 24, 160}, {1, 3, 67, 17, 34},
+  for (const auto& s : {std::vector<Index>{1, 1, 1, 4, 32}, {1, 1, 9, 3, 4}, {3, 7, 1, 12, 96}, {2, 5, 7, 24, 160}, {1, 3, 67, 17, 34},
                         {1, 5, 67, 20, 96}, {1, 8, 8, 40, 320}, {1, 13, 5, 36, 32}})
     feed_forward(check, place, s[0], s[1], s[2], s[3], s[4]);
-  for (const auto& s : {std::vector<long>{1, 1, 1, 8, 8, 1}, {1, 1, 9, 4, 4, 2}, {3, 7, 1, 20, 20, 5}, {2, 5, 7, 24, 24, 3}, {1, 3, 67, 17, 17, 1},
+  for (const auto& s : {std::vector<Index>{1, 1, 1, 8, 8, 1}, {1, 1, 9, 4, 4, 2}, {3, 7, 1, 20, 20, 5}, {2, 5, 7, 24, 24, 3}, {1, 3, 67, 17, 17, 1},
                         {1, 1, 1, 4, 8, 1}, {2, 1, 13, 8, 12, 4}, {2, 5, 7, 24, 36, 3}, {2, 9, 11, 20, 8, 4}, {1, 3, 67, 17, 34, 17}, {1, 8, 8, 96, 64, 32}})
     residual_block(check, place, s[0], s[1], s[2], s[3], s[4], s[5]);
-  for (const auto& s : {std::vector<long>{1, 1, 1, 1, 1}, {2, 5, 7, 3, 17}, {1, 1, 37, 2, 5}, {1, 19, 1, 4, 9}, {1, 10, 23, 21, 30}, {1, 16, 16, 130, 8}})
+  for (const auto& s : {std::vector<Index>{1, 1, 1, 1, 1}, {2, 5, 7, 3, 17}, {1, 1, 37, 2, 5}, {1, 19, 1, 4, 9}, {1, 10, 23, 21, 30}, {1, 16, 16, 130, 8}})
     convolution(check, place, s[0], s[1], s[2], s[3], s[4]);
-  for (const auto& s : {std::vector<long>{1, 6, 1, 2}, {3, 5, 9, 5}, {2, 24, 35, 3}, {1, 17, 201, 1}})
+  for (const auto& s : {std::vector<Index>{1, 6, 1, 2}, {3, 5, 9, 5}, {2, 24, 35, 3}, {1, 17, 201, 1}})
     group_norm(check, place, s[0], s[1], s[2], s[3]);
-  for (const auto& s : {std::vector<long>{1, 1, 1, 1, 1, 1}, {2, 1, 13, 4, 3, 5}, {1, 11, 1, 3, 2, 7}, {1, 9, 11, 13, 3, 5}, {1, 6, 6, 5, 4, 15}, {1, 8, 8, 20, 9, 7}})
+  for (const auto& s : {std::vector<Index>{1, 1, 1, 1, 1, 1}, {2, 1, 13, 4, 3, 5}, {1, 11, 1, 3, 2, 7}, {1, 9, 11, 13, 3, 5}, {1, 6, 6, 5, 4, 15}, {1, 8, 8, 20, 9, 7}})
     local_lambda(check, place, s[0], s[1], s[2], s[3], s[4], s[5]);
 }
 
@@ -322,6 +322,6 @@ int main(int count, char** arguments) {
   all(check, Place::begin);
   if (!finds_a_wrong_number()) ++check.failed;
   moebius::kernel_gone();
-  std::printf("largest relative error of floats: %.2g\n%ld passed, %ld failed\n", check.worst, check.passed, check.failed);
+  std::printf("largest relative error of floats: %.2g\n%td passed, %td failed\n", check.worst, check.passed, check.failed);
   return check.failed ? 1 : 0;
 }

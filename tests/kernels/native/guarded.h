@@ -1,8 +1,12 @@
 // Arrays between pages without access, and numbers to fill them with.
 #pragma once
 
+#if defined(_WIN32)
+#include <windows.h>
+#else
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
 
 #include <cmath>
 #include <cstdint>
@@ -15,16 +19,42 @@ namespace guarded {
 // Where an array touches a page without access: behind its last byte, or before its first one.
 enum class Place { end, begin };
 
+// Fresh pages, of which the first and the last allow no access; null where there are none.
+#if defined(_WIN32)
+inline Index page_size() {
+  SYSTEM_INFO info;
+  GetSystemInfo(&info);
+  return Index(info.dwPageSize);
+}
+inline char* take(std::size_t size, std::size_t page) {
+  char* at = static_cast<char*>(VirtualAlloc(nullptr, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE));
+  DWORD before;
+  return at != nullptr && VirtualProtect(at, page, PAGE_NOACCESS, &before) &&
+                 VirtualProtect(at + size - page, page, PAGE_NOACCESS, &before)
+             ? at
+             : nullptr;
+}
+inline void give_back(char* at, std::size_t) { VirtualFree(at, 0, MEM_RELEASE); }
+#else
+inline Index page_size() { return sysconf(_SC_PAGESIZE); }
+inline char* take(std::size_t size, std::size_t page) {
+  void* at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) return nullptr;
+  char* first = static_cast<char*>(at);
+  return mprotect(first, page, PROT_NONE) == 0 && mprotect(first + size - page, page, PROT_NONE) == 0 ? first : nullptr;
+}
+inline void give_back(char* at, std::size_t size) { munmap(at, size); }
+#endif
+
 // `count` values; a read or write beyond them ends the process (on the other side after at most a page).
 template <class T>
 class Array {
  public:
-  Array(long count, Place place) : count_(count) {
-    const long page = sysconf(_SC_PAGESIZE), bytes = count * long(sizeof(T)), inner = (bytes + page - 1) / page * page;
+  Array(Index count, Place place) : count_(count) {
+    const Index page = page_size(), bytes = count * Index(sizeof(T)), inner = (bytes + page - 1) / page * page;
     size_ = std::size_t(inner + 2 * page);
-    memory_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (memory_ == MAP_FAILED || mprotect(memory_, std::size_t(page), PROT_NONE) != 0 ||
-        mprotect(memory_ + page + inner, std::size_t(page), PROT_NONE) != 0) {
+    memory_ = take(size_, std::size_t(page));
+    if (memory_ == nullptr) {
       std::fprintf(stderr, "error: no memory without access to be had\n");
       std::exit(2);
     }
@@ -35,15 +65,15 @@ class Array {
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
   ~Array() {
-    if (memory_ != nullptr) munmap(memory_, size_);
+    if (memory_ != nullptr) give_back(memory_, size_);
   }
   operator T*() const { return at_; }
-  long count() const { return count_; }
+  Index count() const { return count_; }
 
  private:
   char* memory_;
   std::size_t size_;
-  long count_;
+  Index count_;
   T* at_;
 };
 

@@ -40,8 +40,8 @@ using namespace MOEBIUS_VARIANT;
 int main() {
   moebius::kernel_made();
   const moebius::Threads threads(sequential, nullptr);
-  for (const auto& size : {std::pair<long, long>{320, 320}, {640, 640}, {1280, 640}, {2560, 640}}) {
-    const long tokens = 1024, depth = size.first, outputs = size.second, count = panels(tokens);
+  for (const auto& size : {std::pair<Index, Index>{320, 320}, {640, 640}, {1280, 640}, {2560, 640}}) {
+    const Index tokens = 1024, depth = size.first, outputs = size.second, count = panels(tokens);
     std::vector<float> x(tokens * depth), weight(outputs * depth), y(tokens * outputs), packed(count * depth * kWide);
     std::vector<std::int8_t> bytes(outputs * depth);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = float(i * 2654435761u % 256);
@@ -52,11 +52,11 @@ int main() {
                                      {bytes.data(), ones.data(), zeros.data()}, y.data()};
     const double macs = double(tokens) * double(depth) * double(outputs);
     const double single = rate(macs, [&] {
-      each_tile(threads, outputs, count, depth, [&](auto rows, long row, long p) {
+      each_tile(threads, outputs, count, depth, [&](auto rows, Index row, Index p) {
         constexpr int R = decltype(rows)::value;
         Tile<R> tile = {};
         multiply<R>(tile, weight.data() + row * depth, depth, packed.data() + p * depth * kWide, depth);
-        each_vector<R>(tokens, p, [&](int i, int j, long t, int lanes) {
+        each_vector<R>(tokens, p, [&](int i, int j, Index t, int lanes) {
           store(y.data() + (row + i) * tokens + t, tile[i][j], lanes);
         });
       });

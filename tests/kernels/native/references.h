@@ -22,27 +22,27 @@ inline int quantised(double x, float inverse, float zero) {
 }
 
 // Weight of an output and an input: in rows [outputs, depth], or packed [outputs / 16][depth / 4][16][4].
-inline int weight_of(const moebius::Int8Product& p, long depth, bool packed, long output, long input) {
+inline int weight_of(const moebius::Int8Product& p, Index depth, bool packed, Index output, Index input) {
   return packed ? p.weight[((output / 16 * (depth / 4) + input / 4) * 16 + output % 16) * 4 + input % 4]
                 : p.weight[output * depth + input];
 }
 
-inline double product(const moebius::Int8Product& p, const std::vector<int>& x, bool packed, long output) {
-  const long depth = long(x.size());
+inline double product(const moebius::Int8Product& p, const std::vector<int>& x, bool packed, Index output) {
+  const Index depth = Index(x.size());
   std::int64_t sum = 0;
-  for (long i = 0; i < depth; ++i) sum += x[std::size_t(i)] * weight_of(p, depth, packed, output, i);
+  for (Index i = 0; i < depth; ++i) sum += x[std::size_t(i)] * weight_of(p, depth, packed, output, i);
   return double(float(sum)) * p.scale[output] + p.offset[output];
 }
 
 // Depthwise 3x3 of a picture by channel [channels][height * width].
-inline Values depthwise(const Values& x, long channels, long height, long width, const float* taps, const float* bias) {
+inline Values depthwise(const Values& x, Index channels, Index height, Index width, const float* taps, const float* bias) {
   Values y(x.size());
-  for (long c = 0; c < channels; ++c)
-    for (long i = 0; i < height; ++i)
-      for (long j = 0; j < width; ++j) {
+  for (Index c = 0; c < channels; ++c)
+    for (Index i = 0; i < height; ++i)
+      for (Index j = 0; j < width; ++j) {
         double sum = bias[c];
-        for (long dy = -1; dy <= 1; ++dy)
-          for (long dx = -1; dx <= 1; ++dx)
+        for (Index dy = -1; dy <= 1; ++dy)
+          for (Index dx = -1; dx <= 1; ++dx)
             if (i + dy >= 0 && i + dy < height && j + dx >= 0 && j + dx < width)
               sum += taps[c * 9 + (dy + 1) * 3 + dx + 1] * x[std::size_t((c * height + i + dy) * width + j + dx)];
         y[std::size_t((c * height + i) * width + j)] = sum;
@@ -50,16 +50,16 @@ inline Values depthwise(const Values& x, long channels, long height, long width,
   return y;
 }
 
-inline Values normal(const Values& x, long channels, long n, long groups, float epsilon, const float* gain,
+inline Values normal(const Values& x, Index channels, Index n, Index groups, float epsilon, const float* gain,
                      const float* shift) {
   Values y(x.size());
-  const long each = channels / groups * n;
-  for (long g = 0; g < groups; ++g) {
+  const Index each = channels / groups * n;
+  for (Index g = 0; g < groups; ++g) {
     double mean = 0, squares = 0;
-    for (long i = g * each; i < (g + 1) * each; ++i) mean += x[std::size_t(i)] / double(each);
-    for (long i = g * each; i < (g + 1) * each; ++i) squares += (x[std::size_t(i)] - mean) * (x[std::size_t(i)] - mean);
+    for (Index i = g * each; i < (g + 1) * each; ++i) mean += x[std::size_t(i)] / double(each);
+    for (Index i = g * each; i < (g + 1) * each; ++i) squares += (x[std::size_t(i)] - mean) * (x[std::size_t(i)] - mean);
     const double scale = 1 / std::sqrt(squares / double(each) + epsilon);
-    for (long i = g * each; i < (g + 1) * each; ++i)
+    for (Index i = g * each; i < (g + 1) * each; ++i)
       y[std::size_t(i)] = (x[std::size_t(i)] - mean) * scale * gain[i / n] + shift[i / n];
   }
   return y;
@@ -67,7 +67,7 @@ inline Values normal(const Values& x, long channels, long n, long groups, float 
 
 inline Values group_norm(const moebius::GroupNorm& f) {
   Values y;
-  for (long b = 0; b < f.batch; ++b) {
+  for (Index b = 0; b < f.batch; ++b) {
     const float* x = f.x + b * f.channels * f.pixels;
     const Values one = normal(Values(x, x + f.channels * f.pixels), f.channels, f.pixels, f.groups, f.epsilon, f.gain, f.shift);
     y.insert(y.end(), one.begin(), one.end());
@@ -76,17 +76,17 @@ inline Values group_norm(const moebius::GroupNorm& f) {
 }
 
 // 3x3, padding 1, of x enlarged `scale` times (nearest).
-inline Values convolution(const moebius::Conv3x3& f, long scale) {
-  const long high = f.height * scale, wide = f.width * scale;
+inline Values convolution(const moebius::Conv3x3& f, Index scale) {
+  const Index high = f.height * scale, wide = f.width * scale;
   Values y;
-  for (long b = 0; b < f.batch; ++b)
-    for (long o = 0; o < f.outputs; ++o)
-      for (long i = 0; i < high; ++i)
-        for (long j = 0; j < wide; ++j) {
+  for (Index b = 0; b < f.batch; ++b)
+    for (Index o = 0; o < f.outputs; ++o)
+      for (Index i = 0; i < high; ++i)
+        for (Index j = 0; j < wide; ++j) {
           double sum = f.bias[o];
-          for (long c = 0; c < f.inputs; ++c)
-            for (long t = 0; t < 9; ++t) {
-              const long up = i + t / 3 - 1, left = j + t % 3 - 1;
+          for (Index c = 0; c < f.inputs; ++c)
+            for (Index t = 0; t < 9; ++t) {
+              const Index up = i + t / 3 - 1, left = j + t % 3 - 1;
               if (up < 0 || up >= high || left < 0 || left >= wide) continue;
               sum += double(f.weight[(o * f.inputs + c) * 9 + t]) *
                      f.x[((b * f.inputs + c) * f.height + up / scale) * f.width + left / scale];
@@ -97,20 +97,20 @@ inline Values convolution(const moebius::Conv3x3& f, long scale) {
 }
 
 inline Values local_lambda(const moebius::LocalLambda& f) {
-  const long n = f.height * f.width, edge = f.reach / 2;
+  const Index n = f.height * f.width, edge = f.reach / 2;
   Values y;
-  for (long b = 0; b < f.batch; ++b)
-    for (long i = 0; i < n; ++i)
-      for (long h = 0; h < f.heads; ++h) {
+  for (Index b = 0; b < f.batch; ++b)
+    for (Index i = 0; i < n; ++i)
+      for (Index h = 0; h < f.heads; ++h) {
         const float* q = f.query + ((b * n + i) * f.heads + h) * f.depth;
-        for (long v = 0; v < f.depth; ++v) {
+        for (Index v = 0; v < f.depth; ++v) {
           double sum = 0;
-          for (long k = 0; k < f.depth; ++k) sum += double(q[k]) * f.summary[(b * f.depth + k) * f.depth + v];
-          for (long t = 0; t < f.reach * f.reach; ++t) {
-            const long up = i / f.width + t / f.reach - edge, left = i % f.width + t % f.reach - edge;
+          for (Index k = 0; k < f.depth; ++k) sum += double(q[k]) * f.summary[(b * f.depth + k) * f.depth + v];
+          for (Index t = 0; t < f.reach * f.reach; ++t) {
+            const Index up = i / f.width + t / f.reach - edge, left = i % f.width + t % f.reach - edge;
             if (up < 0 || up >= f.height || left < 0 || left >= f.width) continue;
             double factor = 0;
-            for (long k = 0; k < f.depth; ++k) factor += double(q[k]) * f.window[k * f.reach * f.reach + t];
+            for (Index k = 0; k < f.depth; ++k) factor += double(q[k]) * f.window[k * f.reach * f.reach + t];
             sum += factor * f.values[(b * n + up * f.width + left) * f.depth + v];
           }
           y.push_back(sum);
@@ -122,18 +122,18 @@ inline Values local_lambda(const moebius::LocalLambda& f) {
 // Both Mix-FFN: `expand(token, channel)` gives an expanded value, `project(gated [half], channel)` an output.
 template <class F, class Expand, class Project>
 inline Values feed_forward(const F& f, Expand expand, Project project) {
-  const long n = f.height * f.width, half = f.hidden / 2;
+  const Index n = f.height * f.width, half = f.hidden / 2;
   Values y;
-  for (long b = 0; b < f.batch; ++b) {
+  for (Index b = 0; b < f.batch; ++b) {
     Values wide(std::size_t(f.hidden * n));
-    for (long i = 0; i < n; ++i) {
+    for (Index i = 0; i < n; ++i) {
       const auto values = expand(f.x + (b * n + i) * f.channels);
-      for (long h = 0; h < f.hidden; ++h) wide[std::size_t(h * n + i)] = silu(values[std::size_t(h)]);
+      for (Index h = 0; h < f.hidden; ++h) wide[std::size_t(h * n + i)] = silu(values[std::size_t(h)]);
     }
     const Values seen = depthwise(wide, f.hidden, f.height, f.width, f.depthwise, f.depthwise_bias);
-    for (long i = 0; i < n; ++i) {
+    for (Index i = 0; i < n; ++i) {
       Values gated;
-      for (long h = 0; h < half; ++h)
+      for (Index h = 0; h < half; ++h)
         gated.push_back(seen[std::size_t(h * n + i)] * silu(seen[std::size_t((half + h) * n + i)]));
       const Values out = project(gated);
       y.insert(y.end(), out.begin(), out.end());
@@ -143,11 +143,11 @@ inline Values feed_forward(const F& f, Expand expand, Project project) {
 }
 
 inline Values feed_forward(const moebius::FeedForward& f) {
-  const auto multiply = [](const auto* x, const float* weight, const float* bias, long inputs, long outputs) {
+  const auto multiply = [](const auto* x, const float* weight, const float* bias, Index inputs, Index outputs) {
     Values y;
-    for (long o = 0; o < outputs; ++o) {
+    for (Index o = 0; o < outputs; ++o) {
       double sum = bias == nullptr ? 0 : bias[o];
-      for (long i = 0; i < inputs; ++i) sum += double(x[i]) * weight[o * inputs + i];
+      for (Index i = 0; i < inputs; ++i) sum += double(x[i]) * weight[o * inputs + i];
       y.push_back(sum);
     }
     return y;
@@ -159,12 +159,12 @@ inline Values feed_forward(const moebius::FeedForward& f) {
 
 // Outputs of an INT8 product of values [depth].
 template <class X>
-inline Values int8_outputs(const X* x, long depth, const moebius::Quantiser& q, const moebius::Int8Product& p, bool packed,
-                           long outputs) {
+inline Values int8_outputs(const X* x, Index depth, const moebius::Quantiser& q, const moebius::Int8Product& p, bool packed,
+                           Index outputs) {
   std::vector<int> bytes;
-  for (long i = 0; i < depth; ++i) bytes.push_back(quantised(x[i], q.inverse[i], q.zero[i]));
+  for (Index i = 0; i < depth; ++i) bytes.push_back(quantised(x[i], q.inverse[i], q.zero[i]));
   Values y;
-  for (long o = 0; o < outputs; ++o) y.push_back(product(p, bytes, packed, o));
+  for (Index o = 0; o < outputs; ++o) y.push_back(product(p, bytes, packed, o));
   return y;
 }
 
@@ -175,11 +175,11 @@ inline Values int8_feed_forward(const moebius::Int8FeedForward& f) {
 }
 
 inline Values int8_linear(const moebius::Int8Linear& f, bool to_picture) {
-  const long each = f.tokens / f.batch;
+  const Index each = f.tokens / f.batch;
   Values y(std::size_t(f.tokens * f.outputs));
-  for (long t = 0; t < f.tokens; ++t) {
+  for (Index t = 0; t < f.tokens; ++t) {
     const Values out = int8_outputs(f.x + t * f.inputs, f.inputs, f.quantiser, f.product, !to_picture, f.outputs);
-    for (long o = 0; o < f.outputs; ++o)
+    for (Index o = 0; o < f.outputs; ++o)
       y[std::size_t(to_picture ? (t / each * f.outputs + o) * each + t % each : t * f.outputs + o)] = out[std::size_t(o)];
   }
   return y;
@@ -187,19 +187,19 @@ inline Values int8_linear(const moebius::Int8Linear& f, bool to_picture) {
 
 // 3x3 with stride 2, or 2x2 taps for each of the four output phases of a picture enlarged twice.
 inline Values int8_convolution(const moebius::Int8Convolution& f, bool enlarged) {
-  const long high = enlarged ? 2 * f.height : (f.height + 1) / 2, wide = enlarged ? 2 * f.width : (f.width + 1) / 2;
-  const long reach = enlarged ? 2 : 3, depth = reach * reach * f.inputs;
+  const Index high = enlarged ? 2 * f.height : (f.height + 1) / 2, wide = enlarged ? 2 * f.width : (f.width + 1) / 2;
+  const Index reach = enlarged ? 2 : 3, depth = reach * reach * f.inputs;
   Values y;
-  for (long b = 0; b < f.batch; ++b)
-    for (long o = 0; o < f.outputs; ++o)
-      for (long i = 0; i < high; ++i)
-        for (long j = 0; j < wide; ++j) {
-          const long phase = enlarged ? i % 2 * 2 + j % 2 : 0;
+  for (Index b = 0; b < f.batch; ++b)
+    for (Index o = 0; o < f.outputs; ++o)
+      for (Index i = 0; i < high; ++i)
+        for (Index j = 0; j < wide; ++j) {
+          const Index phase = enlarged ? i % 2 * 2 + j % 2 : 0;
           std::vector<int> seen;
-          for (long t = 0; t < reach * reach; ++t)
-            for (long c = 0; c < f.inputs; ++c) {
-              const long up = enlarged ? i / 2 + i % 2 + t / 2 - 1 : 2 * i + t / 3 - 1;
-              const long left = enlarged ? j / 2 + j % 2 + t % 2 - 1 : 2 * j + t % 3 - 1;
+          for (Index t = 0; t < reach * reach; ++t)
+            for (Index c = 0; c < f.inputs; ++c) {
+              const Index up = enlarged ? i / 2 + i % 2 + t / 2 - 1 : 2 * i + t / 3 - 1;
+              const Index left = enlarged ? j / 2 + j % 2 + t % 2 - 1 : 2 * j + t % 3 - 1;
               const bool inside = up >= 0 && up < f.height && left >= 0 && left < f.width;
               const double x = inside ? f.x[((b * f.inputs + c) * f.height + up) * f.width + left] : 0;
               seen.push_back(quantised(x, f.quantiser.inverse[c], f.quantiser.zero[c]));
@@ -214,34 +214,34 @@ inline Values int8_convolution(const moebius::Int8Convolution& f, bool enlarged)
 // Both residual blocks: `half(separable, positive [channels], pixel)` gives the outputs of a pixel.
 template <class F, class Pointwise, class Shortcut>
 inline Values residual_block(const F& f, bool projected, Pointwise pointwise, Shortcut shortcut) {
-  const long n = f.height * f.width;
+  const Index n = f.height * f.width;
   Values result;
-  for (long b = 0; b < f.batch; ++b) {
+  for (Index b = 0; b < f.batch; ++b) {
     const float* first = f.x + b * f.inputs * n;
     const Values x(first, first + f.inputs * n);
-    const auto half = [&](const Values& from, long channels, const auto& s, bool skip) {
+    const auto half = [&](const Values& from, Index channels, const auto& s, bool skip) {
       Values active = normal(from, channels, n, f.groups, f.epsilon, s.gain, s.shift);
       for (double& value : active) value = silu(value);
       const Values seen = depthwise(active, channels, f.height, f.width, s.depthwise, s.depthwise_bias);
       Values y(std::size_t(f.outputs * n));
-      for (long i = 0; i < n; ++i) {
+      for (Index i = 0; i < n; ++i) {
         Values positive;
-        for (long c = 0; c < channels; ++c) positive.push_back(relu(seen[std::size_t(c * n + i)]));
+        for (Index c = 0; c < channels; ++c) positive.push_back(relu(seen[std::size_t(c * n + i)]));
         const Values out = pointwise(s, positive, f.outputs);
-        for (long o = 0; o < f.outputs; ++o)
+        for (Index o = 0; o < f.outputs; ++o)
           y[std::size_t(o * n + i)] = out[std::size_t(o)] + (skip ? active[std::size_t(o * n + i)] : 0);
       }
       return y;
     };
     Values middle = half(x, f.inputs, f.first, !projected);
     for (std::size_t i = 0; i < middle.size(); ++i)
-      middle[i] = float(middle[i] + f.time[(f.time_rows == 1 ? 0 : b) * f.outputs + long(i) / n]);
+      middle[i] = float(middle[i] + f.time[(f.time_rows == 1 ? 0 : b) * f.outputs + Index(i) / n]);
     Values y = half(middle, f.outputs, f.second, true);
-    for (long i = 0; i < n; ++i) {
+    for (Index i = 0; i < n; ++i) {
       Values pixel;
-      for (long c = 0; c < f.inputs; ++c) pixel.push_back(x[std::size_t(c * n + i)]);
+      for (Index c = 0; c < f.inputs; ++c) pixel.push_back(x[std::size_t(c * n + i)]);
       const Values skipped = projected ? shortcut(pixel) : pixel;
-      for (long o = 0; o < f.outputs; ++o) y[std::size_t(o * n + i)] += skipped[std::size_t(o)];
+      for (Index o = 0; o < f.outputs; ++o) y[std::size_t(o * n + i)] += skipped[std::size_t(o)];
     }
     result.insert(result.end(), y.begin(), y.end());
   }
@@ -249,9 +249,9 @@ inline Values residual_block(const F& f, bool projected, Pointwise pointwise, Sh
 }
 
 inline Values residual_block(const moebius::ResidualBlock& f) {
-  const auto multiply = [](const Values& x, const float* weight, const float* bias, long outputs) {
+  const auto multiply = [](const Values& x, const float* weight, const float* bias, Index outputs) {
     Values y;
-    for (long o = 0; o < outputs; ++o) {
+    for (Index o = 0; o < outputs; ++o) {
       double sum = bias[o];
       for (std::size_t i = 0; i < x.size(); ++i) sum += x[i] * weight[std::size_t(o) * x.size() + i];
       y.push_back(sum);
@@ -260,17 +260,17 @@ inline Values residual_block(const moebius::ResidualBlock& f) {
   };
   return residual_block(
       f, f.shortcut != nullptr,
-      [&](const moebius::Separable& s, const Values& x, long outputs) { return multiply(x, s.pointwise, s.pointwise_bias, outputs); },
+      [&](const moebius::Separable& s, const Values& x, Index outputs) { return multiply(x, s.pointwise, s.pointwise_bias, outputs); },
       [&](const Values& x) { return multiply(x, f.shortcut, f.shortcut_bias, f.outputs); });
 }
 
 inline Values int8_residual_block(const moebius::Int8ResidualBlock& f) {
   return residual_block(
       f, f.shortcut.weight != nullptr,
-      [&](const moebius::Int8Separable& s, const Values& x, long outputs) {
-        return int8_outputs(x.data(), long(x.size()), s.quantiser, s.product, false, outputs);
+      [&](const moebius::Int8Separable& s, const Values& x, Index outputs) {
+        return int8_outputs(x.data(), Index(x.size()), s.quantiser, s.product, false, outputs);
       },
-      [&](const Values& x) { return int8_outputs(x.data(), long(x.size()), f.shortcut_quantiser, f.shortcut, false, f.outputs); });
+      [&](const Values& x) { return int8_outputs(x.data(), Index(x.size()), f.shortcut_quantiser, f.shortcut, false, f.outputs); });
 }
 
 }  // namespace reference

@@ -186,6 +186,6 @@ def test_refusals(tmp_path):
     with pytest.raises(DataError, match="buffer"):
         TarSource([tmp_path], buffer=0)
     if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "b.tar")
+        os.mkfifo(tmp_path / "b.tar")  # noqa: TID251
         with pytest.raises(DataError, match="tar file"):
             TarSource([tmp_path])

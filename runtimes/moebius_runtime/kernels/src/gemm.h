@@ -12,7 +12,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-inline long panels(long columns) { return (columns + kWide - 1) / kWide; }
+inline Index panels(Index columns) { return (columns + kWide - 1) / kWide; }
 
 template <int R>
 using Tile = vec[R][kVectors];
@@ -32,11 +32,11 @@ inline void add_lane(float32x4_t (&sums)[R][kVectors], const float32x4_t (&rows)
 // tile += rows [R, depth] (each `stride` floats after the one before) * panel [depth, kWide]. Four values of each row are
 // loaded at a time: an instruction takes its factor from any lane.
 template <int R>
-inline void multiply(Tile<R>& tile, const float* rows, long stride, const float* panel, long depth) {
+inline void multiply(Tile<R>& tile, const float* rows, Index stride, const float* panel, Index depth) {
   float32x4_t sums[R][kVectors], values[R];
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < kVectors; ++j) sums[i][j] = float32x4_t(tile[i][j]);
-  long k = 0;
+  Index k = 0;
   for (; k + 4 <= depth; k += 4, rows += 4, panel += 4 * kWide) {
     for (int i = 0; i < R; ++i) values[i] = vld1q_f32(rows + i * stride);
     add_lane<0, R>(sums, values, panel);
@@ -56,17 +56,17 @@ inline void multiply(Tile<R>& tile, const float* rows, long stride, const float*
 
 // tile += rows [R, depth] (each `stride` floats after the one before) * panel [depth, kWide].
 template <int R>
-inline void multiply(Tile<R>& tile, const float* rows, long stride, const float* panel, long depth) {
+inline void multiply(Tile<R>& tile, const float* rows, Index stride, const float* panel, Index depth) {
   Tile<R> sums;  // a local variable stays in registers
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < kVectors; ++j) sums[i][j] = tile[i][j];
   const char* at = reinterpret_cast<const char*>(rows);
   // Odd multiples of the stride in registers; the even ones are what an address can scale.
-  const long one = stride * long(sizeof(float)), three = 3 * one, five = 5 * one, seven = 7 * one, nine = 9 * one,
+  const Index one = stride * Index(sizeof(float)), three = 3 * one, five = 5 * one, seven = 7 * one, nine = 9 * one,
              eleven = 11 * one, thirteen = 13 * one;
-  for (long k = 0; k < depth; ++k, at += sizeof(float), panel += kWide) {
+  for (Index k = 0; k < depth; ++k, at += sizeof(float), panel += kWide) {
     const vec left = load(panel), right = load(panel + kLanes);
-    const auto row = [&](auto index, long offset) {
+    const auto row = [&](auto index, Index offset) {
       constexpr int i = decltype(index)::value;
       if constexpr (i < R) {
         float weight;
@@ -99,7 +99,7 @@ inline void multiply(Tile<R>& tile, const float* rows, long stride, const float*
 
 // Calls f(integral_constant R) for R = rows, 1 <= rows <= kRows.
 template <int R = kRows, class F>
-inline void with_rows(long rows, F&& f) {
+inline void with_rows(Index rows, F&& f) {
   if (rows >= R) {
     f(std::integral_constant<int, R>{});
   } else if constexpr (R > 1) {
@@ -109,8 +109,8 @@ inline void with_rows(long rows, F&& f) {
 
 // Calls f(integral_constant R, first row) for blocks of at most kRows of the rows [first, last).
 template <class F>
-inline void row_blocks(long first, long last, F&& f) {
-  for (long row = first; row < last; row += kRows)
+inline void row_blocks(Index first, Index last, F&& f) {
+  for (Index row = first; row < last; row += kRows)
     with_rows(last - row, [&](auto count) { f(count, row); });
 }
 
@@ -118,34 +118,34 @@ inline void row_blocks(long first, long last, F&& f) {
 // a few panels, as many as a core's second-level cache holds beside the weights of a tile, and where that makes few tasks,
 // a part of the rows, so that threads end together.
 template <class F>
-inline void each_task(const moebius::Threads& threads, long rows, long count, long depth, F&& f) {
-  constexpr long kTasks = 16;
-  const long fits = (512 << 10) / (depth * kWide * long(sizeof(float)));
-  const long group = fits < 1 ? 1 : fits > 4 ? 4 : fits, groups = (count + group - 1) / group;
-  const long blocks = (rows + kRows - 1) / kRows, parts = groups >= kTasks ? 1 : (kTasks + groups - 1) / groups;
-  const long part = (blocks + parts - 1) / parts * kRows;
-  threads.each(groups * parts, [&](long task) {
-    const long first = task / parts * group, last = first + group < count ? first + group : count;
-    const long top = task % parts * part, bottom = top + part < rows ? top + part : rows;
+inline void each_task(const moebius::Threads& threads, Index rows, Index count, Index depth, F&& f) {
+  constexpr Index kTasks = 16;
+  const Index fits = (512 << 10) / (depth * kWide * Index(sizeof(float)));
+  const Index group = fits < 1 ? 1 : fits > 4 ? 4 : fits, groups = (count + group - 1) / group;
+  const Index blocks = (rows + kRows - 1) / kRows, parts = groups >= kTasks ? 1 : (kTasks + groups - 1) / groups;
+  const Index part = (blocks + parts - 1) / parts * kRows;
+  threads.each(groups * parts, [&](Index task) {
+    const Index first = task / parts * group, last = first + group < count ? first + group : count;
+    const Index top = task % parts * part, bottom = top + part < rows ? top + part : rows;
     f(top, bottom, first, last);
   });
 }
 
 // f(integral_constant R, first row, panel) for every tile of these tasks.
 template <class F>
-inline void each_tile(const moebius::Threads& threads, long rows, long count, long depth, F&& f) {
-  each_task(threads, rows, count, depth, [&](long top, long bottom, long first, long last) {
-    row_blocks(top, bottom, [&](auto size, long row) {
-      for (long p = first; p < last; ++p) f(size, row, p);
+inline void each_tile(const moebius::Threads& threads, Index rows, Index count, Index depth, F&& f) {
+  each_task(threads, rows, count, depth, [&](Index top, Index bottom, Index first, Index last) {
+    row_blocks(top, bottom, [&](auto size, Index row) {
+      for (Index p = first; p < last; ++p) f(size, row, p);
     });
   });
 }
 
 // f(row, vector, first column, lanes) for the vectors of panel p that hold any of `columns` columns.
 template <int R, class F>
-inline void each_vector(long columns, long p, F&& f) {
+inline void each_vector(Index columns, Index p, F&& f) {
   for (int j = 0; j < kVectors; ++j) {
-    const long left = columns - p * kWide - j * kLanes;
+    const Index left = columns - p * kWide - j * kLanes;
     if (left <= 0) return;
     for (int i = 0; i < R; ++i) f(i, j, p * kWide + j * kLanes, int(left < kLanes ? left : kLanes));
   }

@@ -20,7 +20,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-constexpr long kPacked = 16;  // outputs in a panel of packed weights
+constexpr Index kPacked = 16;  // outputs in a panel of packed weights
 
 template <int R>
 using Sums = ivec[R][kVectors];
@@ -30,16 +30,16 @@ typedef unsigned char bytes __attribute__((vector_size(kLanes)));
 // Rows in the operand format; `stride` bytes apart.
 struct Rows {
   const char* at;
-  long stride;
+  Index stride;
   const int* start = nullptr;  // of a format with shifted activations: what each sum begins with
 
-  Rows operator+(long rows) const;  // without the first ones, a multiple of kUnit
+  Rows operator+(Index rows) const;  // without the first ones, a multiple of kUnit
 };
 
 // A panel in the operand format: its two vectors, and the bytes from one part of the depth to the next.
 struct Panel {
   const char *left, *right;
-  long step;
+  Index step;
   const int* start = nullptr;
 };
 
@@ -58,12 +58,12 @@ inline ivec splat_bytes(const void* from) {
 }
 
 // Where packed weights of a column are.
-inline const std::int8_t* packed_column(const std::int8_t* weight, long depth, long column) {
+inline const std::int8_t* packed_column(const std::int8_t* weight, Index depth, Index column) {
   return weight + column / kPacked * depth * kPacked + column % kPacked * 4;
 }
 
 // The first column of a panel's second vector. Beyond the last packed one it is the first vector's again, to stay in bounds.
-inline long second_column(long outputs, long column) {
+inline Index second_column(Index outputs, Index column) {
   return column + kLanes < (outputs + kPacked - 1) / kPacked * kPacked ? column + kLanes : column;
 }
 
@@ -81,7 +81,7 @@ inline long second_column(long outputs, long column) {
 
 namespace MOEBIUS_VARIANT {
 
-inline Rows Rows::operator+(long rows) const {
+inline Rows Rows::operator+(Index rows) const {
   return {at + rows / kUnit * stride, stride, start == nullptr ? nullptr : start + rows};
 }
 
@@ -126,7 +126,7 @@ inline void store_bytes(std::uint8_t* to, ivec value, int count) {
 // Scratch memory for INT8 values.
 class Bytes {
  public:
-  explicit Bytes(long count) : floats_((count + 3) / 4) {}
+  explicit Bytes(Index count) : floats_((count + 3) / 4) {}
   operator std::uint8_t*() const { return reinterpret_cast<std::uint8_t*>(static_cast<float*>(floats_)); }
 
  private:
@@ -136,7 +136,7 @@ class Bytes {
 // Prefetches what the end of a tile will touch during its matmul: rows of a picture are a page or more apart, which the
 // hardware prefetcher does not predict. `to_write`: 1 where they will be written, else 0.
 template <int R, int to_write>
-inline void fetch(const float* first, long row_stride) {
+inline void fetch(const float* first, Index row_stride) {
 #if defined(__GNUC__)
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < kVectors; ++j) __builtin_prefetch(first + i * row_stride + j * kLanes, to_write);
@@ -145,10 +145,10 @@ inline void fetch(const float* first, long row_stride) {
 
 // f(integral_constant R, first row) for the rows [0, rows) in blocks of at most kRows of about equal size.
 template <class F>
-inline void even_blocks(long rows, F&& f) {
-  const long units = (rows + kUnit - 1) / kUnit, count = (rows + kRows - 1) / kRows;
-  for (long i = 0; i < count; ++i) {
-    const long from = units * i / count * kUnit, to = units * (i + 1) / count * kUnit;
+inline void even_blocks(Index rows, F&& f) {
+  const Index units = (rows + kUnit - 1) / kUnit, count = (rows + kRows - 1) / kRows;
+  for (Index i = 0; i < count; ++i) {
+    const Index from = units * i / count * kUnit, to = units * (i + 1) / count * kUnit;
     with_rows((to < rows ? to : rows) - from, [&](auto size) { f(size, from); });
   }
 }

@@ -6,7 +6,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-constexpr long kUnit = 1;  // rows that a block starts at a multiple of
+constexpr Index kUnit = 1;  // rows that a block starts at a multiple of
 
 // Per lane: sum + u[0] s[0] + u[1] s[1] + u[2] s[2] + u[3] s[3], u uint8 and s int8.
 inline ivec add_products(ivec sum, ivec u, ivec s) {
@@ -20,48 +20,48 @@ inline ivec add_products(ivec sum, ivec u, ivec s) {
 }
 
 // Bytes of a picture's panel, and of what the conversions need.
-inline long panel_bytes(long depth) { return depth * kWide; }
-inline long columns_bytes(long) { return 0; }
+inline Index panel_bytes(Index depth) { return depth * kWide; }
+inline Index columns_bytes(Index) { return 0; }
 template <bool weights>
-inline long rows_bytes(long, long) {
+inline Index rows_bytes(Index, Index) {
   return 0;
 }
 
 // Four channels of kWide columns, uint8 [kWide][4], to a picture's panel.
-inline void put_group(std::uint8_t* panel, long, long group, const void* columns) {
+inline void put_group(std::uint8_t* panel, Index, Index group, const void* columns) {
   std::memcpy(panel + group * 4 * kWide, columns, 4 * kWide);
 }
 
-inline Panel panel_of(const std::uint8_t* panel, long) {
+inline Panel panel_of(const std::uint8_t* panel, Index) {
   const char* at = reinterpret_cast<const char*>(panel);
   return {at, at + 4 * kLanes, 4 * kWide};
 }
 
 // The panel of columns [column, column + kWide) of packed weights.
-inline Panel columns_of(const std::int8_t* weight, long depth, long outputs, long column, std::uint8_t*) {
-  const auto place = [&](long c) { return reinterpret_cast<const char*>(packed_column(weight, depth, c)); };
+inline Panel columns_of(const std::int8_t* weight, Index depth, Index outputs, Index column, std::uint8_t*) {
+  const auto place = [&](Index c) { return reinterpret_cast<const char*>(packed_column(weight, depth, c)); };
   return {place(column), place(second_column(outputs, column)), 4 * kPacked};
 }
 
 // Rows of int8 weights or uint8 activations.
 template <bool weights>
-inline Rows rows_of(const void* from, long, long depth, std::uint8_t*) {
+inline Rows rows_of(const void* from, Index, Index depth, std::uint8_t*) {
   return {static_cast<const char*>(from), depth};
 }
 
 // sums = rows [R, depth] * panel. Depth: a multiple of 4.
 template <bool weight_rows, int R>
-inline void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, long depth) {
+inline void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
   Sums<R> sums;
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < kVectors; ++j) sums[i][j] = ivec{};
   const char *at = rows.at, *left = panel.left, *right = panel.right;
-  const long stride = rows.stride, step = panel.step;
-  const long three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
+  const Index stride = rows.stride, step = panel.step;
+  const Index three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
              thirteen = 13 * stride;
-  for (long k = 0; k < depth; k += 4, at += 4, left += step, right += step) {
+  for (Index k = 0; k < depth; k += 4, at += 4, left += step, right += step) {
     const ivec first = load_bytes(left), second = load_bytes(right);
-    const auto row = [&](auto index, long offset) {
+    const auto row = [&](auto index, Index offset) {
       constexpr int i = decltype(index)::value;
       if constexpr (i < R) {
         const ivec four = splat_bytes(at + offset);

@@ -13,13 +13,13 @@ static_assert(kLanes == 4 && kWide == 8, "the conversions are written for two re
 
 #if MOEBIUS_NEON == 1
 
-constexpr long kUnit = 1;  // rows that a block starts at a multiple of
+constexpr Index kUnit = 1;  // rows that a block starts at a multiple of
 
 // Bytes of a picture's panel, and of what the conversions need.
-inline long panel_bytes(long depth) { return 2 * depth * kWide; }
-inline long columns_bytes(long depth) { return panel_bytes(depth); }
+inline Index panel_bytes(Index depth) { return 2 * depth * kWide; }
+inline Index columns_bytes(Index depth) { return panel_bytes(depth); }
 template <bool weights>
-inline long rows_bytes(long count, long depth) {
+inline Index rows_bytes(Index count, Index depth) {
   return 2 * count * depth;
 }
 
@@ -31,35 +31,35 @@ inline int16x8_t widened(uint8x8_t x) {
 
 // Four channels of kWide columns, [kWide][4] bytes, to a panel [depth][kWide].
 template <bool weights>
-inline void put_columns(std::uint8_t* panel, long group, const void* columns) {
+inline void put_columns(std::uint8_t* panel, Index group, const void* columns) {
   const uint8x8x4_t channels = vld4_u8(static_cast<const std::uint8_t*>(columns));
   std::int16_t* to = reinterpret_cast<std::int16_t*>(panel) + group * 4 * kWide;
   for (int i = 0; i < 4; ++i) vst1q_s16(to + i * kWide, widened<weights>(channels.val[i]));
 }
 
-inline void put_group(std::uint8_t* panel, long, long group, const void* columns) {
+inline void put_group(std::uint8_t* panel, Index, Index group, const void* columns) {
   put_columns<false>(panel, group, columns);
 }
 
-inline Panel panel_of(const std::uint8_t* panel, long) {
+inline Panel panel_of(const std::uint8_t* panel, Index) {
   const char* at = reinterpret_cast<const char*>(panel);
   return {at, at + kLanes * 2, kWide * 2};
 }
 
 // The panel of columns [column, column + kWide) of packed weights.
-inline Panel columns_of(const std::int8_t* weight, long depth, long, long column, std::uint8_t* panel) {
+inline Panel columns_of(const std::int8_t* weight, Index depth, Index, Index column, std::uint8_t* panel) {
   const std::int8_t* from = packed_column(weight, depth, column);
-  for (long group = 0; group < depth / 4; ++group) put_columns<true>(panel, group, from + group * 4 * kPacked);
+  for (Index group = 0; group < depth / 4; ++group) put_columns<true>(panel, group, from + group * 4 * kPacked);
   return panel_of(panel, depth);
 }
 
 // Rows of int8 weights or uint8 activations.
 template <bool weights>
-inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) {
+inline Rows rows_of(const void* from, Index count, Index depth, std::uint8_t* to) {
   const std::uint8_t* row = static_cast<const std::uint8_t*>(from);
   std::int16_t* wide = reinterpret_cast<std::int16_t*>(to);
-  const long size = count * depth;
-  long k = 0;
+  const Index size = count * depth;
+  Index k = 0;
   for (; k + 8 <= size; k += 8) vst1q_s16(wide + k, widened<weights>(vld1_u8(row + k)));
   for (; k < size; ++k) wide[k] = weights ? std::int16_t(std::int8_t(row[k])) : std::int16_t(row[k]);
   return {reinterpret_cast<const char*>(to), 2 * depth};
@@ -77,12 +77,12 @@ inline void add_lane(int32x4_t (&sums)[R][kVectors], const int16x4_t (&rows)[R],
 
 // sums = rows [R, depth] * panel. Depth: a multiple of 4.
 template <bool weight_rows, int R>
-MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, long depth) {
+MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
   int32x4_t sums[R][kVectors];
   for (int i = 0; i < R; ++i) sums[i][0] = sums[i][1] = vdupq_n_s32(0);
   const std::int16_t* columns = reinterpret_cast<const std::int16_t*>(panel.left);
   const char* at = rows.at;
-  for (long k = 0; k < depth; k += 4, at += 8, columns += 4 * kWide) {
+  for (Index k = 0; k < depth; k += 4, at += 8, columns += 4 * kWide) {
     int16x4_t values[R];
     for (int i = 0; i < R; ++i) values[i] = vld1_s16(reinterpret_cast<const std::int16_t*>(at + i * rows.stride));
     add_lane<0, R>(sums, values, columns);
@@ -96,33 +96,33 @@ MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& pane
 
 #elif MOEBIUS_NEON == 2
 
-constexpr long kUnit = 1;
+constexpr Index kUnit = 1;
 
-inline long panel_bytes(long depth) { return depth * kWide; }
-inline long columns_bytes(long) { return kWide * sizeof(int); }
+inline Index panel_bytes(Index depth) { return depth * kWide; }
+inline Index columns_bytes(Index) { return kWide * sizeof(int); }
 template <bool weights>
-inline long rows_bytes(long count, long depth) {
-  return weights ? count * long(sizeof(int)) : count * depth;
+inline Index rows_bytes(Index count, Index depth) {
+  return weights ? count * Index(sizeof(int)) : count * depth;
 }
 
 // Four channels of kWide columns, uint8 [kWide][4], to a picture's panel [depth / 4][kWide][4], less 128.
-inline void put_group(std::uint8_t* panel, long, long group, const void* columns) {
+inline void put_group(std::uint8_t* panel, Index, Index group, const void* columns) {
   const std::uint8_t* from = static_cast<const std::uint8_t*>(columns);
   std::uint8_t* to = panel + group * 4 * kWide;
   for (int j = 0; j < kVectors; ++j) vst1q_u8(to + 16 * j, veorq_u8(vld1q_u8(from + 16 * j), vdupq_n_u8(128)));
 }
 
-inline Panel panel_of(const std::uint8_t* panel, long) {
+inline Panel panel_of(const std::uint8_t* panel, Index) {
   const char* at = reinterpret_cast<const char*>(panel);
   return {at, at + 16, 4 * kWide};
 }
 
 // The panel of columns [column, column + kWide) of packed weights, with 128 times the sum of each column.
-inline Panel columns_of(const std::int8_t* weight, long depth, long, long column, std::uint8_t* scratch) {
+inline Panel columns_of(const std::int8_t* weight, Index depth, Index, Index column, std::uint8_t* scratch) {
   const std::int8_t* from = packed_column(weight, depth, column);
   int32x4_t sums[kVectors] = {vdupq_n_s32(0), vdupq_n_s32(0)};
   const int8x16_t ones = vdupq_n_s8(1);
-  for (long group = 0; group < depth / 4; ++group)
+  for (Index group = 0; group < depth / 4; ++group)
     for (int j = 0; j < kVectors; ++j)
       sums[j] = vdotq_s32(sums[j], vld1q_s8(from + group * 4 * kPacked + 16 * j), ones);
   int* start = reinterpret_cast<int*>(scratch);
@@ -133,14 +133,14 @@ inline Panel columns_of(const std::int8_t* weight, long depth, long, long column
 
 // Rows of uint8 activations less 128, or of int8 weights as they are, with 128 times the sum of each.
 template <bool weights>
-inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) {
+inline Rows rows_of(const void* from, Index count, Index depth, std::uint8_t* to) {
   const std::uint8_t* row = static_cast<const std::uint8_t*>(from);
   if constexpr (weights) {
     int* start = reinterpret_cast<int*>(to);
-    for (long r = 0; r < count; ++r, row += depth) {
+    for (Index r = 0; r < count; ++r, row += depth) {
       const std::int8_t* values = reinterpret_cast<const std::int8_t*>(row);
       int32x4_t sums = vdupq_n_s32(0);
-      long k = 0;
+      Index k = 0;
       for (; k + 16 <= depth; k += 16) sums = vdotq_s32(sums, vld1q_s8(values + k), vdupq_n_s8(1));
       int sum = vaddvq_s32(sums);
       for (; k < depth; ++k) sum += values[k];
@@ -148,8 +148,8 @@ inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) 
     }
     return {static_cast<const char*>(from), depth, start};
   }
-  const long size = count * depth;
-  long k = 0;
+  const Index size = count * depth;
+  Index k = 0;
   for (; k + 16 <= size; k += 16) vst1q_u8(to + k, veorq_u8(vld1q_u8(row + k), vdupq_n_u8(128)));
   for (; k < size; ++k) to[k] = row[k] ^ 128;
   return {reinterpret_cast<const char*>(to), depth};
@@ -157,7 +157,7 @@ inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) 
 
 // sums[i] += four values of row i in lane `Lane` * the panel's columns.
 template <int Lane, int R>
-inline void add_lane(int32x4_t (&sums)[R][kVectors], const int8x16_t (&rows)[R], const Panel& panel, long group) {
+inline void add_lane(int32x4_t (&sums)[R][kVectors], const int8x16_t (&rows)[R], const Panel& panel, Index group) {
   const int8x16_t left = vld1q_s8(reinterpret_cast<const std::int8_t*>(panel.left + group * panel.step)),
                   right = vld1q_s8(reinterpret_cast<const std::int8_t*>(panel.right + group * panel.step));
   for (int i = 0; i < R; ++i) {
@@ -168,14 +168,14 @@ inline void add_lane(int32x4_t (&sums)[R][kVectors], const int8x16_t (&rows)[R],
 
 // sums = rows [R, depth] * panel. Depth: a multiple of 4.
 template <bool weight_rows, int R>
-MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, long depth) {
+MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
   int32x4_t sums[R][kVectors];
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < kVectors; ++j)
       sums[i][j] = weight_rows ? vdupq_n_s32(rows.start[i]) : vld1q_s32(panel.start + j * kLanes);
   const char* at = rows.at;
   int8x16_t values[R];
-  long group = 0;
+  Index group = 0;
   for (; group + 4 <= depth / 4; group += 4, at += 16) {
     for (int i = 0; i < R; ++i) values[i] = vld1q_s8(reinterpret_cast<const std::int8_t*>(at + i * rows.stride));
     add_lane<0, R>(sums, values, panel, group);
@@ -193,36 +193,36 @@ MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& pane
 
 #else
 
-constexpr long kUnit = 2;  // two rows are in a register
+constexpr Index kUnit = 2;  // two rows are in a register
 
-inline long eights(long depth) { return (depth + 7) / 8; }  // of depth, the last filled up with zeros
+inline Index eights(Index depth) { return (depth + 7) / 8; }  // of depth, the last filled up with zeros
 
-inline long panel_bytes(long depth) { return eights(depth) * 8 * kWide; }
-inline long columns_bytes(long depth) { return panel_bytes(depth); }
+inline Index panel_bytes(Index depth) { return eights(depth) * 8 * kWide; }
+inline Index columns_bytes(Index depth) { return panel_bytes(depth); }
 template <bool weights>
-inline long rows_bytes(long count, long depth) {
+inline Index rows_bytes(Index count, Index depth) {
   return (count + 1) / 2 * eights(depth) * 16;
 }
 
 // Four channels of kWide columns, [kWide][4] bytes, to a panel [depth / 8][kWide][8].
-inline void put_group(std::uint8_t* panel, long depth, long group, const void* columns) {
+inline void put_group(std::uint8_t* panel, Index depth, Index group, const void* columns) {
   const std::uint32_t* from = static_cast<const std::uint32_t*>(columns);
   std::uint32_t* to = reinterpret_cast<std::uint32_t*>(panel) + group / 2 * 2 * kWide + group % 2;
-  for (long t = 0; t < kWide; ++t) to[2 * t] = from[t];
+  for (Index t = 0; t < kWide; ++t) to[2 * t] = from[t];
   if (group % 2 == 0 && group == depth / 4 - 1)
-    for (long t = 0; t < kWide; ++t) to[2 * t + 1] = 0;
+    for (Index t = 0; t < kWide; ++t) to[2 * t + 1] = 0;
 }
 
-inline Panel panel_of(const std::uint8_t* panel, long) {
+inline Panel panel_of(const std::uint8_t* panel, Index) {
   const char* at = reinterpret_cast<const char*>(panel);
   return {at, at + 8 * kLanes, 8 * kWide};
 }
 
 // The panel of columns [column, column + kWide) of packed weights.
-inline Panel columns_of(const std::int8_t* weight, long depth, long, long column, std::uint8_t* panel) {
+inline Panel columns_of(const std::int8_t* weight, Index depth, Index, Index column, std::uint8_t* panel) {
   const std::int32_t* from = reinterpret_cast<const std::int32_t*>(packed_column(weight, depth, column));
   std::int32_t* to = reinterpret_cast<std::int32_t*>(panel);
-  for (long group = 0; group < depth / 4; group += 2, from += 2 * kPacked, to += 2 * kWide)
+  for (Index group = 0; group < depth / 4; group += 2, from += 2 * kPacked, to += 2 * kWide)
     for (int j = 0; j < kVectors; ++j) {
       const int32x4_t low = vld1q_s32(from + kLanes * j);
       const int32x4_t high = group + 1 < depth / 4 ? vld1q_s32(from + kPacked + kLanes * j) : vdupq_n_s32(0);
@@ -234,12 +234,12 @@ inline Panel columns_of(const std::int8_t* weight, long depth, long, long column
 
 // Rows of int8 weights or uint8 activations: [rows / 2][depth / 8][2][8].
 template <bool weights>
-inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) {
+inline Rows rows_of(const void* from, Index count, Index depth, std::uint8_t* to) {
   const std::uint8_t* row = static_cast<const std::uint8_t*>(from);
-  const long stride = eights(depth) * 16;
-  for (long r = 0; r < count; r += 2, row += 2 * depth, to += stride) {
+  const Index stride = eights(depth) * 16;
+  for (Index r = 0; r < count; r += 2, row += 2 * depth, to += stride) {
     const bool both = r + 1 < count;
-    long k = 0;
+    Index k = 0;
     for (; k + 8 <= depth; k += 8) {
       const uint8x8_t low = vld1_u8(row + k), high = both ? vld1_u8(row + depth + k) : vdup_n_u8(0);
       vst1q_u8(to + 2 * k, vcombine_u8(low, high));
@@ -254,13 +254,13 @@ inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) 
 
 // sums = rows [R, depth] * panel. Depth: a multiple of 4.
 template <bool weight_rows, int R>
-MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, long depth) {
+MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
   constexpr int kPairs = (R + 1) / 2;
   int32x4_t sums[kPairs][4];  // of two rows and two columns: with weights as rows [column][row], else [row][column]
   for (int i = 0; i < kPairs; ++i)
     for (int j = 0; j < 4; ++j) sums[i][j] = vdupq_n_s32(0);
   const char *at = rows.at, *columns = panel.left;
-  for (long k = 0; k < depth; k += 8, at += 16, columns += 8 * kWide) {
+  for (Index k = 0; k < depth; k += 8, at += 16, columns += 8 * kWide) {
     uint8x16_t values[kPairs];
     for (int i = 0; i < kPairs; ++i) values[i] = vld1q_u8(reinterpret_cast<const std::uint8_t*>(at + i * rows.stride));
     for (int j = 0; j < 4; ++j) {

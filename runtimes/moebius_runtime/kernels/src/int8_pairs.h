@@ -9,7 +9,7 @@
 
 namespace MOEBIUS_VARIANT {
 
-constexpr long kUnit = 1;  // rows that a block starts at a multiple of
+constexpr Index kUnit = 1;  // rows that a block starts at a multiple of
 
 typedef short shorts __attribute__((vector_size(kLanes * sizeof(int))));
 
@@ -38,37 +38,37 @@ inline ivec add_pairs(ivec sum, ivec a, ivec b) {
 }
 
 // Bytes of a picture's panel, and of what the conversions need.
-inline long panel_bytes(long depth) { return 2 * depth * kWide; }
-inline long columns_bytes(long depth) { return panel_bytes(depth); }
+inline Index panel_bytes(Index depth) { return 2 * depth * kWide; }
+inline Index columns_bytes(Index depth) { return panel_bytes(depth); }
 template <bool weights>
-inline long rows_bytes(long count, long depth) {
+inline Index rows_bytes(Index count, Index depth) {
   return 2 * count * depth;
 }
 
 // A panel is [depth / 4][even, odd][kWide] lanes.
 template <bool with_sign>
-inline void put_vector(std::uint8_t* panel, long group, int vector, ivec four) {
-  std::uint8_t* to = panel + (group * 2 * kVectors + vector) * long(sizeof(ivec));
+inline void put_vector(std::uint8_t* panel, Index group, int vector, ivec four) {
+  std::uint8_t* to = panel + (group * 2 * kVectors + vector) * Index(sizeof(ivec));
   store_ints(to, evens<with_sign>(four));
   store_ints(to + kVectors * sizeof(ivec), odds<with_sign>(four));
 }
 
 // Four channels of kWide columns, uint8 [kWide][4], to a picture's panel.
-inline void put_group(std::uint8_t* panel, long, long group, const void* columns) {
+inline void put_group(std::uint8_t* panel, Index, Index group, const void* columns) {
   for (int j = 0; j < kVectors; ++j)
     put_vector<false>(panel, group, j, load_bytes(static_cast<const char*>(columns) + j * sizeof(ivec)));
 }
 
-inline Panel panel_of(const std::uint8_t* panel, long) {
+inline Panel panel_of(const std::uint8_t* panel, Index) {
   const char* at = reinterpret_cast<const char*>(panel);
   return {at, at + sizeof(ivec), kVectors * sizeof(ivec)};
 }
 
 // The panel of columns [column, column + kWide) of packed weights.
-inline Panel columns_of(const std::int8_t* weight, long depth, long outputs, long column, std::uint8_t* panel) {
+inline Panel columns_of(const std::int8_t* weight, Index depth, Index outputs, Index column, std::uint8_t* panel) {
   const std::int8_t *left = packed_column(weight, depth, column),
                     *right = packed_column(weight, depth, second_column(outputs, column));
-  for (long group = 0; group < depth / 4; ++group) {
+  for (Index group = 0; group < depth / 4; ++group) {
     put_vector<true>(panel, group, 0, load_bytes(left + group * 4 * kPacked));
     put_vector<true>(panel, group, 1, load_bytes(right + group * 4 * kPacked));
   }
@@ -77,12 +77,12 @@ inline Panel columns_of(const std::int8_t* weight, long depth, long outputs, lon
 
 // Rows of int8 weights or uint8 activations: of each row first its even lanes [depth / 4], then its odd ones.
 template <bool weights>
-inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) {
-  for (long r = 0; r < count; ++r) {
+inline Rows rows_of(const void* from, Index count, Index depth, std::uint8_t* to) {
+  for (Index r = 0; r < count; ++r) {
     const char* row = static_cast<const char*>(from) + r * depth;
     std::uint8_t* even = to + 2 * r * depth;
-    long k = 0;
-    for (; k + long(sizeof(ivec)) <= depth; k += sizeof(ivec)) {
+    Index k = 0;
+    for (; k + Index(sizeof(ivec)) <= depth; k += sizeof(ivec)) {
       const ivec four = load_bytes(row + k);
       store_ints(even + k, evens<weights>(four));
       store_ints(even + depth + k, odds<weights>(four));
@@ -99,17 +99,17 @@ inline Rows rows_of(const void* from, long count, long depth, std::uint8_t* to) 
 
 // sums = rows [R, depth] * panel. Depth: a multiple of 4.
 template <bool weight_rows, int R>
-MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, long depth) {
+MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
   Sums<R> sums;
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < kVectors; ++j) sums[i][j] = ivec{};
   const char *even = rows.at, *odd = rows.at + depth, *column = panel.left;
-  const long stride = rows.stride;
-  const long three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
+  const Index stride = rows.stride;
+  const Index three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
              thirteen = 13 * stride;
   const auto add = [&](const char* at, const char* pair) {
     const ivec first = load_bytes(pair), second = load_bytes(pair + sizeof(ivec));
-    const auto row = [&](auto index, long offset) {
+    const auto row = [&](auto index, Index offset) {
       constexpr int i = decltype(index)::value;
       if constexpr (i < R) {
         const ivec two = splat_bytes(at + offset);
@@ -132,7 +132,7 @@ MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& pane
     row(std::integral_constant<int, 12>{}, 4 * three);
     row(std::integral_constant<int, 13>{}, thirteen);
   };
-  for (long k = 0; k < depth; k += 4, even += 4, odd += 4, column += 4 * sizeof(ivec)) {
+  for (Index k = 0; k < depth; k += 4, even += 4, odd += 4, column += 4 * sizeof(ivec)) {
     add(even, column);
     add(odd, column + 2 * sizeof(ivec));
   }

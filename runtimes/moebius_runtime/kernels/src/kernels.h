@@ -9,14 +9,14 @@ namespace moebius {
 
 // tokens [batch, height*width, channels] -> the same: expand, SiLU, depthwise 3x3, gate, project.
 struct FeedForward {
-  long batch, height, width, channels, hidden;
+  Index batch, height, width, channels, hidden;
   const float *x, *expand, *expand_bias, *depthwise, *depthwise_bias, *project;
   float* y;
 };
 
 // query [batch, n, heads*depth], values [batch, n, depth], summary [batch, depth, depth], window [depth, reach, reach].
 struct LocalLambda {
-  long batch, height, width, heads, depth, reach;
+  Index batch, height, width, heads, depth, reach;
   const float *query, *values, *summary, *window;
   float* y;
 };
@@ -28,7 +28,7 @@ struct Separable {
 
 // x [batch, inputs, height, width] -> [batch, outputs, height, width]; time [outputs] or [batch, outputs].
 struct ResidualBlock {
-  long batch, inputs, outputs, height, width, groups, time_rows;
+  Index batch, inputs, outputs, height, width, groups, time_rows;
   float epsilon;
   const float *x, *time;
   Separable first, second;
@@ -38,14 +38,14 @@ struct ResidualBlock {
 
 // x [batch, inputs, height, width], weight [outputs, inputs, 3, 3]; padding 1, stride 1.
 struct Conv3x3 {
-  long batch, inputs, outputs, height, width;
+  Index batch, inputs, outputs, height, width;
   const float *x, *weight, *bias;
   float* y;
 };
 
 // x [batch, channels, pixels] -> the same, normalised by groups of channels, times gain plus shift, both [channels].
 struct GroupNorm {
-  long batch, channels, pixels, groups;
+  Index batch, channels, pixels, groups;
   float epsilon;
   const float *x, *gain, *shift;
   float* y;
@@ -64,7 +64,7 @@ struct Int8Product {
 
 // x [batch, tokens / batch, inputs] -> [batch, tokens / batch, outputs], or with the last two sizes exchanged.
 struct Int8Linear {
-  long batch, tokens, inputs, outputs;
+  Index batch, tokens, inputs, outputs;
   const float* x;
   Quantiser quantiser;
   Int8Product product;
@@ -73,7 +73,7 @@ struct Int8Linear {
 
 // As FeedForward.
 struct Int8FeedForward {
-  long batch, height, width, channels, hidden;
+  Index batch, height, width, channels, hidden;
   const float* x;
   Quantiser quantiser;
   Int8Product expand;
@@ -92,7 +92,7 @@ struct Int8Separable {
 
 // As ResidualBlock.
 struct Int8ResidualBlock {
-  long batch, inputs, outputs, height, width, groups, time_rows;
+  Index batch, inputs, outputs, height, width, groups, time_rows;
   float epsilon;
   const float *x, *time;
   Int8Separable first, second;
@@ -104,7 +104,7 @@ struct Int8ResidualBlock {
 // x [batch, inputs, height, width]; weight by output, tap and input: [outputs, 9, inputs], or after upsampling
 // [4, outputs, 4, inputs] with the four output phases first, also in its scale and offset.
 struct Int8Convolution {
-  long batch, inputs, outputs, height, width;
+  Index batch, inputs, outputs, height, width;
   const float* x;
   Quantiser quantiser;
   Int8Product product;

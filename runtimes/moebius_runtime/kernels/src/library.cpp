@@ -8,7 +8,11 @@
 #include "dispatch.h"
 #include "int8_operators.h"
 
+#if defined(_WIN32)
+#define MOEBIUS_API extern "C" __declspec(dllexport)
+#else
 #define MOEBIUS_API extern "C" __attribute__((visibility("default")))
+#endif
 
 namespace {
 

@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include "work.h"
+
 // MOEBIUS_NEON, where it is defined: 1 for the baseline of AArch64, 2 with its dot products, 3 with its INT8 matrix products.
 #if defined(MOEBIUS_NEON)
 #include <arm_neon.h>
@@ -70,9 +72,9 @@ inline float sum(vec value) {
 
 // The sum of f over [0, count): `many(i)` gives the terms i .. i + kLanes, `one(i)` a single one.
 template <class Many, class One>
-inline float total(long count, Many many, One one) {
+inline float total(Index count, Many many, One one) {
   vec sums = splat(0);
-  long i = 0;
+  Index i = 0;
   for (; i + kLanes <= count; i += kLanes) sums += many(i);
   float result = sum(sums);
   for (; i < count; ++i) result += one(i);

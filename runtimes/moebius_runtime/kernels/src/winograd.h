@@ -19,9 +19,9 @@
 namespace MOEBIUS_VARIANT {
 
 constexpr int kTile = 4;                 // results of a tile, each way
-constexpr long kDepth = 128;             // channels of a partial sum: shorter sums, less rounding
-constexpr long kStripBytes = 16L << 20;  // of transformed pictures: half a third-level cache
-constexpr long kGroup = 2;               // panels of tiles that are multiplied by the same rows of weights
+constexpr Index kDepth = 128;             // channels of a partial sum: shorter sums, less rounding
+constexpr Index kStripBytes = 16L << 20;  // of transformed pictures: half a third-level cache
+constexpr Index kGroup = 2;               // panels of tiles that are multiplied by the same rows of weights
 
 template <int Rows, int Columns>
 struct Matrix {
@@ -158,27 +158,27 @@ template <class F>
 struct Winograd {
   static constexpr int P = F::products;
   const moebius::Conv3x3& f;
-  long high, wide;      // of the result
-  long across, down;    // tiles of a picture
-  long first, count;    // of the strip
+  Index high, wide;      // of the result
+  Index across, down;    // tiles of a picture
+  Index first, count;    // of the strip
   float* pictures;      // [P * P][panels][inputs + 1][kWide]; the one more keeps strides from powers of two
-  long panel_stride, product_stride;
+  Index panel_stride, product_stride;
 
   // The strip's tiles in a row of tiles (numbered through the batch), channels [begin, end).
-  void transform_input(long row, long begin, long end, float* lines, long line) const {
-    const long from = first > row * across ? first - row * across : 0;
-    const long to = first + count < (row + 1) * across ? first + count - row * across : across;
-    const long x0 = from * F::step - 1, length = (to - from) * F::step + F::inputs - F::step;
-    const long left = x0 < 0 ? 0 : x0, right = x0 + length < f.width ? x0 + length : f.width;
-    const long y0 = row % down * F::step - 1;
+  void transform_input(Index row, Index begin, Index end, float* lines, Index line) const {
+    const Index from = first > row * across ? first - row * across : 0;
+    const Index to = first + count < (row + 1) * across ? first + count - row * across : across;
+    const Index x0 = from * F::step - 1, length = (to - from) * F::step + F::inputs - F::step;
+    const Index left = x0 < 0 ? 0 : x0, right = x0 + length < f.width ? x0 + length : f.width;
+    const Index y0 = row % down * F::step - 1;
     std::memset(lines, 0, P * line * sizeof(float));
-    for (long c = begin; c < end; ++c) {
+    for (Index c = begin; c < end; ++c) {
       const float* plane = f.x + (row / down * f.inputs + c) * f.height * f.width;
-      for (long x = left; x < right; x += kLanes) {
+      for (Index x = left; x < right; x += kLanes) {
         vec in[F::inputs], out[P];
         for (int i = 0; i < F::inputs; ++i) {
           in[i] = splat(0);
-          const long y = y0 + i;
+          const Index y = y0 + i;
           if (y < 0 || y >= f.height) continue;
           const float* at = plane + y * f.width + x;
           if (right - x >= kLanes) {
@@ -190,8 +190,8 @@ struct Winograd {
         apply<F::in>(in, out);
         for (int i = 0; i < P; ++i) store(lines + i * line + x - x0, out[i]);
       }
-      for (long t = from; t < to; t += kLanes) {
-        const long tile = row * across + t - first;
+      for (Index t = from; t < to; t += kLanes) {
+        const Index tile = row * across + t - first;
         const int lanes = int(to - t < kLanes ? to - t : kLanes);
         for (int i = 0; i < P; ++i) {
           const float* at = lines + i * line + (t - from) * F::step;
@@ -206,10 +206,10 @@ struct Winograd {
   }
 
   // Rows [first_row, first_row + rows) of the weights -> [P * P][rows][stride].
-  void transform_weights(long first_row, long rows, long stride, float* to) const {
-    for (long r = 0; r < rows; ++r) {
+  void transform_weights(Index first_row, Index rows, Index stride, float* to) const {
+    for (Index r = 0; r < rows; ++r) {
       const float* weight = f.weight + (first_row + r) * f.inputs * 9;
-      for (long c = 0; c < f.inputs; c += kLanes) {
+      for (Index c = 0; c < f.inputs; c += kLanes) {
         const int lanes = int(f.inputs - c < kLanes ? f.inputs - c : kLanes);
         float taps[9][kLanes] = {};
         for (int l = 0; l < lanes; ++l)
@@ -230,7 +230,7 @@ struct Winograd {
   }
 
   // The transformed results of kLanes tiles, `stride` floats apart, -> their results in channel `output`.
-  void finish(const float* product, long stride, long output, long tile) const {
+  void finish(const float* product, Index stride, Index output, Index tile) const {
     vec half[P][kTile], result[kTile][kTile];
     for (int j = 0; j < P; ++j) {
       vec in[P];
@@ -245,12 +245,12 @@ struct Winograd {
       for (int x = 0; x < kTile; ++x) result[y][x] += bias;
       interleave(result[y]);
     }
-    for (long done = 0; done < kLanes && tile + done < count;) {
-      const long row = (first + tile + done) / across, column = (first + tile + done) % across;
-      long run = across - column < kLanes - done ? across - column : kLanes - done;  // adjacent tiles
+    for (Index done = 0; done < kLanes && tile + done < count;) {
+      const Index row = (first + tile + done) / across, column = (first + tile + done) % across;
+      Index run = across - column < kLanes - done ? across - column : kLanes - done;  // adjacent tiles
       if (run > count - tile - done) run = count - tile - done;
-      const long x = column * kTile, pixels = wide - x < run * kTile ? wide - x : run * kTile;
-      for (long y = 0, top = row % down * kTile; y < kTile && top + y < high; ++y) {
+      const Index x = column * kTile, pixels = wide - x < run * kTile ? wide - x : run * kTile;
+      for (Index y = 0, top = row % down * kTile; y < kTile && top + y < high; ++y) {
         float* to = f.y + ((row / down * f.outputs + output) * high + top + y) * wide + x;
         if (pixels == kTile * kLanes)
           for (int i = 0; i < kTile; ++i) store(to + i * kLanes, result[y][i]);
@@ -262,21 +262,21 @@ struct Winograd {
   }
 
   // Results of `rows` output channels for panels [begin, end).
-  void outputs(long first_row, long rows, long begin, long end) const {
-    const long stride = (f.inputs + kLanes - 1) / kLanes * kLanes + kLanes;
+  void outputs(Index first_row, Index rows, Index begin, Index end) const {
+    const Index stride = (f.inputs + kLanes - 1) / kLanes * kLanes + kLanes;
     moebius::Scratch weights(P * P * rows * stride), products(P * P * (rows * kGroup + 1) * kWide);
     transform_weights(first_row, rows, stride, weights);
-    const long apart = (rows * kGroup + 1) * kWide;
-    for (long group = begin; group < end; group += kGroup) {
-      const long last = group + kGroup < end ? group + kGroup : end;
-      for (long k = 0; k < P * P; ++k)
-        row_blocks(0, rows, [&](auto block, long row) {
+    const Index apart = (rows * kGroup + 1) * kWide;
+    for (Index group = begin; group < end; group += kGroup) {
+      const Index last = group + kGroup < end ? group + kGroup : end;
+      for (Index k = 0; k < P * P; ++k)
+        row_blocks(0, rows, [&](auto block, Index row) {
           constexpr int R = decltype(block)::value;
-          for (long p = group; p < last; ++p) {
+          for (Index p = group; p < last; ++p) {
             const float* left = weights + (k * rows + row) * stride;
             const float* right = pictures + k * product_stride + p * panel_stride;
             Tile<R> total = {};
-            for (long c = 0; c < f.inputs; c += kDepth) {
+            for (Index c = 0; c < f.inputs; c += kDepth) {
               Tile<R> tile = {};
               multiply<R>(tile, left + c, stride, right + c * kWide, f.inputs - c < kDepth ? f.inputs - c : kDepth);
               for (int i = 0; i < R; ++i)
@@ -285,8 +285,8 @@ struct Winograd {
             spill<R>(total, products + k * apart + ((p - group) * rows + row) * kWide);
           }
         });
-      for (long p = group; p < last; ++p)
-        for (long r = 0; r < rows; ++r)
+      for (Index p = group; p < last; ++p)
+        for (Index r = 0; r < rows; ++r)
           for (int j = 0; j < kVectors; ++j)
             finish(products + ((p - group) * rows + r) * kWide + j * kLanes, apart, first_row + r,
                    p * kWide + j * kLanes);
@@ -296,39 +296,39 @@ struct Winograd {
 
 template <class F>
 inline void winograd(const moebius::Conv3x3& f, const moebius::Threads& threads) {
-  constexpr long kProducts = F::products * F::products;
-  const long scale = kTile / F::step, high = f.height * scale, wide = f.width * scale;
-  const long across = (wide + kTile - 1) / kTile, down = (high + kTile - 1) / kTile, tiles = f.batch * down * across;
+  constexpr Index kProducts = F::products * F::products;
+  const Index scale = kTile / F::step, high = f.height * scale, wide = f.width * scale;
+  const Index across = (wide + kTile - 1) / kTile, down = (high + kTile - 1) / kTile, tiles = f.batch * down * across;
   // Strips of equal size, of whole panels.
-  long most = kStripBytes / (kProducts * f.inputs * long(sizeof(float)) * kWide);
+  Index most = kStripBytes / (kProducts * f.inputs * Index(sizeof(float)) * kWide);
   if (most < 1) most = 1;
-  const long strips = (panels(tiles) + most - 1) / most, length = (panels(tiles) + strips - 1) / strips;
+  const Index strips = (panels(tiles) + most - 1) / most, length = (panels(tiles) + strips - 1) / strips;
   // Tasks: an even number of equal blocks of outputs; of parts of the strip too, where those are few.
-  constexpr long kChannels = 8, kTasks = 16, kBlock = 2 * kRows;
-  long blocks = (f.outputs + kBlock - 1) / kBlock;
+  constexpr Index kChannels = 8, kTasks = 16, kBlock = 2 * kRows;
+  Index blocks = (f.outputs + kBlock - 1) / kBlock;
   if (blocks < kTasks / 2) blocks = (f.outputs + kRows - 1) / kRows;
   if (blocks > 1) blocks += blocks % 2;
-  const long rows = (f.outputs + blocks - 1) / blocks;
+  const Index rows = (f.outputs + blocks - 1) / blocks;
   blocks = (f.outputs + rows - 1) / rows;
-  const long parts = blocks >= kTasks / 2 ? 1 : (kTasks + blocks - 1) / blocks;
-  const long panel_stride = (f.inputs + 1) * kWide, product_stride = length * panel_stride + kWide;
+  const Index parts = blocks >= kTasks / 2 ? 1 : (kTasks + blocks - 1) / blocks;
+  const Index panel_stride = (f.inputs + 1) * kWide, product_stride = length * panel_stride + kWide;
   moebius::Scratch pictures(kProducts * product_stride);
-  for (long begin = 0; begin < panels(tiles); begin += length) {
-    const long first = begin * kWide, left = tiles - first, count = left < length * kWide ? left : length * kWide;
+  for (Index begin = 0; begin < panels(tiles); begin += length) {
+    const Index first = begin * kWide, left = tiles - first, count = left < length * kWide ? left : length * kWide;
     const Winograd<F> strip{f, high, wide, across, down, first, count, pictures, panel_stride, product_stride};
-    const long top = first / across, bottom = (first + count - 1) / across + 1;
-    const long groups = (f.inputs + kChannels - 1) / kChannels;
-    for (long k = 0; k < kProducts; ++k) clear_tail(pictures + k * product_stride, f.inputs + 1, count);
-    threads.each((bottom - top) * groups, [&](long task) {
-      const long channel = task % groups * kChannels, end = channel + kChannels;
-      const long line = (across + 2 * kLanes) * F::step + kLanes;
+    const Index top = first / across, bottom = (first + count - 1) / across + 1;
+    const Index groups = (f.inputs + kChannels - 1) / kChannels;
+    for (Index k = 0; k < kProducts; ++k) clear_tail(pictures + k * product_stride, f.inputs + 1, count);
+    threads.each((bottom - top) * groups, [&](Index task) {
+      const Index channel = task % groups * kChannels, end = channel + kChannels;
+      const Index line = (across + 2 * kLanes) * F::step + kLanes;
       moebius::Scratch lines(F::products * line);
       strip.transform_input(top + task / groups, channel, end < f.inputs ? end : f.inputs, lines, line);
     });
-    const long used = panels(count), part = (used + parts - 1) / parts;
-    threads.each(blocks * parts, [&](long task) {
-      const long row = task / parts * rows, from = task % parts * part;
-      const long to = from + part < used ? from + part : used;
+    const Index used = panels(count), part = (used + parts - 1) / parts;
+    threads.each(blocks * parts, [&](Index task) {
+      const Index row = task / parts * rows, from = task % parts * part;
+      const Index to = from + part < used ? from + part : used;
       if (from < to) strip.outputs(row, f.outputs - row < rows ? f.outputs - row : rows, from, to);
     });
   }

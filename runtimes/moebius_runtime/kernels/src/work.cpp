@@ -9,6 +9,8 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace moebius {
@@ -16,6 +18,14 @@ namespace {
 
 constexpr std::size_t kPage = 4096, kHugePage = std::size_t(1) << 21, kSmall = 1 << 16;
 constexpr std::size_t kSlack = 64;  // a vector load at the last float may read beyond it
+
+#if defined(_WIN32)
+void* pages(std::size_t size) { return _aligned_malloc(size, kPage); }
+void release(void* at) { _aligned_free(at); }
+#else
+void* pages(std::size_t size) { return std::aligned_alloc(kPage, size); }
+void release(void* at) { std::free(at); }
+#endif
 
 struct Block {
   void* at;
@@ -32,13 +42,13 @@ class Pool {
         if (free_[i].size >= bytes && (best == free_.size() || free_[i].size < free_[best].size)) best = i;
       if (best < free_.size() && free_[best].size <= 2 * bytes + kSmall) {  // much larger ones are left for larger requests
         const Block block = free_[best];
-        free_.erase(free_.begin() + long(best));
+        free_.erase(free_.begin() + Index(best));
         used_.push_back(block);
         return block.at;
       }
     }
     const std::size_t size = (bytes + kPage - 1) / kPage * kPage;
-    void* at = std::aligned_alloc(kPage, size);
+    void* at = pages(size);
     if (at == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
     if (size >= kHugePage) madvise(at, size, MADV_HUGEPAGE);
@@ -53,23 +63,23 @@ class Pool {
     for (std::size_t i = 0; i < used_.size(); ++i) {
       if (used_[i].at != at) continue;
       free_.push_back(used_[i]);
-      used_.erase(used_.begin() + long(i));
+      used_.erase(used_.begin() + Index(i));
       return;
     }
   }
 
-  void count(long change) {
+  void count(Index change) {
     std::lock_guard<std::mutex> hold(lock_);
     kernels_ += change;
     if (kernels_ > 0) return;
-    for (const Block& block : free_) std::free(block.at);
+    for (const Block& block : free_) release(block.at);
     free_.clear();
   }
 
  private:
   std::mutex lock_;
   std::vector<Block> free_, used_;
-  long kernels_ = 0;
+  Index kernels_ = 0;
 };
 
 Pool& pool() {
@@ -85,7 +95,7 @@ struct Job {
 
 }  // namespace
 
-void Threads::run(long count, void (*f)(void*, std::size_t), void* data) const {
+void Threads::run(Index count, void (*f)(void*, std::size_t), void* data) const {
   if (count <= 0) return;
   Job job{f, data};
   run_(
@@ -105,7 +115,7 @@ void Threads::run(long count, void (*f)(void*, std::size_t), void* data) const {
 void kernel_made() { pool().count(1); }
 void kernel_gone() { pool().count(-1); }
 
-Scratch::Scratch(long floats) : at_(static_cast<float*>(pool().take((std::size_t(floats) + kSlack) * sizeof(float)))) {}
+Scratch::Scratch(Index floats) : at_(static_cast<float*>(pool().take((std::size_t(floats) + kSlack) * sizeof(float)))) {}
 Scratch::~Scratch() { pool().give(at_); }
 
 }  // namespace moebius

@@ -3,6 +3,9 @@
 
 #include <cstddef>
 
+// Counts and places of values: 64 bits everywhere, where `long` has 32 bits on Windows.
+using Index = std::ptrdiff_t;
+
 namespace moebius {
 
 // Runs f(0) .. f(count - 1) on the runtime's threads, in any order. An exception of one of them is rethrown here.
@@ -12,12 +15,12 @@ class Threads {
   Threads(Run run, void* context) : run_(run), context_(context) {}
 
   template <class F>
-  void each(long count, F f) const {
-    run(count, [](void* data, std::size_t i) { (*static_cast<F*>(data))(long(i)); }, &f);
+  void each(Index count, F f) const {
+    run(count, [](void* data, std::size_t i) { (*static_cast<F*>(data))(Index(i)); }, &f);
   }
 
  private:
-  void run(long count, void (*f)(void*, std::size_t), void* data) const;
+  void run(Index count, void (*f)(void*, std::size_t), void* data) const;
   Run run_;
   void* context_;
 };
@@ -29,7 +32,7 @@ void kernel_gone();
 // Floats from it, uninitialised, for as long as this lives. Throws std::bad_alloc.
 class Scratch {
  public:
-  explicit Scratch(long floats);
+  explicit Scratch(Index floats);
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
