@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from moebius.distill.objectives.balance import BalanceOptions
-from moebius.distill.objectives.consistency import ConsistencyOptions
+from moebius.distill.objectives.consistency import ConsistencyOptions, grid_places
 from moebius.distill.objectives.losses import LossOptions
 
 if TYPE_CHECKING:
-    from moebius.distill.settings import Settings
+    from moebius.distill.settings import Settings, StartSettings
 
 Objective = Literal["diffusion", "guidance", "consistency"]
 """`diffusion`: the paper's training, with a teacher or on the true noise alone. `guidance`: the student's conditional
@@ -54,10 +54,10 @@ def check_objective(settings: Settings) -> None:
         raise ValueError(
             f"`objective: {objective}` has one loss of its own; leave out `losses`, `balance` and `perceptual`"
         )
-    if settings.data.latent_crop is not None:
-        raise ValueError(f"`objective: {objective}` is for whole latents; leave out `latent_crop`")
-    if settings.snr is not None or settings.start is not None:
-        raise ValueError(f"`snr` and `start` are for `objective: diffusion`, not for {objective}; leave them out")
+    if settings.pixels is not None:
+        raise ValueError(f"`pixels` is for `objective: diffusion`, not for {objective}; leave it out")
+    if objective == "consistency" and settings.start is not None:
+        _check_start(settings.start)
     if objective == "consistency" and settings.ema is None:
         raise ValueError("`objective: consistency` learns from the averaged network; `ema` must not be null")
     shown = settings.samples
@@ -65,6 +65,15 @@ def check_objective(settings: Settings) -> None:
         raise ValueError(
             f"`samples: {{guidance_scale: {shown.guidance_scale:g}}}`: with `objective: {objective}` the guidance is "
             "inside the network; leave it out"
+        )
+
+
+def _check_start(start: StartSettings) -> None:
+    first, last = grid_places(start.least, start.most)
+    if first > last:
+        raise ValueError(
+            f"`start: {{least: {start.least}, most: {start.most}}}` holds no timestep of `objective: "
+            "consistency`, which are 19, 39, ..., 999; widen it"
         )
 
 

@@ -18,6 +18,7 @@ from moebius.distill.few_step_settings import Objective, check_objective, with_o
 from moebius.distill.objectives.balance import BalanceOptions
 from moebius.distill.objectives.consistency import ConsistencyOptions
 from moebius.distill.objectives.losses import LossOptions, Tap
+from moebius.distill.objectives.pixels import PixelOptions
 from moebius.distill.optimizers import OptimizerOptions, ScheduleOptions
 from moebius.errors import CheckpointError, TrainingError
 from moebius.network.config import PredictionType, Preset, StudentConfig, TeacherConfig, VaeConfig, preset
@@ -81,6 +82,7 @@ _Balance = Annotated[BalanceOptions, _known(BalanceOptions)]
 _Optimizer = Annotated[OptimizerOptions, _known(OptimizerOptions)]
 _Schedule = Annotated[ScheduleOptions, _known(ScheduleOptions)]
 _Consistency = Annotated[ConsistencyOptions, _known(ConsistencyOptions)]
+_Pixels = Annotated[PixelOptions, _known(PixelOptions)]
 _Masks = Annotated[MaskSettings, _known(MaskSettings)]
 _Crops = Annotated[CropSettings, _known(CropSettings)]
 
@@ -253,6 +255,7 @@ class Settings(_Part):
         vae: a weights source; needed to train on pictures, and for sample pictures.
         start: share of samples that are noised from the filled start; None for none.
         snr: weights of the loss by timestep; None is uniform, as in the paper.
+        pixels: options of the loss on decoded pixels of the masked region, which needs `vae`; None for none.
         hole_weight: weight of squared errors in the masked region. With the paper's 1 a small masked region hardly
             counts. Weights are scaled to a mean of 1.
         batch_norm: `train`; `frozen` keeps the statistics (fine-tuning in small batches); `sync` shares them between
@@ -284,6 +287,7 @@ class Settings(_Part):
     balance: _Balance = BalanceOptions()
     start: StartSettings | None = None
     snr: SnrSettings | None = None
+    pixels: _Pixels | None = None
     hole_weight: float = Field(default=1.0, gt=0)
     vae_losses: VaeLosses = VaeLosses()
     perceptual: PerceptualSettings | None = None
@@ -333,6 +337,12 @@ class Settings(_Part):
             raise ValueError("`latent_crop` crops latents; with `train: vae` give `size`, the side of the pictures")
         if self.start and (self.data.latents is None or self.train == "vae"):
             raise ValueError("`start` needs latents that `moebius-distill encode --starts` wrote; give `data: latents`")
+        if self.pixels and self.train == "vae":
+            raise ValueError("`pixels` decodes predicted latents; with `train: vae` leave it out, see `vae_losses`")
+        if self.pixels and self.vae is None:
+            raise ValueError(
+                "`pixels` decodes latents, so it needs the `vae` that encoded them; name its weights source"
+            )
         if self.snr and self.snr.least > self.snr.most:
             raise ValueError(f"`snr`: least {self.snr.least:g} is above most {self.snr.most:g}")
         if self.average_statistics and self.batch_norm == "frozen":

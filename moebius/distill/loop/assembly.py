@@ -12,6 +12,7 @@ from moebius.data.encoded import EncodedStream, LatentBatch
 from moebius.data.opening import open_source
 from moebius.data.shards import Encoding
 from moebius.data.sources import IndexedSource, JoinedSource, Source
+from moebius.distill.loop.decoded import DecodedLoss
 from moebius.distill.loop.few_steps import ConsistencyTask, GuidanceTask
 from moebius.distill.loop.guided_teachers import check_known_vaes, load_guided_teacher, other_vae, starting_student
 from moebius.distill.loop.tasks import DiffusionTask, Encoder, Task, VaeTask, encoding, halves
@@ -102,7 +103,9 @@ def _diffusion_task(settings: Settings, sizes: Preset, encode: Encoder | None, p
         teacher = Teacher(sizes.teacher) if init is None else load_teacher(init, sizes.teacher, progress)[0]
         if settings.gradient_checkpointing:
             teacher.diff_model.enable_gradient_checkpointing()
-        return DiffusionTask(teacher.requires_grad_(True), _ONLY_TASK, settings, encode=encode)
+        return DiffusionTask(
+            teacher.requires_grad_(True), _ONLY_TASK, settings, encode=encode, pixels=_pixels(settings, progress)
+        )
     if settings.objective != "diffusion":
         return _few_step_task(settings, sizes, encode, progress)
     student = Moebius(sizes.student) if init is None else load_student(init, sizes.student, progress)[0]
@@ -119,7 +122,12 @@ def _diffusion_task(settings: Settings, sizes: Preset, encode: Encoder | None, p
         teacher=frozen,
         encode=encode,
         perceptual=_perceptual(settings.perceptual) if settings.losses.perceptual else None,
+        pixels=_pixels(settings, progress),
     )
+
+
+def _pixels(settings: Settings, progress: Progress) -> DecodedLoss | None:
+    return None if settings.pixels is None else DecodedLoss(decoder(settings, progress), settings.pixels)
 
 
 def _few_step_task(settings: Settings, sizes: Preset, encode: Encoder | None, progress: Progress) -> DiffusionTask:
@@ -132,7 +140,7 @@ def _few_step_task(settings: Settings, sizes: Preset, encode: Encoder | None, pr
 
 
 def decoder(settings: Settings, progress: Progress = lambda text: None) -> VaeDecoder:
-    """Loads the decoder of the run's VAE, for sample pictures."""
+    """Loads the decoder of the run's VAE, for sample pictures and the pixel loss."""
     return halves(_vae(settings, settings.network.build(), progress)[0])[1]
 
 
@@ -197,6 +205,10 @@ def _check_latents(stream: EncodedStream, settings: Settings, sizes: Preset, cat
             f"{settings.data.latents} holds latents of {made.latent_size}x{made.latent_size}; the student takes "
             f"{wanted}x{wanted}, so encode pictures of {wanted * made.downscale} pixels"
         )
+    if settings.pixels is not None and settings.pixels.crop > (seen := crop or made.latent_size):
+        raise TrainingError(
+            f"`pixels: {{crop: {settings.pixels.crop}}}` of latents of {seen}x{seen}; expected a crop of {seen} or less"
+        )
     if settings.start is not None and not made.starts:
         raise TrainingError(
             f"{settings.data.latents} holds no latents of the filled start, which `start` needs; encode with --starts"
@@ -222,9 +234,12 @@ def _check_vae_of(settings: Settings, sizes: Preset, made: Encoding) -> None:
             f"picture's side, scaling factor {made.scaling_factor:g}; this network's VAE has {wanted[0]} channels, "
             f"1/{wanted[1]} and {wanted[2]:g}"
         )
-    if settings.objective != "diffusion":
-        if settings.vae is not None and (ours := _vae(settings, sizes, lambda text: None)[1].sha256) != made.vae_sha256:
+    compared = settings.objective != "diffusion" or settings.pixels is not None
+    if compared and settings.vae is not None:
+        ours = _vae(settings, sizes, lambda text: None)[1].sha256
+        if ours != made.vae_sha256:
             raise other_vae(str(folder), made.vae_sha256, "vae", ours)
+    if settings.objective != "diffusion":
         check_known_vaes(settings, str(folder), made.vae_sha256)
 
 

@@ -6,6 +6,8 @@ network is called with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,13 +21,15 @@ from moebius.distill.objectives.consistency import (
     consistency_function,
     ddim_step,
     earlier_timesteps,
+    grid_places,
     grid_timesteps,
     pseudo_huber,
 )
 from moebius.distill.objectives.guidance import GuidedTeacher, guidance_loss
 from moebius.distill.objectives.losses import LossOptions
-from moebius.distill.objectives.timesteps import sample_timesteps
-from moebius.distill.settings import Settings
+from moebius.distill.objectives.timesteps import clamped_snr, sample_timesteps
+from moebius.distill.settings import Settings, StartSettings
+from moebius.network.lambda_layers import set_crop
 from moebius.network.student import Moebius
 from moebius_runtime.sampling.lcm import GRID
 
@@ -49,8 +53,10 @@ class _ConditionalTask(DiffusionTask):
         ids = self.network.conditional_ids.to(sample.categories.device)
         return sample._replace(categories=ids.expand(sample.latents.shape[0], -1))  # [B, m]
 
-    def _masked_weight(self, sample: LatentBatch) -> Tensor | None:
-        return None if self._hole_weight == 1 else hole_weights(sample.mask, self._hole_weight)
+    def _set_place(self, network: Moebius, place: tuple[float, float]) -> None:
+        super()._set_place(network, place)
+        if isinstance(self._guided.network, Moebius):
+            set_crop(self._guided.network, place)
 
     def _teach(self, seen: Tensor, timesteps: Tensor, context: TrainContext) -> Tensor:
         with context.autocast():
@@ -66,7 +72,9 @@ class GuidanceTask(_ConditionalTask):
         sample, noisy = self._noised(self.network, batch, context)
         seen = torch.cat([noisy.latents, sample.mask, sample.masked], dim=1)  # [B, 9, S, S]
         predicted, _ = module(seen, noisy.timesteps, sample.categories)
-        loss = guidance_loss(predicted, self._teach(seen, noisy.timesteps, context), self._masked_weight(sample))
+        loss = guidance_loss(
+            predicted, self._teach(seen, noisy.timesteps, context), self._weight(sample, noisy.timesteps)
+        )
         return Outcome(loss, {"loss/guidance": loss.detach()})
 
 
@@ -83,6 +91,7 @@ class ConsistencyTask(_ConditionalTask):
     ) -> None:
         super().__init__(network, settings, teacher, encode)
         self._options = settings.consistency
+        self._place: tuple[float, float] | None = None
 
     def _draw_timesteps(self, count: int, context: TrainContext) -> Tensor:
         """Timesteps of the grid, int64 [count]."""
@@ -91,6 +100,23 @@ class ConsistencyTask(_ConditionalTask):
             count, context.generator, sampling=drawn.sampling, count=GRID, mean=drawn.mean, std=drawn.std
         )
         return grid_timesteps(places)
+
+    def _draw_start_timesteps(self, options: StartSettings, count: int, context: TrainContext) -> Tensor:
+        """Timesteps of the grid, int64 [count]."""
+        first, last = grid_places(options.least, options.most)
+        return grid_timesteps(torch.randint(first, last + 1, (count,), generator=context.generator))
+
+    def _weight(self, sample: LatentBatch, timesteps: Tensor) -> Tensor | None:
+        """Weights of the distance between clean latents, by region and timestep."""
+        weight = None if self._hole_weight == 1 else hole_weights(sample.mask, self._hole_weight)
+        if self._snr is None:
+            return weight
+        by_time = clamped_snr(timesteps, self._bars, self._snr.least, self._snr.most).to(sample.mask.device)
+        return by_time if weight is None else weight * by_time
+
+    def _set_place(self, network: Moebius, place: tuple[float, float]) -> None:
+        super()._set_place(network, place)
+        self._place = place
 
     def outcome(self, module: nn.Module, batch: Batch | LatentBatch, context: TrainContext) -> Outcome:
         """The pseudo-Huber distance between the student's f and the averaged network's f, one DDIM step further."""
@@ -107,9 +133,18 @@ class ConsistencyTask(_ConditionalTask):
         with torch.no_grad():
             guided = self._teach(given[0], start, context)
             earlier = ddim_step(noisy.latents, guided, start, end, bars, kind)
-            with context.autocast():
+            with self._average_on_crops(self.average), context.autocast():
                 target = self.average(seen(earlier), end, sample.categories)
             wanted = consistency_function(earlier, target, end, bars, kind)
         ours = consistency_function(noisy.latents, predicted, start, bars, kind)
-        loss = pseudo_huber(ours, wanted, self._options.huber, self._masked_weight(sample))
+        loss = pseudo_huber(ours, wanted, self._options.huber, self._weight(sample, start))
         return Outcome(loss, {"loss/consistency": loss.detach()})
+
+    @contextmanager
+    def _average_on_crops(self, average: nn.Module) -> Iterator[None]:
+        """The averaged network takes the batch's crops within the block; elsewhere whole pictures, as for samples."""
+        set_crop(average, self._place)
+        try:
+            yield
+        finally:
+            set_crop(average, None)

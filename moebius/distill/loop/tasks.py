@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from moebius.data.datasets import Batch
 from moebius.data.encoded import LatentBatch
 from moebius.distill.loop.context import TrainContext
+from moebius.distill.loop.crops import crop_place, crop_to_hole
+from moebius.distill.loop.decoded import DecodedLoss
 from moebius.distill.loop.sharding import gathered_by_forward
 from moebius.distill.objectives.balance import balance, coarse_parameter, fine_parameter
 from moebius.distill.objectives.losses import Distance, LossOptions, Prediction, distillation_losses
@@ -26,14 +28,14 @@ from moebius.distill.objectives.timesteps import (
     Noised,
     add_noise,
     alphas_cumprod,
+    predict_clean,
     sample_noise,
     sample_timesteps,
     snr_weights,
     target_for,
     velocity,
 )
-from moebius.distill.settings import Settings, TimestepSettings, VaeLosses
-from moebius.errors import TrainingError
+from moebius.distill.settings import Settings, StartSettings, TimestepSettings, VaeLosses
 from moebius.network.config import VaeConfig
 from moebius.network.lambda_layers import set_crop
 from moebius.network.student import Moebius
@@ -129,13 +131,16 @@ class DiffusionTask(Task):
         teacher: Teacher | None = None,
         encode: Encoder | None = None,
         perceptual: Distance | None = None,
+        pixels: DecodedLoss | None = None,
     ) -> None:
         self.network, self.module = network, _Predictor(network)
         self._losses, self._balance = losses, settings.balance
         self.prediction_type = settings.network.build().prediction_type
         self._timesteps: TimestepSettings = settings.timesteps
         self._teacher, self._encode, self._perceptual = teacher, encode, perceptual
-        self.frozen = tuple(module for module in (teacher, perceptual) if isinstance(module, nn.Module))
+        self._pixels = pixels
+        frozen = (teacher, perceptual, None if pixels is None else pixels.decoder)
+        self.frozen = tuple(module for module in frozen if isinstance(module, nn.Module))
         self._crop, self._hole_weight, self._snr = settings.data.latent_crop, settings.hole_weight, settings.snr
         self._start = settings.start
         self._bars = alphas_cumprod()
@@ -157,7 +162,7 @@ class DiffusionTask(Task):
             drawn_places = torch.rand(count * context.world, 3, generator=context.generator)
             sample = crop_to_hole(sample, self._crop, context.own(drawn_places))
             if isinstance(network, Moebius):
-                set_crop(network, crop_place(network, self._crop, context.generator))
+                self._set_place(network, crop_place(network, self._crop, context.generator))
         shape = (count * context.world, *sample.latents.shape[1:])
         timesteps = context.own(self._draw_timesteps(shape[0], context))
         noise = context.own(sample_noise(shape, context.generator, offset=self._timesteps.noise_offset))
@@ -169,10 +174,18 @@ class DiffusionTask(Task):
         seen_latents = add_noise(sample.latents, noise, timesteps, self._bars)
         return sample, Noised(seen_latents, target, timesteps, self.prediction_type)
 
+    def _set_place(self, network: Moebius, place: tuple[float, float]) -> None:
+        """Tells the networks that see the batch where its crops are from."""
+        set_crop(network, place)
+
     def _draw_timesteps(self, count: int, context: TrainContext) -> Tensor:
         """Timesteps of the global batch, int64 [count]."""
         drawn = self._timesteps
         return sample_timesteps(count, context.generator, sampling=drawn.sampling, mean=drawn.mean, std=drawn.std)
+
+    def _draw_start_timesteps(self, options: StartSettings, count: int, context: TrainContext) -> Tensor:
+        """Timesteps of the samples of the global batch that are noised from the start, int64 [count]."""
+        return torch.randint(options.least, options.most + 1, (count,), generator=context.generator)
 
     def _noised_start(self, sample: LatentBatch, noise: Tensor, timesteps: Tensor, context: TrainContext) -> Noised:
         """A batch in which a share of samples is noise on the filled start; the target is the true picture."""
@@ -180,7 +193,7 @@ class DiffusionTask(Task):
         assert sample.start is not None, "latents without starts are refused"
         options, count = self._start, len(timesteps) * context.world
         chosen = context.own(torch.rand(count, generator=context.generator)) < options.share
-        early = context.own(torch.randint(options.least, options.most + 1, (count,), generator=context.generator))
+        early = context.own(self._draw_start_timesteps(options, count, context))
         timesteps = torch.where(chosen, early, timesteps)
         clean = torch.where(chosen[:, None, None, None], sample.start, sample.latents)  # [B, 4, S, S]
         noisy = add_noise(clean, noise, timesteps, self._bars)
@@ -213,9 +226,14 @@ class DiffusionTask(Task):
             weight=self._weight(sample, timesteps),
         )
         shown = {f"loss/{name}": value.detach() for name, value in values.items()}
+        decoded = self._decoded(predicted.output, sample, noisy, context)
+        extra: Tensor | float = 0.0
+        if decoded is not None and self._pixels is not None:
+            extra = self._pixels.weight * decoded
+            shown["loss/pixels"] = decoded.detach()
         if len(values) == 1:
             ((name, value),) = values.items()
-            return Outcome(self._losses.multiplier(name) * value, shown)
+            return Outcome(self._losses.multiplier(name) * value + extra, shown)
         assert isinstance(self.network, Moebius)  # a teacher has the one loss
         tap = self._losses.taps[-1].student if self._losses.coarse else 0
         fine, coarse = fine_parameter(self.network), coarse_parameter(self.network, tap)
@@ -232,7 +250,14 @@ class DiffusionTask(Task):
         )
         shown |= {f"weight/{name}": value for name, value in balanced.weights.items()}
         shown |= {f"norm/{name}": value for name, value in balanced.norms.items()}
-        return Outcome(balanced.total, shown)
+        return Outcome(balanced.total + extra, shown)
+
+    def _decoded(self, output: Tensor, sample: LatentBatch, noisy: Noised, context: TrainContext) -> Tensor | None:
+        """The pixel loss without its weight; None where it is off."""
+        if self._pixels is None:
+            return None
+        clean = predict_clean(noisy.latents, output, noisy.timesteps, self._bars, noisy.prediction_type)
+        return self._pixels(clean, sample, noisy.timesteps, context)
 
     def _weight(self, sample: LatentBatch, timesteps: Tensor) -> Tensor | None:
         """Weights of squared errors by region and timestep, [B, 1, S, S] or [B, 1, 1, 1]; None is uniform."""
@@ -311,38 +336,6 @@ def hole_weights(mask: Tensor, weight: float) -> Tensor:
     """Loss weights: `weight` in the masked region, 1 elsewhere, scaled to a mean of 1 per sample. [B, 1, S, S]."""
     counts = 1 + (weight - 1) * mask
     return counts / counts.mean(dim=(1, 2, 3), keepdim=True)
-
-
-def crop_to_hole(batch: LatentBatch, size: int, places: Tensor) -> LatentBatch:
-    """Crops a square from each sample that contains part of its masked region.
-
-    Args:
-        batch: on one device, S >= size.
-        size: of the square.
-        places: [B, 3] in [0, 1): a pixel of the masked region, and its row and column in the square.
-    """
-    side = batch.mask.shape[-1]
-    if side < size:
-        raise TrainingError(f"a crop of {size} from latents of {side}x{side}; give latent_crop {side} or less")
-    rows: list[list[Tensor]] = []
-    for index, (which, down, right) in enumerate(places.tolist()):
-        masked_at = batch.mask[index, 0].nonzero()  # [places, 2]
-        y, x = masked_at[int(which * len(masked_at))].tolist() if len(masked_at) else (side // 2, side // 2)
-        top, left = (min(max(at - int(share * size), 0), side - size) for at, share in ((y, down), (x, right)))
-        square = (slice(index, index + 1), slice(None), slice(top, top + size), slice(left, left + size))
-        cropped = (batch.latents, batch.masked, batch.mask, *([] if batch.start is None else [batch.start]))
-        rows.append([value[square] for value in cropped])
-    latents, masked, mask, *start = (torch.cat(values) for values in zip(*rows, strict=True))
-    return LatentBatch(latents, masked, mask, batch.categories, start[0] if start else None)
-
-
-def crop_place(network: Moebius, size: int, generator: torch.Generator) -> tuple[float, float]:
-    """Draws the place of a crop of `size` latents, a whole position at every level of the network."""
-    side = network.config.sample_size
-    coarsest = 1 << (len(network.config.block_out_channels) - 1)
-    places = torch.randint((side - size) // coarsest + 1, (2,), generator=generator) * coarsest
-    top, left = (int(place) / side for place in places)
-    return top, left
 
 
 def freeze_statistics(network: nn.Module) -> None:

@@ -47,6 +47,12 @@ def grid_timesteps(places: Tensor, count: int = 1000) -> Tensor:
     return (places + 1) * interval(count) - 1
 
 
+def grid_places(least: int, most: int, count: int = 1000) -> tuple[int, int]:
+    """First and last place on the grid whose timesteps are `least` to `most`; first > last where none is."""
+    step = interval(count)
+    return max(-(-(least + 1) // step) - 1, 0), (most + 1) // step - 1
+
+
 def earlier_timesteps(timesteps: Tensor, count: int = 1000) -> Tensor:
     """The timesteps t - k after one step of the teacher, k = 20 of 1,000; at least 0, where f is the identity."""
     return (timesteps - interval(count)).clamp(min=0)

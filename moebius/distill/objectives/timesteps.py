@@ -180,9 +180,19 @@ def snr_weights(
     2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"); `least` 1 is the truncated SNR of Salimans and
     Ho (2022), which keeps the last timesteps: they decide what a masked region shows.
     """
-    signal, spread = _factors(timesteps, bars, bars)
-    snr = (signal / spread).square()
+    snr = _snr(timesteps, bars)
     return snr.clamp(least, most) / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
+def clamped_snr(timesteps: Tensor, bars: Tensor, least: float, most: float) -> Tensor:
+    """clamp(SNR, least, most), [B, 1, 1, 1]: `snr_weights` for losses on the clean latents themselves."""
+    return _snr(timesteps, bars).clamp(least, most)
+
+
+def _snr(timesteps: Tensor, bars: Tensor) -> Tensor:
+    """a / (1 - a), [B, 1, 1, 1]."""
+    signal, spread = _factors(timesteps, bars, bars)
+    return (signal / spread).square()
 
 
 def _factors(timesteps: Tensor, bars: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

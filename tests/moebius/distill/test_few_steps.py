@@ -16,9 +16,12 @@ from moebius.data.encoded import LatentBatch
 from moebius.distill.loop.assembly import build_stream, build_task
 from moebius.distill.loop.context import TrainContext
 from moebius.distill.loop.trainer import Trainer
+from moebius.distill.objectives.consistency import grid_places, grid_timesteps
+from moebius.distill.objectives.timesteps import snr_weights
 from moebius.distill.outputs.samples import fill_latents
 from moebius.distill.settings import changed, load_settings, parse_settings
 from moebius.errors import CheckpointError, TrainingError
+from moebius.network.lambda_layers import InteractiveLambda
 from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import load_student
 from moebius_runtime.sampling import lcm
@@ -66,7 +69,7 @@ def batch_of(count=3, dtype=torch.float64, side=16):
 
 def task_of(**changes):
     """A task in float64 whose student, average and teacher are different networks."""
-    settings = settings_of(data={"latents": "unused"}, **changes)
+    settings = settings_of(**{"data": {"latents": "unused"}} | changes)
     task = build_task(settings)
     student = load_student("stand-in:2", preset("tiny").student)[0]
     task.network.load_state_dict(student.state_dict())
@@ -155,6 +158,78 @@ def test_consistency_learns_the_papers_target(predicts, weight):
             counts = 1 + (weight - 1) * batch.mask[row, 0].numpy()
             total += float(((np.sqrt((ours - wanted) ** 2 + 0.001**2) - 0.001) * counts).sum() / counts.mean())
     assert float(got) == pytest.approx(total / batch.latents.numel(), rel=1e-10)
+
+
+@pytest.mark.parametrize(("least", "most", "expected"), [(0, 999, (0, 49)), (19, 19, (0, 0)), (20, 60, (1, 2))])
+def test_places_of_the_grid_have_timesteps_between_the_bounds(least, most, expected):
+    assert grid_places(least, most) == expected
+    inside = [place for place in range(50) if least <= int(grid_timesteps(torch.tensor(place))) <= most]
+    assert inside == list(range(expected[0], expected[1] + 1))
+
+
+@pytest.mark.parametrize("objective", ["guidance", "consistency"])
+def test_samples_may_be_noised_from_the_start(objective):
+    """The target stays the teacher's, at what is noised; consistency draws timesteps of its grid."""
+    options = {"share": 0.5, "least": 120, "most": 250}
+    task = task_of(objective=objective, start=options, timesteps={"noise_offset": 0.0})
+    batch = batch_of(64)
+    batch = batch._replace(start=batch.latents.flip(-1))
+    context = TrainContext(torch.device("cpu"), torch.Generator().manual_seed(1))
+    sample, noisy = task._noised(task.network, batch, context)
+    a = task._bars.double()[noisy.timesteps][:, None, None, None]
+    from_start = ((noisy.latents - a.sqrt() * sample.start) / (1 - a).sqrt()).square().mean((1, 2, 3)) < 1.3
+    from_truth = ((noisy.latents - a.sqrt() * sample.latents) / (1 - a).sqrt()).square().mean((1, 2, 3)) < 1.3
+    assert bool((from_start | from_truth).all())
+    from_start &= ~from_truth  # late timesteps look like both
+    assert 16 < int(from_start.sum()) < 48
+    found = set(noisy.timesteps[from_start].tolist())
+    assert min(found) >= 120
+    assert max(found) <= 250
+    if objective == "consistency":
+        assert found <= set(range(19, 1000, 20))
+        assert len(found) == 6, "139, 159, ..., 239"
+    task.average.requires_grad_(False)
+    task.outcome(task.module, batch, context).total.backward()
+    assert task.network.diff_model.conv_out.conv_pw.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_consistency_counts_the_distance_of_clean_latents_by_their_snr(predicts):
+    network = {"preset": "tiny", "prediction_type": predicts}
+    task = task_of(objective="consistency", network=network, snr={"least": 1, "most": 5}, hole_weight=7.0)
+    sample, timesteps = batch_of(), torch.tensor([19, 279, 999])
+    got = task._weight(sample, timesteps)
+    for row, t in enumerate(timesteps.tolist()):
+        snr = float(task._bars[t]) / (1 - float(task._bars[t]))
+        counts = 1 + 6 * sample.mask[row]
+        torch.testing.assert_close(got[row], min(max(snr, 1.0), 5.0) * counts / counts.mean(), rtol=1e-6, atol=0)
+    learns = task_of(objective="guidance", network=network, snr={"least": 1, "most": 5})
+    assert torch.equal(learns._weight(sample, timesteps), snr_weights(timesteps, task._bars, 1, 5, predicts))
+
+
+@pytest.mark.parametrize("objective", ["guidance", "consistency"])
+def test_crops_come_from_one_place_for_student_teacher_and_average(objective):
+    """The three networks see the same crops; with equal weights, the guidance loss is then 0."""
+    task = task_of(objective=objective, guidance_scale=1.0, data={"latents": "unused", "latent_crop": 8})
+    state = task.frozen[0].network.state_dict()
+    task.network.load_state_dict(state)
+    task.average.load_state_dict(state)
+    context = TrainContext(torch.device("cpu"), torch.Generator().manual_seed(3))
+    seen = {}
+    for name, network in (("student", task.network), ("teacher", task.frozen[0].network), ("average", task.average)):
+        layers = [layer for layer in network.modules() if isinstance(layer, InteractiveLambda)]
+        network.register_forward_pre_hook(
+            lambda module, args, name=name, layers=layers: seen.update({name: {layer.place for layer in layers}})
+        )
+    outcome = task.outcome(task.module, batch_of(), context)
+    places = [place for found in seen.values() for place in found]
+    assert len(set(places)) == 1
+    assert places[0] is not None
+    if objective == "guidance":
+        assert outcome.total.item() < 1e-20
+    else:
+        assert set(seen) == {"teacher", "average"}  # the student is called by its features
+        assert all(layer.place is None for layer in task.average.modules() if isinstance(layer, InteractiveLambda))
 
 
 def test_no_gradient_reaches_the_teacher_or_the_average():
@@ -354,7 +429,12 @@ def test_weights_without_a_record_have_none(student):
         ({"consistency": {"steps": 2}}, "`consistency` has options of `objective: consistency`"),
         ({"samples": {"every": 1, "guidance_scale": 2}}, "the guidance is inside the network; leave it out"),
         ({"objective": "diffusion", "losses": {"perceptual": 0}}, "`guidance_scale: 2.5` is for `objective: guidance`"),
-        ({"data": {"latents": "a", "latent_crop": 8}}, "is for whole latents; leave out `latent_crop`"),
+        ({"pixels": {"crop": 8}}, "`pixels` is for `objective: diffusion`, not for guidance"),
+        (
+            {"objective": "consistency", "data": {"latents": "a"}, "start": {"share": 1, "least": 40, "most": 58}},
+            "`start: {least: 40, most: 58}` holds no timestep of `objective: consistency`",
+        ),
+        ({"start": {"share": 0.5}}, "`start` needs latents that `moebius-distill encode --starts` wrote"),
         ({"objective": "magic"}, "objective: Input should be 'diffusion', 'guidance' or 'consistency'"),
     ],
 )
