@@ -1,8 +1,9 @@
+import mmap
+
 """Jobs with a real network (preset tiny): shares in any number give the same bytes, and memory stays flat."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_memory_stays_flat_over_300_pictures(job, fused_bundle, tmp_path, monkey
     def count(self, pictures, failed):
         real(self, pictures, failed)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        used[self.done] = pages * os.sysconf("SC_PAGE_SIZE")
+        used[self.done] = pages * mmap.PAGESIZE
 
     monkeypatch.setattr(JobProgress, "add", count)
     assert job(source, tmp_path / "out", masks=mask_of(source), bundle=fused_bundle, options=MASKED, threads=1) == 0
