@@ -1,9 +1,9 @@
-import mmap
 
 """Jobs with a real network (preset tiny): shares in any number give the same bytes, and memory stays flat."""
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 
