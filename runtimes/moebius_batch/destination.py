@@ -118,13 +118,18 @@ class Destination:
         """Where the job's record and reports are."""
         return joined(self.out, CONTROL)
 
+    @property
+    def record_url(self) -> str:
+        """Where the job's record is."""
+        return self._own("job.json")
+
     def begin(self, record: dict[str, Any]) -> None:
         """Writes the record of a new job, or compares that of a job that has begun.
 
         Raises:
             InputError: the destination holds another job's results, or files of no job.
         """
-        path = self._own("job.json")
+        path = self.record_url
         self.check_inside(path)
         known = self._read_json(path)
         if known is None and (there := self._others()):

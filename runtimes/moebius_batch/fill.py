@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from moebius_batch.errors import StoreError
 from moebius_batch.items import Item
 from moebius_batch.job import Settings
 from moebius_batch.keys import seed_of
@@ -150,5 +152,11 @@ class Filler:
         if common is None:
             raise InputError(f"{item.file} has no mask; give --masks, or KEY.mask.png beside it")
         if self._common is None:
-            self._common = NamedBytes(common.url, common.read())
+            data = common.read()
+            if self._settings.mask_sha256 not in (None, hashlib.sha256(data).hexdigest()):
+                raise StoreError(
+                    f"{common.url}, the mask of all pictures, is not the file that it was when the job began; put that "
+                    "back, or start another job"
+                )
+            self._common = NamedBytes(common.url, data)
         return self._common

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from moebius_batch.errors import StoreError
 from moebius_batch.keys import shard_of
-from moebius_batch.stores import Entry, store_of
-from moebius_runtime.errors import InputError
+from moebius_batch.stores import Entry, changed, mtime, store_of
 from moebius_runtime.files import open_plain
 
 LEAST_SHARDS = 16
@@ -33,15 +34,21 @@ class Blob:
     offset: int = -1
 
     def read(self) -> bytes:
-        """Returns the bytes; errors as `Store.read`."""
+        """Returns the bytes; errors as `Store.read`, but `StoreError` for a part of a file that changed."""
         if self.offset < 0:
-            return store_of(self.url).read(self.url, Entry("", self.size, self.stamp) if self.size >= 0 else None)
+            return store_of(self.url).read(self.url, self.listed)
         with open_plain(self.url) as stream:
             stream.seek(self.offset)
             data = stream.read(self.size)
-        if len(data) != self.size:
-            raise InputError(f"{self.url} has changed since the job listed it; leave the source alone while a job runs")
+            now = mtime(os.fstat(stream.fileno()))
+        if len(data) != self.size or self.stamp not in ("", now):
+            raise StoreError(str(changed(self.url, self)))  # of the whole shard, not of a picture
         return data
+
+    @property
+    def listed(self) -> Entry | None:
+        """What the file was when the job listed it; None where it did not."""
+        return Entry("", self.size, self.stamp) if self.size >= 0 or self.stamp else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ class Settings(BaseModel):
         quality: of JPEG and AVIF results.
         out: the destination, a path or URL.
         write: pictures in folders, or one tar a shard.
+        source: the source, a path or URL, for the check that a worker on another machine reaches it.
         mask: fields of the `Blob` of the mask for all, or None.
+        mask_sha256: digest of its bytes.
         retry_failed: fill pictures again that failed before.
         scratch: folder for copies of remote tars; None takes the system's.
     """
@@ -47,7 +50,9 @@ class Settings(BaseModel):
     quality: int = 95
     out: str
     write: Write = "folder"
+    source: str = ""
     mask: dict[str, Any] | None = None
+    mask_sha256: str | None = None
     retry_failed: bool = False
     scratch: str | None = None
 
@@ -67,7 +72,6 @@ def record(settings: Settings, source: Source, where: str, bundle_sha256: str) -
         where: the source as given, for messages.
         bundle_sha256: digest of the bundle's manifest, which holds the hashes of its files.
     """
-    mask = settings.common_mask
     kept = settings.model_dump(
         include={"runtime", "device", "precision", "options", "masking", "seed", "quality", "write"}
     )
@@ -78,18 +82,14 @@ def record(settings: Settings, source: Source, where: str, bundle_sha256: str) -
         "pictures": source.pictures,
         "shards": len(source.shards),
         "list_sha256": source.fingerprint,
-        "mask_sha256": None if mask is None else _sha256(mask),
+        "mask_sha256": settings.mask_sha256,
         "bundle_sha256": bundle_sha256,
         **settings.model_dump(include=set(kept)),
     }
 
 
-def _sha256(blob: Blob) -> str:
-    import hashlib
-
-    return hashlib.sha256(blob.read()).hexdigest()
-
-
-def blob_fields(blob: Blob | None) -> dict[str, Any] | None:
-    """The fields of a blob for `Settings.mask`."""
-    return None if blob is None else asdict(blob)
+def mask_fields(mask: Blob | None) -> dict[str, Any]:
+    """`Settings.mask` and `Settings.mask_sha256` of the mask for all, which is read; errors as `Store.read`."""
+    if mask is None:
+        return {}
+    return {"mask": asdict(mask), "mask_sha256": hashlib.sha256(mask.read()).hexdigest()}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from moebius_batch.errors import FailingJobError, WorkerError
+from moebius_batch.destination import Destination
+from moebius_batch.errors import FailingJobError, StoreError, WorkerError
 from moebius_batch.items import Shard
 from moebius_batch.job import Settings
+from moebius_batch.stores import is_remote, store_of
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError, one_line
 
 GPU_RUNTIMES = ("ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
@@ -97,6 +100,22 @@ class ShardWorker:
         self._settings = Settings.model_validate_json(settings_json)
         self._fill = Filler(self._settings)
 
+    def check_paths(self) -> None:
+        """Refuses to work on a machine that lacks a path of the driver's, before it writes to a folder of its own.
+
+        Raises:
+            StoreError: the message names the machine and the path.
+        """
+        settings = self._settings
+        paths = {"bundle": settings.bundle, "source": settings.source, "--masks": (settings.mask or {}).get("url", "")}
+        paths["record of the job in --out"] = Destination(settings.out).record_url
+        for what, path in paths.items():
+            if path and not is_remote(path) and not path.startswith("hub:") and store_of(path).kind(path) is None:
+                raise StoreError(
+                    f"the worker on {socket.gethostname()} has no {path} ({what}); every machine of the cluster needs "
+                    "it: put it on a disk that they share, or name a URL"
+                )
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """{"shard": [JSON of a shard]} -> {"result": [JSON]}."""
         from moebius_batch.shards import run_shard
@@ -105,6 +124,7 @@ class ShardWorker:
         for text in batch["shard"]:
             shard = Shard.from_json(str(text))
             try:
+                self.check_paths()
                 summary = run_shard(self._settings, shard, self._fill)
                 result: dict[str, Any] = {"pictures": summary.pictures, "failed": summary.failed}
             except MoebiusError as error:

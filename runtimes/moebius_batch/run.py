@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 
 from moebius_batch.destination import Destination, Summary
 from moebius_batch.items import Shard
-from moebius_batch.job import Settings, Write, blob_fields, record
+from moebius_batch.job import Settings, Write, mask_fields, record
 from moebius_batch.progress import JobProgress
 from moebius_batch.sources import Columns, Source, open_source
 from moebius_batch.stores import normal
@@ -80,7 +80,7 @@ def run_job(request: Request) -> int:
     bundle = Bundle.open(request.bundle)
     check_batch(bundle.manifest, request.batch, bundle.path)
     source = open_source(request.source, request.out, request.masks, request.columns, request.shard_size)
-    settings = _settings(request, source)
+    settings = _settings(request, source, bundle)
     destination = Destination(settings.out, settings.write)
     destination.begin(record(settings, source, request.source, content_digest(bundle.manifest.model_dump(mode="json"))))
     if bundle.manifest.stand_in:
@@ -98,14 +98,14 @@ def run_job(request: Request) -> int:
     return _report(destination, mine, shards, len(source.shards), progress)
 
 
-def _settings(request: Request, source: Source) -> Settings:
+def _settings(request: Request, source: Source, bundle: Bundle) -> Settings:
     from moebius_runtime.hardware.processors import physical_cores
 
     threads, workers = request.threads, request.workers or 1
     if threads is None and request.engine == "local" and workers > 1 and request.runtime == "ort-cpu":
         threads = max(1, physical_cores() // workers)
     return Settings(
-        bundle=str(request.bundle.absolute()),
+        bundle=str(request.bundle.absolute()) if bundle.remote is None else str(request.bundle),
         runtime=request.runtime,
         device=request.device,
         precision=request.precision,
@@ -118,7 +118,8 @@ def _settings(request: Request, source: Source) -> Settings:
         quality=request.quality,
         out=normal(request.out),
         write=request.write or ("tars" if source.kind == "tars" else "folder"),
-        mask=blob_fields(source.mask),
+        source=normal(request.source),
+        **mask_fields(source.mask),
         retry_failed=request.retry_failed,
     )
 

@@ -9,14 +9,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from moebius_batch import tars
 from moebius_batch.errors import StoreError
 from moebius_batch.items import Blob, Item, Shard, cut
 from moebius_batch.keys import check_key
-from moebius_batch.stores import Entry, is_remote, joined, normal, store_of
+from moebius_batch.stores import Entry, changed, is_remote, joined, normal, store_of
 from moebius_runtime.commands.pairing import HEIF_SUFFIXES, SUFFIXES
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
@@ -91,10 +91,8 @@ def open_source(source: str, out: str, masks: str | None, columns: Columns, shar
         if not items:
             raise InputError(f"no picture in {source}; expected files that end in {', '.join(_PICTURES)}, or .tar")
     elif suffix == ".tar":
-        folder, name = os.path.split(source)
-        size = [e for e in store_of(folder).listing(folder) if e.name == name] if is_remote(source) else None
-        entry = size[0] if size else Entry(name, os.path.getsize(source) if not is_remote(source) else -1)
-        return _tars([(source, entry)], common, by_key)
+        entry = store_of(source).entry(source) or Entry("", -1)
+        return _tars([(source, replace(entry, name=source.rpartition("/")[2]))], common, by_key)
     elif suffix in _TABLES:
         items = _table(source, suffix, columns)
     else:
@@ -106,8 +104,12 @@ def open_source(source: str, out: str, masks: str | None, columns: Columns, shar
             f"no picture of {source} has a mask; give --masks, or KEY.mask.png beside each picture, or a table's "
             f"column {columns.mask!r}"
         )
-    facts = (f"{_fact(i.key, i.picture, source)}\0{_fact('', i.mask, source) if i.mask else ''}" for i in items)
-    return Source("folder" if kind == "folder" else "table", cut(items, shard_size), len(items), _hash(facts), common)
+    name = "folder" if kind == "folder" else "table"
+    sized = name == "folder"  # a table's URLs may be anywhere: not every size is known, and missing files are lines
+    facts = (
+        f"{_fact(i.key, i.picture, source, sized)}\0{_fact('', i.mask, source, sized) if i.mask else ''}" for i in items
+    )
+    return Source(name, cut(items, shard_size), len(items), _hash(facts), common)
 
 
 def items_of(shard: Shard, temporary: Path) -> tuple[Item, ...]:
@@ -122,17 +124,15 @@ def items_of(shard: Shard, temporary: Path) -> tuple[Item, ...]:
         os.close(handle)
         path = Path(name)
         store_of(url).get(url, path)
-    if shard.tar.size >= 0 and os.path.getsize(path) != shard.tar.size:
-        raise InputError(
-            f"{url} has changed since the job listed it: {os.path.getsize(path)} bytes, {shard.tar.size} before; leave "
-            "the source alone while a job runs"
-        )
+    listed = shard.tar.listed
+    if listed is not None and not listed.is_now(store_of(url).entry(url), os.path.getsize(path)):
+        raise changed(url, listed)
     return tuple(tars.index(path, url, shard.name))
 
 
-def _fact(key: str, blob: Blob, root: str) -> str:
+def _fact(key: str, blob: Blob, root: str, sized: bool) -> str:
     """What identifies a file of the list wherever the source is mounted."""
-    return f"{key}\0{blob.url.removeprefix(root)}\0{blob.size}"
+    return f"{key}\0{blob.url.removeprefix(root)}\0{blob.size if sized else -1}"
 
 
 def _hash(facts: Iterable[str]) -> str:
@@ -155,7 +155,7 @@ def _by_key(root: str, entries: Iterable[Entry], what: str) -> dict[str, Entry]:
 
 
 def _blob(root: str, entry: Entry) -> Blob:
-    return Blob(joined(root, entry.name), entry.size, "" if is_remote(root) else entry.stamp)
+    return Blob(joined(root, entry.name), entry.size, entry.stamp)
 
 
 def _folder(root: str, entries: list[Entry]) -> list[Item]:
@@ -192,7 +192,7 @@ def _tars(found: list[tuple[str, Entry]], common: Blob | None, by_key: dict[str,
         name = check_key(PurePosixPath(entry.name).stem, url)
         if (other := names.setdefault(name.lower(), url)) != url:
             raise InputError(f"{other} and {url} have one name, which begins the keys of a tar's pictures; rename one")
-        shards.append(Shard(number, name, tar=Blob(url, entry.size)))
+        shards.append(Shard(number, name, tar=Blob(url, entry.size, entry.stamp)))
         if is_remote(url):
             count = None  # listing it takes its whole transfer: that is its shard's first step
         elif count is not None:
@@ -203,8 +203,10 @@ def _tars(found: list[tuple[str, Entry]], common: Blob | None, by_key: dict[str,
 def _table(url: str, suffix: str, columns: Columns) -> list[Item]:
     folder = url.rpartition("/" if is_remote(url) else os.sep)[0]
 
-    def place(text: str) -> str:
-        return normal(text if is_remote(text) or os.path.isabs(text) else joined(folder, text))
+    def place(text: str) -> Blob:
+        where = normal(text if is_remote(text) or os.path.isabs(text) else joined(folder, text))
+        entry = None if is_remote(where) else store_of(where).entry(where)  # no request a row
+        return Blob(where) if entry is None else Blob(where, entry.size, entry.stamp)
 
     found: dict[str, Item] = {}
     for number, row in enumerate(_rows(url, suffix, columns), 1):
@@ -220,7 +222,7 @@ def _table(url: str, suffix: str, columns: Columns) -> list[Item]:
             raise InputError(
                 f"{where}: the key {key!r} comes twice in {url}; give each row its own in a column {columns.key!r}"
             )
-        found[key] = Item(key, file, Blob(place(picture)), Blob(place(mask)) if mask else None)
+        found[key] = Item(key, file, place(picture), place(mask) if mask else None)
     if not found:
         raise InputError(f"{url} has no rows; expected one a picture")
     return list(found.values())

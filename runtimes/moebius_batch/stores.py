@@ -11,13 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from moebius_batch.errors import StoreError
 from moebius_batch.keys import CONTROL
-from moebius_runtime.errors import InputError, MoebiusError, OutputError, RuntimeUnavailableError, one_line
+from moebius_batch.store_errors import CLOUD, reason, refusals
+from moebius_runtime.errors import InputError, OutputError, RuntimeUnavailableError
 from moebius_runtime.files import atomic_write, open_plain, read_plain
 
 MAX_PICTURE = 1 << 30
@@ -25,18 +27,36 @@ MAX_PICTURE = 1 << 30
 
 # Stores where an object appears when it is complete, so that no temporary name is needed.
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
-_CREDENTIALS = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "DefaultCredentials", "TokenRetrieval")
-_UNREACHABLE = ("EndpointConnection", "ConnectTimeout", "ConnectionError", "ConnectionRefused", "ClientConnector")
-_CLOUD = "pip install 'moebius-edge[cloud]'"
+# What tells two versions of a file of the same size apart: keys of fsspec's info, best first.
+_STAMPS = (
+    *("ETag", "etag", "generation", "md5Hash", "VersionId", "checksum", "mtime"),
+    *("LastModified", "last_modified", "updated", "modified", "modify", "created"),
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a store: name below the listed folder with `/`, size in bytes, and a stamp of its version, or ""."""
+    """A file of a store.
+
+    Attributes:
+        name: below the listed folder, with `/`.
+        size: in bytes, or -1 where the store does not give it.
+        stamp: of its version: kind and value, such as `mtime 1700000000000000000` (nanoseconds) or `etag 0f3a`; or "".
+    """
 
     name: str
     size: int
     stamp: str = ""
+
+    def is_now(self, now: Entry | None, read: int) -> bool:
+        """Whether a file of which `read` bytes were read, and that is `now` in its store, is still this one.
+
+        Sizes and stamps that a store does not give are not compared, nor stamps of two kinds.
+        """
+        if now is None or self.size not in (-1, read):
+            return False
+        comparable = self.stamp.partition(" ")[0] == now.stamp.partition(" ")[0]
+        return not comparable or now.stamp == self.stamp
 
 
 class Store(ABC):
@@ -51,11 +71,16 @@ class Store(ABC):
         """All files below a folder, sorted by name, without hidden ones and those of a job's own folder."""
 
     @abstractmethod
+    def entry(self, url: str) -> Entry | None:
+        """A file by its full path or URL, as a listing has it; None where there is no file."""
+
+    @abstractmethod
     def read(self, url: str, entry: Entry | None = None, limit: int = MAX_PICTURE) -> bytes:
         """The bytes of a file.
 
         Raises:
-            InputError: there is no such file, it may not be read, is over `limit`, or differs from `entry`.
+            InputError: there is no such file, it may not be read, is over `limit`, differs from `entry`, or changed
+                while it was read.
             StoreError: the store fails as a whole.
         """
 
@@ -94,7 +119,7 @@ class LocalStore(Store):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise InputError(f"cannot read {url}: {_reason(error)}; name a readable file or folder") from error
+            raise InputError(f"cannot read {url}: {reason(error)}; name a readable file or folder") from error
         return "folder" if stat.S_ISDIR(mode) else "file"
 
     def listing(self, url: str) -> list[Entry]:
@@ -102,7 +127,7 @@ class LocalStore(Store):
         found = []
 
         def unreadable(error: OSError) -> None:
-            raise StoreError(f"cannot list {error.filename}: {_reason(error)}; make it readable") from error
+            raise StoreError(f"cannot list {error.filename}: {reason(error)}; make it readable") from error
 
         for folder, inner, names in os.walk(url, onerror=unreadable):
             linked = {name for name in inner if os.path.islink(os.path.join(folder, name))}
@@ -117,18 +142,26 @@ class LocalStore(Store):
                     continue
                 if stat.S_ISREG(status.st_mode):
                     relative = os.path.relpath(path, url).replace(os.sep, "/")
-                    found.append(Entry(relative, status.st_size, str(status.st_mtime_ns)))
+                    found.append(Entry(relative, status.st_size, mtime(status)))
         return sorted(found, key=lambda entry: entry.name)
+
+    def entry(self, url: str) -> Entry | None:
+        """See `Store.entry`."""
+        try:
+            status = os.stat(url)
+        except (OSError, ValueError):
+            return None
+        return Entry("", status.st_size, mtime(status)) if stat.S_ISREG(status.st_mode) else None
 
     def read(self, url: str, entry: Entry | None = None, limit: int = MAX_PICTURE) -> bytes:
         """See `Store.read`."""
+        before = entry or self.entry(url)
         try:
             data = read_plain(url, limit)
-            stamp = str(os.stat(url).st_mtime_ns)
         except OSError as error:
-            raise InputError(f"cannot read {url}: {_reason(error)}") from error
-        if entry is not None and (len(data) != entry.size or entry.stamp not in ("", stamp)):
-            raise _changed(url)
+            raise InputError(f"cannot read {url}: {reason(error)}") from error
+        if before is not None and not before.is_now(self.entry(url), len(data)):
+            raise changed(url, entry)
         return data
 
     def write(self, url: str, data: bytes) -> None:
@@ -149,7 +182,7 @@ class LocalStore(Store):
                 while chunk := source.read(1 << 20):
                     stream.write(chunk)
         except OSError as error:
-            raise InputError(f"cannot read {url}: {_reason(error)}") from error
+            raise InputError(f"cannot read {url}: {reason(error)}") from error
 
     def append(self, url: str, data: bytes) -> bool:
         """See `Store.append`."""
@@ -167,7 +200,7 @@ class LocalStore(Store):
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise StoreError(f"cannot remove {url}: {_reason(error)}") from error
+            raise StoreError(f"cannot remove {url}: {reason(error)}") from error
 
     def clear(self, url: str) -> None:
         """See `Store.clear`; the names are those of `atomic_write`."""
@@ -183,9 +216,7 @@ class LocalStore(Store):
         except OutputError as error:
             raise StoreError(str(error)) from error
         except (OSError, ValueError) as error:
-            raise StoreError(
-                f"cannot write {url}: {_reason(error)}; choose another --out or free some space"
-            ) from error
+            raise StoreError(f"cannot write {url}: {reason(error)}; choose another --out or free some space") from error
 
 
 class RemoteStore(Store):
@@ -196,8 +227,8 @@ class RemoteStore(Store):
         try:
             import fsspec
         except ImportError as error:
-            raise RuntimeUnavailableError(f"{protocol}:// needs fsspec. Install it: {_CLOUD}") from error
-        with _refusals(f"{protocol}://", StoreError):
+            raise RuntimeUnavailableError(f"{protocol}:// needs fsspec. Install it: {CLOUD}") from error
+        with refusals(f"{protocol}://", StoreError):
             try:
                 self._fs: Any = fsspec.filesystem(protocol)
             except ValueError as error:
@@ -207,7 +238,7 @@ class RemoteStore(Store):
 
     def kind(self, url: str) -> Literal["file", "folder"] | None:
         """See `Store.kind`."""
-        with _refusals(url, StoreError):
+        with refusals(url, StoreError):
             self._fs.invalidate_cache()
             try:
                 return "folder" if self._fs.info(url)["type"] == "directory" else "file"
@@ -216,7 +247,7 @@ class RemoteStore(Store):
 
     def listing(self, url: str) -> list[Entry]:
         """See `Store.listing`."""
-        with _refusals(url, StoreError):
+        with refusals(url, StoreError):
             self._fs.invalidate_cache()
             root = self._fs._strip_protocol(url).rstrip("/") + "/"
             found = []
@@ -224,19 +255,30 @@ class RemoteStore(Store):
                 name = path.removeprefix(root)
                 parts = name.split("/")
                 if info["type"] == "file" and not any(part[:1] in ("", ".") or part == CONTROL for part in parts):
-                    found.append(Entry(name, int(info["size"] or 0), str(info.get("ETag") or "")))
+                    found.append(_entry(name, info))
         return sorted(found, key=lambda entry: entry.name)
+
+    def entry(self, url: str) -> Entry | None:
+        """See `Store.entry`."""
+        with refusals(url, StoreError):
+            self._fs.invalidate_cache()
+            try:
+                info = self._fs.info(url)
+            except FileNotFoundError:
+                return None
+        return None if info["type"] == "directory" else _entry("", info)
 
     def read(self, url: str, entry: Entry | None = None, limit: int = MAX_PICTURE) -> bytes:
         """See `Store.read`. A failing web server is an `InputError`: a table's other pictures come from others."""
-        with _refusals(url, InputError, InputError if self._protocol in ("http", "https") else StoreError):
-            web = self._protocol in ("http", "https")  # where not every server gives a size
-            size = entry.size if entry else 0 if web else self._fs.info(url).get("size") or 0
+        web = self._protocol in ("http", "https")
+        with refusals(url, InputError, InputError if web else StoreError):
+            before = entry or (None if web else self.entry(url))  # a web server's answer is whole, and its size unknown
+            size = before.size if before else 0
             data = b"" if size > limit else bytes(self._fs.cat_file(url))
             if max(size, len(data)) > limit:
                 raise InputError(f"cannot read {url}: it is over {limit >> 20} MiB")
-        if entry is not None and len(data) != entry.size:
-            raise _changed(url)
+            if before is not None and not before.is_now(before if web else self.entry(url), len(data)):
+                raise changed(url, entry)
         return data
 
     def write(self, url: str, data: bytes) -> None:
@@ -249,7 +291,7 @@ class RemoteStore(Store):
 
     def get(self, url: str, local: Path) -> None:
         """See `Store.get`."""
-        with _refusals(url, InputError):
+        with refusals(url, InputError):
             self._fs.get_file(url, str(local))
 
     def append(self, url: str, data: bytes) -> bool:
@@ -258,13 +300,13 @@ class RemoteStore(Store):
 
     def remove(self, url: str) -> None:
         """See `Store.remove`."""
-        with _refusals(url, StoreError):
+        with refusals(url, StoreError):
             self._fs.invalidate_cache()
             with suppress(FileNotFoundError):
                 self._fs.rm(url, recursive=True)
 
     def _placed(self, url: str, write: Callable[[str], object]) -> None:
-        with _refusals(url, StoreError):
+        with refusals(url, StoreError):
             if self._protocol in _WHOLE_OBJECTS:
                 write(url)
                 return
@@ -308,49 +350,23 @@ def normal(url: str) -> str:
     return url.rstrip("/") if is_remote(url) else os.path.abspath(url)
 
 
-def _changed(url: str) -> InputError:
-    return InputError(f"{url} has changed since the job listed it; leave the source alone while a job runs")
+def changed(url: str, listed: object = None) -> InputError:
+    """The error for a file that is not what it was: since the job listed it, or while it was read."""
+    when = "since the job listed it" if listed else "while it was read"
+    return InputError(f"{url} has changed {when}; leave the source alone while a job runs")
 
 
-def _reason(error: BaseException) -> str:
-    return one_line(str(getattr(error, "strerror", None) or error or type(error).__name__))[:300]
+def mtime(status: os.stat_result) -> str:
+    """The stamp of a local file."""
+    return f"mtime {status.st_mtime_ns}"
 
 
-def _chain(error: BaseException | None) -> list[str]:
-    """Names of the classes of an error and of those that it came from."""
-    found: list[str] = []
-    while error is not None and len(found) < 10:
-        found.append(type(error).__name__)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-@contextmanager
-def _refusals(url: str, missing: type[MoebiusError], failing: type[MoebiusError] = StoreError) -> Iterator[None]:
-    """Turns whatever a store's library raises into one sentence.
-
-    Args:
-        url: for the message.
-        missing: the error for a file that is not there or locked.
-        failing: the error for all else.
-    """
-    try:
-        yield
-    except MoebiusError:
-        raise
-    except ImportError as error:
-        raise RuntimeUnavailableError(f"{url}: {_reason(error)}. Install it: {_CLOUD}") from error
-    except Exception as error:  # each library has its own classes
-        names = " ".join(_chain(error))
-        if isinstance(error, FileNotFoundError) and not any(name in names for name in _UNREACHABLE):
-            raise missing(f"there is no {url}; check its name") from error
-        if isinstance(error, PermissionError):
-            raise missing(f"{url}: access denied ({_reason(error)}); check the credentials and their rights") from error
-        if any(name in names for name in _CREDENTIALS):
-            raise failing(
-                f"{url}: no credentials were found ({_reason(error)}); set them as the store's own tools expect, such "
-                "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-            ) from error
-        if any(name in names for name in _UNREACHABLE):
-            raise failing(f"{url} cannot be reached ({_reason(error)}); check the network and the endpoint") from error
-        raise failing(f"{url}: the store fails ({type(error).__name__}: {_reason(error)})") from error
+def _entry(name: str, info: dict[str, Any]) -> Entry:
+    """A file by fsspec's info. A listing and a single answer of one store can write its version in two ways."""
+    kind = next((kind for kind in _STAMPS if info.get(kind) not in (None, "")), None)
+    value = None if kind is None else info[kind]
+    if isinstance(value, datetime | int | float):  # a time as an object or in seconds
+        value = f"{value.timestamp() if isinstance(value, datetime) else value:.3f}"
+    stamp = "" if kind is None else f"{kind.lower()} {value}".replace('"', "")
+    size = info.get("size")  # which not every web server gives
+    return Entry(name, -1 if size is None else int(size), stamp)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moebius_batch.items import Blob, Item
 from moebius_batch.keys import check_key
-from moebius_batch.stores import MAX_PICTURE
+from moebius_batch.stores import MAX_PICTURE, mtime
 from moebius_runtime.commands.pairing import SUFFIXES
 from moebius_runtime.errors import InputError, one_line
 
@@ -33,6 +33,7 @@ def index(path: Path, name: str, prefix: str) -> list[Item]:
     files: dict[str, str] = {}
     current, end = None, -1
     try:
+        stamp = mtime(os.stat(path))
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else every header is kept
@@ -54,7 +55,7 @@ def index(path: Path, name: str, prefix: str) -> list[Item]:
                     found[key], current = {}, key
                 if kind in found[key]:
                     raise InputError(f"{where}: its sample has a {kind} already; pack the tar with one of each")
-                found[key][kind] = Blob(str(path), member.size, offset=member.offset_data)
+                found[key][kind] = Blob(str(path), member.size, stamp, member.offset_data)
                 if kind == "picture":
                     files[key] = member.name
             offset = tar.offset

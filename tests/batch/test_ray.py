@@ -147,6 +147,37 @@ def test_more_workers_than_fit_are_refused_before_they_wait_for_ever(on_ray, tmp
         on_ray(source, tmp_path / "out", masks=mask_of(source), runtime="ort-cuda")
 
 
+@pytest.mark.parametrize("what", ["bundle", "source", "masks", "out"])
+def test_a_path_that_the_driver_has_and_a_worker_lacks(what, toy_bundle, job, tmp_path, monkeypatch):
+    """The worker of another machine, whose disk has all but one of them: it must not begin a folder of its own."""
+    source = make_pictures(tmp_path / "in", 3)
+    bundle = shutil.copytree(toy_bundle.path, tmp_path / "bundle")
+    paths = {"bundle": bundle, "source": source, "masks": tmp_path / "in.mask.png", "out": tmp_path / "out"}
+    asked = []
+    monkeypatch.setattr(ray_engine, "run_ray", lambda settings, shards, *rest: asked.append((settings, shards)))
+    with pytest.raises(MoebiusError):  # there is no report, as nothing is filled
+        job(source, paths["out"], masks=mask_of(source), bundle=bundle, engine="ray")
+    (settings, shards) = asked[0]
+    paths[what].rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(ray_engine.socket, "gethostname", lambda: "node7")
+    worker = ray_engine.ShardWorker(settings.model_dump_json())
+    (text,) = worker({"shard": [shards[0].to_json()]})["result"]
+    found = json.loads(text)
+    assert found["exit_code"] == 2
+    assert found["error"].startswith(f"the worker on node7 has no {paths[what]}")
+    assert "every machine of the cluster needs it" in found["error"]
+    assert what != "out" or not paths["out"].exists()
+    (tmp_path / "elsewhere").rename(paths[what])
+    (text,) = worker({"shard": [shards[0].to_json()]})["result"]
+    assert json.loads(text)["failed"] == 0
+
+
+def test_the_paths_of_urls_and_hubs_are_not_looked_for(tmp_path):
+    pytest.importorskip("fsspec", reason="pip install 'moebius-edge[cloud]'")
+    urls = {"bundle": "hub:owner/bundle", "source": "s3://none/in", "out": "memory://none", "mask": {"url": "s3://m"}}
+    ray_engine.ShardWorker(ray_engine.Settings(**urls).model_dump_json()).check_paths()
+
+
 def nodes(*sizes):
     """Ray's module, as far as `pool_size` asks it: nodes with (CPUs, GPUs); None is a dead one."""
     found = [

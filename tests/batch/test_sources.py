@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
 
 import pytest
 
+from moebius_batch.errors import StoreError
 from moebius_batch.items import Blob
 from moebius_batch.sources import Columns, open_source
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
@@ -189,6 +191,36 @@ def test_a_tar_that_changes_ends_the_job_and_a_truncated_one_that_is_listed_late
     assert list(results(tmp_path / "out")) == ["a.tar"]
 
 
+def test_a_tar_that_is_replaced_by_one_of_its_size(tars, job, tmp_path, monkeypatch):
+    """Between its listing and its shard, and within its shard: pictures of two tars must not mix."""
+    from moebius_batch import fill, local
+
+    real, status = local.run_shard, os.stat(tars / "b.tar")
+
+    def run(settings, shard, *more):
+        if shard.name == "b":
+            os.utime(tars / "b.tar", ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+        return real(settings, shard, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "run_shard", run)
+        with pytest.raises(InputError, match=r"b\.tar has changed since the job listed it"):
+            job(tars, tmp_path / "out")
+    filled = fill.Filler.__call__
+
+    def fills(self, item):
+        done = filled(self, item)
+        if item.key == "a/k0":
+            os.utime(tars / "a.tar", ns=(status.st_atime_ns, os.stat(tars / "a.tar").st_mtime_ns + 10**9))
+        return done
+
+    monkeypatch.setattr(fill.Filler, "__call__", fills)
+    for write in ("tars", "folder"):
+        with pytest.raises(StoreError, match=r"a\.tar has changed since the job listed it"):
+            job(tars, tmp_path / f"as-{write}", write=write)
+    assert results(tmp_path / "as-folder").keys() == {"a/k0.png"}
+
+
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +264,33 @@ def test_a_table_s_missing_files_are_lines(job, tmp_path):
     lines = report(tmp_path / "out")
     assert lines["p00000"]["status"] == "ok"
     assert "No such file" in lines["none"]["error"]
+
+
+def test_a_table_s_files_that_change_are_lines_and_a_changed_mask_for_all_ends_the_job(job, tmp_path, monkeypatch):
+    from moebius_batch import local
+
+    source = make_pictures(tmp_path / "in", 3)
+    (tmp_path / "m.png").write_bytes(mask_png())
+    rows = [{"url": f"in/{number}/p0000{number}.png", "mask": "m.png" if number else ""} for number in range(3)]
+    table = write_table(tmp_path / "t.csv", rows)
+    real, status = local.run_shard, os.stat(tmp_path / "m.png")
+
+    def changing(path, data):
+        def run(*arguments):
+            path.write_bytes(data)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+            return real(*arguments)
+
+        monkeypatch.setattr(local, "run_shard", run)
+
+    changing(source / "1/p00001.png", (source / "1/p00001.png").read_bytes())
+    assert job(table, tmp_path / "out", masks=mask_of(source)) == 1
+    lines = report(tmp_path / "out")
+    assert {key: line["status"] for key, line in lines.items()} == {"p00000": "ok", "p00001": "failed", "p00002": "ok"}
+    assert "has changed since the job listed it" in lines["p00001"]["error"]
+    changing(tmp_path / "in.mask.png", png(5))
+    with pytest.raises(StoreError, match=r"the mask of all pictures, is not the file that it was when the job began"):
+        job(table, tmp_path / "masked", masks=mask_of(source))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import http.server
 import os
 import sys
 import threading
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,7 +17,7 @@ import pytest
 from moebius_batch import stores
 from moebius_batch.errors import StoreError
 from moebius_batch.keys import CONTROL
-from moebius_batch.stores import LocalStore, joined, normal, store_of
+from moebius_batch.stores import Entry, LocalStore, joined, normal, store_of
 from moebius_runtime.errors import InputError, MoebiusError, RuntimeUnavailableError
 
 from .conftest import OWN, make_pictures, mask_of, mask_png, png, report, results
@@ -65,6 +67,67 @@ def s3(server):
     stores._store.cache_clear()
 
 
+def later(root, name):
+    """A new time of change, however coarse the file system's clock is."""
+    status = os.stat(joined(root, name))
+    os.utime(joined(root, name), ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+
+
+def test_versions_are_compared_where_both_sides_give_the_same_kind():
+    listed = Entry("a", 3, "etag 1")
+    assert listed.is_now(Entry("", 3, "etag 1"), 3)
+    assert not listed.is_now(Entry("", 3, "etag 2"), 3)
+    assert not listed.is_now(Entry("", 3, "etag 1"), 4)
+    assert not listed.is_now(None, 3)
+    assert listed.is_now(Entry("", 3, "mtime 5"), 3)
+    assert listed.is_now(Entry("", 3), 3)
+    assert Entry("a", -1).is_now(Entry("", 3, "etag 2"), 3)
+    assert not Entry("a", -1, "etag 1").is_now(Entry("", 3, "etag 2"), 3)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"size": 3, "ETag": '"0f"', "LastModified": "x"}, Entry("n", 3, "etag 0f")),  # S3
+        ({"size": 3, "etag": "0f", "last_modified": "x"}, Entry("n", 3, "etag 0f")),  # Azure
+        ({"size": 3, "generation": "17", "mtime": "x"}, Entry("n", 3, "generation 17")),  # Google
+        ({"size": 0, "mtime": 5.5}, Entry("n", 0, "mtime 5.500")),  # SSH
+        ({"size": 0, "created": datetime.fromtimestamp(5.5, timezone.utc)}, Entry("n", 0, "created 5.500")),
+        ({"size": None, "ETag": None}, Entry("n", -1)),  # a web server
+    ],
+)
+def test_the_version_of_a_file_by_each_library_s_answer(info, expected):
+    assert stores._entry("n", info) == expected
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path, memory, monkeypatch):
+    """Without a listing before it, as a table itself: what is read then may be half of each."""
+    path = tmp_path / "a"
+    path.write_bytes(b"123")
+    real = stores.read_plain
+
+    def read(url, limit):
+        data = real(url, limit)
+        path.write_bytes(b"12345")
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "read_plain", read)
+        with pytest.raises(InputError, match="has changed while it was read; leave the source alone"):
+            store_of(str(path)).read(str(path))
+    memory.pipe_file("/b/a", b"123")
+    fetch = memory.cat_file
+
+    def fetched(url, **more):
+        data = fetch(url, **more)
+        memory.pipe_file("/b/a", b"321")
+        return data
+
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, url, **more: fetched(url, **more))
+    with pytest.raises(InputError, match="has changed while it was read; leave the source alone"):
+        store_of("memory://b/a").read("memory://b/a")
+
+
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
 def test_every_store_does_the_same(kind, request, tmp_path):
     if kind != "local":
@@ -83,9 +146,15 @@ def test_every_store_does_the_same(kind, request, tmp_path):
     assert store.read(joined(root, "c.png"), entry) == b"56"
     with pytest.raises(InputError, match=r"c\.png: .*over 0 KiB|over 0 MiB"):
         store.read(joined(root, "c.png"), limit=1)
-    store.write(joined(root, "c.png"), b"789")
-    with pytest.raises(InputError, match="has changed since the job listed it"):
-        store.read(joined(root, "c.png"), entry)
+    assert store.entry(joined(root, "c.png")) == replace(entry, name="")
+    assert store.entry(joined(root, "none.png")) is store.entry(root) is None
+    for other in (b"789", b"65"):  # the latter has the same size
+        store.write(joined(root, "c.png"), other)
+        if kind == "local":
+            later(root, "c.png")
+        with pytest.raises(InputError, match="has changed since the job listed it"):
+            store.read(joined(root, "c.png"), entry)
+        assert store.read(joined(root, "c.png")) == other
     with pytest.raises(InputError, match=r"none\.png"):
         store.read(joined(root, "none.png"))
     (tmp_path / "local").write_bytes(b"local")
@@ -146,6 +215,28 @@ def test_tars_in_a_store(kind, request, job, tmp_path):
     files.pipe_file(f"{root}/tars/b.tar", (tmp_path / "tars/b.tar").read_bytes()[:1000])
     with pytest.raises(InputError, match=r"b\.tar is not a whole, plain tar"):
         job(f"{root}/tars", f"{root}/cut")
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_remote_object_that_changes_and_keeps_its_size_is_a_line(kind, request, job, tmp_path, monkeypatch):
+    from moebius_batch import local
+
+    files = request.getfixturevalue(kind)
+    root = {"memory": "memory://b", "s3": "s3://bucket"}[kind]
+    upload(files, make_pictures(tmp_path / "in", 3), f"{root}/in")
+    files.pipe_file(f"{root}/m.png", mask_png())
+    real, other = local.run_shard, bytearray(files.cat_file(f"{root}/in/0/p00000.png"))
+    other[-20] ^= 1
+
+    def run(*arguments):
+        files.pipe_file(f"{root}/in/0/p00000.png", bytes(other))
+        return real(*arguments)
+
+    monkeypatch.setattr(local, "run_shard", run)
+    assert job(f"{root}/in", tmp_path / "out", masks=f"{root}/m.png") == 1
+    lines = report(tmp_path / "out")
+    assert "has changed since the job listed it" in lines["0/p00000"]["error"]
+    assert sum(line["status"] == "ok" for line in lines.values()) == 2
 
 
 def test_a_killed_process_s_pictures_are_kept_in_a_store_too(memory, job, tmp_path, monkeypatch):

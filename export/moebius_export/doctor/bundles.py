@@ -67,7 +67,7 @@ def check_whole_bundle(path: Path, libraries: Mapping[str, Found], gpu: Gpu, pro
 
 def _manifest_row(bundle: Bundle) -> Row:
     manifest = bundle.manifest
-    graphs = "; ".join(f"{name} {', '.join(graph.files)}" for name, graph in manifest.graphs.items())
+    graphs = "; ".join(f"{name} {', '.join(graph.files)}" for name, graph in manifest.every_graph.items())
     stand_in = ", random test weights (its pictures are noise)" if manifest.stand_in else ""
     return Row("manifest", f"preset {manifest.model.preset}{stand_in}; {graphs}")
 
@@ -82,7 +82,7 @@ def _file_rows(bundle: Bundle, progress: Progress) -> list[Row]:
         except BundleError as error:
             problems[str(error)] = None
     if not problems:
-        for name, graph in bundle.manifest.graphs.items():
+        for name, graph in bundle.manifest.every_graph.items():
             for precision in graph.files:
                 try:
                     bundle.model_file(name, precision)  # also checks which files an ONNX file refers to

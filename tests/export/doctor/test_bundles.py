@@ -8,7 +8,7 @@ from moebius_export.doctor.bundles import check_whole_bundle
 from moebius_export.doctor.gpu import Gpu, find_gpu
 from moebius_export.doctor.libraries import check_libraries
 from moebius_export.doctor.rows import Verdict
-from moebius_runtime.bundle.manifest import read_manifest
+from moebius_runtime.bundle.manifest import read_manifest, write_manifest
 from moebius_runtime.bundle.passport import EngineInfo, Passport, write_passport
 
 
@@ -87,6 +87,25 @@ def test_a_damaged_and_a_missing_file(check, tiny_copy):
     assert not sound
     assert rows["file"].verdict is Verdict.wrong
     assert "files" not in rows
+
+
+def test_the_optional_decoders_are_listed_and_their_files_checked(check, tiny_copy):
+    """A file that names weights which the manifest does not give it: only looking into it finds that."""
+    manifest = read_manifest(tiny_copy)
+    info = manifest.graphs["vae_decoder"]
+
+    def with_decoder(**file):
+        files = {"fp32": info.files["fp32"].model_copy(update=file)}
+        decoder = info.model_copy(update={"files": files})
+        write_manifest(manifest.model_copy(update={"decoders": {"vae_decoder_tiny": decoder}}), tiny_copy)
+        return check(tiny_copy)
+
+    rows, sound = with_decoder()
+    assert sound
+    assert "vae_decoder_tiny fp32" in rows["manifest"].found
+    rows, sound = with_decoder(weights=None)
+    assert not sound
+    assert "vae_decoder/model.onnx" in rows["file"].found
 
 
 def test_engines_that_fit(check, machines, tiny_copy):
