@@ -1,4 +1,4 @@
-"""scripts/prove-on-gpu.sh: modes, distilled bundles, batches, WebGPU, the small network's recipe, the profile jetson."""
+"""scripts/prove-on-gpu.sh: modes, distilled bundles, batches, WebGPU, the small network's recipe, profile jetson."""
 
 import os
 import shutil
