@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moebius_bench.hardware.recorder import Recorder, need
 from moebius_bench.hardware.stages.engines import export_command
 from moebius_bench.hardware.stages.torch import PICTURE_LIMITS
 from moebius_bench.hardware.timing import interleaved
 
+if TYPE_CHECKING:
+    from moebius_runtime.bundle.manifest import Precision
+
 _ROUNDS, _STEPS, _QUICK_STEPS = 5, 20, 2
-_PRECISION = "fp16"
 _LONGEST = 400  # characters of a fact
 # Read-only queries that a board answers; those that are missing are left out.
 _QUERIES = {
@@ -61,7 +64,8 @@ def run_engines(record: Recorder) -> None:
 
     folder = Path(str(record.request.bundle))
     need("onnxruntime")
-    runtime, precision = ("ort-cpu", "fp32") if record.request.quick else ("tensorrt", _PRECISION)
+    runtime = "ort-cpu" if record.request.quick else "tensorrt"
+    precision: Precision = "fp32" if record.request.quick else "fp16"
     if not record.request.quick:
         need("tensorrt", "cuda")
         with _watched(record):
