@@ -25,6 +25,9 @@ RUN wheel="$(ls /wheels/*.whl)" \
  && rm -rf /wheels \
  && useradd --uid 10001 --create-home moebius
 EXPOSE 8080
+# /health needs no token. Another port than 8080 needs another check: docker run --health-cmd ...
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
 USER 10001
 WORKDIR /data
 CMD ["moebius-serve", "--host", "0.0.0.0"]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Proves on a machine with an NVIDIA GPU what works and how fast: one report, as JSON and Markdown (docs/status.md).
-# Runs from a checkout without an installation; nothing is downloaded.
+# Runs from a checkout without an installation; nothing is downloaded. On a Jetson, without PyTorch and with a bundle that was
+# exported elsewhere (docs/jetson.md): scripts/prove-on-gpu.sh --profile jetson --bundle BUNDLE
 #   PYTHON=...   the interpreter, which should be the one that has PyTorch (python3)
 #   WHEELS=DIR   wheels of packages that are missing there; unpacked into a temporary folder for this run
 # Options are those of `python -m moebius_bench.hardware`; see --help.

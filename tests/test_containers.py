@@ -1,7 +1,14 @@
 """The Dockerfiles, as far as they can be checked without building them: no network, no GPU, no Jetson."""
 
+import ast
 import fnmatch
+import importlib
+import json
 import re
+import shlex
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -121,3 +128,111 @@ def test_nothing_private_reaches_the_builder():
     assert sent("runtimes/moebius_runtime/cli.py")
     for path in (".git/config", "moebius-bundle/unet/model.onnx.data", "photo.jpg", ".env", "tests/golden/a.npz"):
         assert not sent(path), path
+
+
+# --- the commands, outside of a container -------------------------------------------------------------------
+
+
+def run_commands(path):
+    """(program, arguments) of every command of RUN: `a && b`, assignments and the words of `for` left out."""
+    found = []
+    for name, rest in instructions(path):
+        if name != "RUN":
+            continue
+        for part in re.split(r"&&|;|\||\bdo\b|\bdone\b", rest):
+            part = re.sub(r'^\s*\w+="?\$\([^)]*\)"?\s*$', "", part.partition(" > ")[0])
+            words = shlex.split(part)
+            if words and words[0] != "for":
+                found.append((words[0], words[1:]))
+    return found
+
+
+# What the base images have, by Debian's and Ubuntu's essential packages and by python's own image.
+IN_BASE = {"apt-get", "rm", "useradd", "echo", "pip", "python3"}
+
+
+def test_run_commands_are_known(dockerfile):
+    """Each program is in the base image, in a package that the same stage installs, or in an environment made there."""
+    made = set()
+    for program, arguments in run_commands(dockerfile):
+        if program == "python3" and arguments[:2] == ["-m", "venv"]:
+            made.add(arguments[-1])
+        if program.startswith("/"):
+            assert any(program.startswith(f"{folder}/bin/") for folder in made), program
+        else:
+            assert program in IN_BASE, program
+    text = dockerfile.read_text()
+    if made and not dockerfile.name.startswith("desktop"):  # NVIDIA's image of desktop.Dockerfile has Python and venv
+        assert "python3-venv" in text
+
+
+@cache
+def pip_help(command):
+    done = subprocess.run([sys.executable, "-m", "pip", command, "--help"], capture_output=True, text=True, check=True)
+    return re.findall(r"--[\w-]+", done.stdout)
+
+
+def test_pip_gets_options_that_it_knows(dockerfile):
+    """The options of `pip install` and `pip wheel` exist in this pip: a misspelt one would end the build."""
+    for program, arguments in run_commands(dockerfile):
+        if Path(program).name != "pip":
+            continue
+        for option in (word for word in arguments[1:] if word.startswith("--")):
+            assert option in pip_help(arguments[0]), f"pip {arguments[0]} {option}"
+
+
+def commands_of(path):
+    """The commands that CMD, ENTRYPOINT and HEALTHCHECK name, and those that the comments show after `docker run`."""
+    found = [json.loads(rest) for name, rest in instructions(path) if name in ("CMD", "ENTRYPOINT")]
+    found += [json.loads(rest.partition("CMD ")[2]) for name, rest in instructions(path) if name == "HEALTHCHECK"]
+    comments = re.sub(r"\\\n#\s*", " ", path.read_text())
+    for line in re.findall(r"^#\s+docker run (.*)$", comments, re.MULTILINE):
+        image = re.search(r"moebius-edge:[\w.-]+(.*)$", line)
+        assert image, line
+        words = shlex.split(image[1])
+        found += [words] if words else []
+    return found
+
+
+def test_commands_are_scripts_of_the_project_with_options_that_they_have(dockerfile):
+    typer = pytest.importorskip("typer")
+    found = commands_of(dockerfile)
+    assert found
+    for program, *arguments in found:
+        if program == "python":  # of a HEALTHCHECK, which the next test reads
+            continue
+        assert program in PROJECT["scripts"], program
+        module, name = PROJECT["scripts"][program].split(":")
+        assert callable(getattr(importlib.import_module(module), name))
+        command = typer.main.get_command(importlib.import_module(module).app)
+        while arguments and arguments[0] in getattr(command, "commands", {}):
+            command = command.commands[arguments.pop(0)]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for option in (word for word in arguments if word.startswith("-")):
+            assert option in known | {"--help"}, f"{program} {option}"
+
+
+def test_a_server_has_a_health_check_that_its_server_answers():
+    """`/health` needs no token and is not the page; Python is all that the image has to ask with."""
+    path = ROOT / "docker/serve.Dockerfile"
+    (check,) = [rest for name, rest in instructions(path) if name == "HEALTHCHECK"]
+    (port,) = [rest for name, rest in instructions(path) if name == "EXPOSE"]
+    address = re.search(r"http://127\.0\.0\.1:(\d+)(/[\w/]+)", check)
+    assert address
+    assert address[1] == port
+    assert f'_OPEN = ("/", "/docs", "{address[2]}"' in (ROOT / "runtimes/moebius_serve/guard.py").read_text()
+    program = json.loads(check.partition("CMD ")[2])
+    assert program[0] == "python"
+    ast.parse(program[2])
+
+
+def test_a_file_that_names_something_unknown_would_be_seen(tmp_path):
+    """So that the tests above can fail."""
+    path = tmp_path / "x.Dockerfile"
+    path.write_text('FROM a\nRUN wget x && pip install --no-cashe y\nCMD ["moebius-paint"]\n')
+    assert ("wget", ["x"]) in run_commands(path)
+    assert commands_of(path) == [["moebius-paint"]]
+    with pytest.raises(AssertionError, match="wget"):
+        test_run_commands_are_known(path)
+    with pytest.raises(AssertionError, match="moebius-paint"):
+        test_commands_are_scripts_of_the_project_with_options_that_they_have(path)

@@ -108,7 +108,9 @@ def test_the_bound_is_weights_once_and_the_counted_products(dry):
     ("arguments", "words"),
     [
         (["--dry-run", "--stages", "limits,engines"], "--stages limits,engines: expected some of doctor, limits"),
-        (["--dry-run", "--profile", "tpu"], "--profile tpu: expected one of gpu"),
+        (["--dry-run", "--profile", "tpu"], "--profile tpu: expected one of gpu, jetson"),
+        (["--profile", "jetson"], "--profile jetson --bundle None: expected a folder with a manifest.json"),
+        (["--profile", "jetson", "--bundle", "docs"], "--bundle docs: expected a folder with a manifest.json"),
         (["--dry-run", "--name", "../x"], "--name '../x': expected lower-case letters"),
         (["--dry-run", "--preset", "huge"], "--preset huge: expected full, small or tiny"),
     ],

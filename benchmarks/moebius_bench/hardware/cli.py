@@ -25,15 +25,21 @@ def prove(
     out: Annotated[
         Path | None, typer.Option(help="Folder for NAME.json and NAME.md; default: docs/hardware of the checkout.")
     ] = None,
-    budget: Annotated[float, typer.Option(min=1, help="Time limit of all stages together, in seconds.")] = 460,
-    profile: Annotated[str, typer.Option(help="Set of stages: gpu.")] = "gpu",
+    budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="Time limit of all stages together, in seconds; default: 590, for jetson 2700."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="Set of stages: gpu, or jetson, which needs no PyTorch and takes a --bundle.")
+    ] = "gpu",
     stages: Annotated[str | None, typer.Option(help="Run only these stages, separated by commas.")] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="Preset of the networks: full, small or tiny; reduced where time or memory is short."),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle for the engines, in place of a small one that the run exports.")
+        Path | None,
+        typer.Option(help="Bundle for the engines, in place of a small one that is exported; needed for jetson."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run every stage with tiny networks on the CPU, in seconds.")
@@ -56,7 +62,7 @@ def prove(
         return
     from moebius_bench.hardware.markdown import page as markdown
     from moebius_bench.hardware.running import Plan, find_device, run_stages
-    from moebius_bench.hardware.stages import PROFILES
+    from moebius_bench.hardware.stages import BUDGETS, PROFILES
     from moebius_runtime.files import atomic_write, check_writable
     from moebius_runtime.hardware.nvidia import describe_gpus
 
@@ -65,14 +71,19 @@ def prove(
     chosen = _chosen(stages, PROFILES[profile])
     if preset not in (None, "full", "small", "tiny"):
         raise InputError(f"--preset {preset}: expected full, small or tiny")
-    device = "cpu" if dry_run else find_device()
-    if device == "cpu" and not dry_run:
+    if profile == "jetson" and (bundle is None or not (bundle / "manifest.json").is_file()):
+        raise InputError(
+            f"--profile jetson --bundle {bundle}: expected a folder with a manifest.json, which `moebius-export onnx "
+            "--target tensorrt` wrote on a PC (docs/jetson.md)"
+        )
+    device = "cpu" if dry_run or profile == "jetson" else find_device()
+    if device == "cpu" and not dry_run and profile != "jetson":
         raise InputError(
             "PyTorch is not installed here or sees no CUDA GPU, so nothing can be measured; check nvidia-smi and "
             "`moebius-export doctor`, or try on the CPU with --dry-run"
         )
     gpus = describe_gpus()
-    found = name or ("dry-run" if dry_run else _named(gpus[0]["name"] if gpus else "gpu"))
+    found = name or ("dry-run" if dry_run else _named(gpus[0]["name"] if gpus else profile))
     if not _NAME.fullmatch(found):
         raise InputError(f"--name {found!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")
     try:
@@ -87,7 +98,7 @@ def prove(
         stages=chosen,
         device=device,
         preset=preset or ("tiny" if dry_run else "full"),
-        budget=budget,
+        budget=budget or BUDGETS[profile],
         bundle=bundle,
         dry_run=dry_run,
     )

@@ -45,7 +45,7 @@ def _head(report: HardwareReport) -> Iterator[str]:
         [
             (
                 stage.title,
-                stage.status,
+                stage.verdict.partition(":")[0].partition(",")[0],
                 _count(stage),
                 f"{stage.seconds:.0f} of {stage.budget_seconds:.0f}",
                 stage.reason,

@@ -106,6 +106,18 @@ class StageResult(_Strict):
     output: StageOutput = StageOutput()
 
     @property
+    def verdict(self) -> str:
+        """`passed`, `failed` or `skipped`, with the number of checks or the reason."""
+        failed = sum(not check.passed for check in self.output.checks)
+        count = f"{failed} of {len(self.output.checks)} checks failed" if failed else ""
+        if not self.held:
+            words = [self.status] if self.status == "timed out" else []
+            return "failed: " + "; ".join(filter(None, [*words, count, self.reason]))
+        if self.status == "ok":
+            return f"passed, {len(self.output.checks)} checks"
+        return f"skipped ({self.status}): {self.reason}"
+
+    @property
     def held(self) -> bool:
         """Whether no check failed and the stage ended or did not have to run."""
         return self.status not in ("failed", "timed out") and all(check.passed for check in self.output.checks)
@@ -118,6 +130,7 @@ class HardwareReport(_Strict):
         name: of the report's files.
         commit: of the sources, None where it is not known.
         profile: which stages were asked for, see `stages.PROFILES`.
+        budget_seconds: for all stages together.
         dry_run: whether this is a rehearsal of tiny networks on a CPU, whose times mean nothing.
         device: `cuda` or `cpu`.
         libraries: name -> version, or "not installed".

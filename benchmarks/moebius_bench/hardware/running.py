@@ -80,7 +80,7 @@ def run_stages(plan: Plan, announce: Announce, command: Sequence[str] = COMMAND)
             result = _one(name, plan, rates, Path(folder), left, announce, command)
             rates += result.output.rates
             results.append(result)
-            announce(name, f"{result.status}, {result.seconds:.0f} s{result.reason and ': '}{result.reason}")
+            announce(name, f"{result.verdict} ({result.seconds:.0f} s)")
     return HardwareReport(
         name=plan.name,
         created=created.isoformat(timespec="seconds"),

@@ -50,9 +50,26 @@ STAGES = MappingProxyType(
         "ort-cuda": Stage("ONNX Runtime with CUDA", 40, "stages.engines:run", 15, "ort-cuda"),
         "tensorrt": Stage("TensorRT", 90, "stages.engines:run", 20, "tensorrt"),
         "tensorrt-rtx": Stage("TensorRT-RTX", 90, "stages.engines:run", 20, "tensorrt-rtx"),
+        "ort-webgpu": Stage("ONNX Runtime with WebGPU on Vulkan", 75, "stages.webgpu:run", 20),
+        "modes": Stage("The modes best, balanced and fast", 75, "stages.bundles:run_modes", 20),
+        "guidance-distilled": Stage(
+            "A bundle with distilled guidance", 60, "stages.bundles:run_distilled", 20, "guidance-distilled"
+        ),
+        "lcm": Stage("A bundle for sampler lcm", 60, "stages.bundles:run_distilled", 20, "lcm"),
+        "batch": Stage("Batch sizes", 60, "stages.bundles:run_batch", 20),
+        "small-recipe": Stage("The small network's training recipe", 120, "stages.recipe:run", 40),
+        "board": Stage("The board", 15, "stages.jetson:run_board"),
+        "board-engines": Stage("TensorRT engines on the board", 1800, "stages.jetson:run_engines", 60),
     }
 )
 """Name -> stage. A stage that ends early leaves its time to later ones; one without enough time left is not run."""
 
-PROFILES = MappingProxyType({"gpu": tuple(STAGES)})
-"""Profile -> the names of its stages. A profile of another kind of machine, such as a Jetson, goes here."""
+_JETSON = ("doctor", "board", "board-engines")
+
+PROFILES = MappingProxyType(
+    {"gpu": tuple(name for name in STAGES if name not in _JETSON[1:]), "jetson": _JETSON},
+)
+"""Profile -> the names of its stages. Those of `jetson` need no PyTorch, and a bundle that was exported elsewhere."""
+
+BUDGETS = MappingProxyType({"gpu": 590.0, "jetson": 2700.0})
+"""Profile -> seconds for all of its stages, unless `--budget` names others."""

@@ -69,7 +69,7 @@ def run_export(record: Recorder) -> None:
     if all(reasons.values()):
         raise NotRunError(f"no runtime needs a bundle: {'; '.join(reason for reason in reasons.values() if reason)}")
     need("torch", "diffusers", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "polygraphy", "ml_dtypes")
-    preset = "tiny" if record.request.preset == "tiny" else "small"
+    preset = exported_preset(record)
     if preset != record.request.preset:
         record.note(f"reduced from preset {record.request.preset} to {preset}: a full-size export takes minutes")
     from moebius_bench.hardware.network import WEIGHTS
@@ -78,6 +78,11 @@ def run_export(record: Recorder) -> None:
     options = ["--weights", WEIGHTS, "--vae", WEIGHTS, "--preset", preset, "--target", "tensorrt"]
     export_command(["onnx", *options, "--out", str(out)], record.left - 3)
     record.check(f"bundle, preset {preset}", "exported, every file agrees with PyTorch", passed=True)
+
+
+def exported_preset(record: Recorder) -> str:
+    """The preset of an exported bundle: a full-size export takes minutes."""
+    return "tiny" if record.request.preset == "tiny" else "small"
 
 
 def export_command(arguments: list[str], seconds: float, environment: Mapping[str, str] | None = None) -> None:
@@ -166,7 +171,7 @@ def measure(record: Recorder, runtime: str, bundle: Path, build: Build) -> None:
             if runtime.startswith("tensorrt"):
                 build(bundle, runtime, precision, plugins)
                 record.check(f"{variant}, {precision}", "engines built", passed=True)
-            _verify_and_time(record, runtime, variant, bundle, precision, record.left / (len(cases) - number))
+            verify_and_time(record, runtime, variant, bundle, precision, record.left / (len(cases) - number))
         except TooSlowError as error:
             record.note(f"{variant}, {precision}: not timed, {error}")
         except Exception as error:  # of a driver or a library; the report must hold it, and the others go on
@@ -174,9 +179,10 @@ def measure(record: Recorder, runtime: str, bundle: Path, build: Build) -> None:
             record.check(f"{variant}, {precision}", "runs", passed=False, detail=text)
 
 
-def _verify_and_time(
+def verify_and_time(
     record: Recorder, runtime: str, variant: str, folder: Path, precision: Precision, seconds: float
 ) -> None:
+    """Compares graphs and a picture of a runtime with PyTorch on the CPU; where they hold, times both on the device."""
     from moebius_export.network.torch_runtime import TorchBackend
     from moebius_export.trajectories.scenes import seeded_inputs, seeded_scene
     from moebius_runtime.backends import create_backend
