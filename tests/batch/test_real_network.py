@@ -1,4 +1,3 @@
-
 """Jobs with a real network (preset tiny): shares in any number give the same bytes, and memory stays flat."""
 
 from __future__ import annotations
