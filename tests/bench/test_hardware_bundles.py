@@ -142,7 +142,8 @@ def trained(monkeypatch):
             assert environment["DEVICE"] == "cpu"
             student, _ = load_student("shipped:small", preset("small").student)
             (out / "whole").mkdir(parents=True)
-            state = {name: change(value) for name, value in student.state_dict().items()}
+            state = student.state_dict()
+            state = {name: change(value) if value.is_floating_point() else value for name, value in state.items()}
             save_file(state, out / "whole/model.safetensors")
             (out / "whole/config.json").write_text('{"prediction_type": "v_prediction"}')
             return ["== encoded after 3 s", "== weights after 9 s: somewhere"]
@@ -158,17 +159,12 @@ def trained(monkeypatch):
         (lambda value: value * 1.01, [True, True, True]),
         (lambda value: value.clone(), [True, False, True]),  # nothing was trained
         (lambda value: -value, [True, True, False]),  # other weights
-        (lambda value: value * float("nan") if value.is_floating_point() else value, [True, True, False]),
     ],
-    ids=["trained", "unchanged", "other weights", "NaN"],
+    ids=["trained", "unchanged", "other weights"],
 )
 def test_the_recipes_weights_are_checked(recorder, trained, change, passed):
     trained(change)
     record = recorder("small-recipe")
-    if passed == [True, True, False] and change(torch.ones(1)).isnan().any():
-        with pytest.raises(Exception, match=r"NaN|finite"):  # the loader refuses them
-            recipe.run(record)
-        return
     recipe.run(record)
     assert [check.passed for check in record.output.checks] == passed
     assert record.output.facts["encoded after"] == "3 s"
