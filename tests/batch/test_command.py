@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -75,3 +77,14 @@ def test_wrong_values_are_one_sentence(given, text, capsys, monkeypatch):
     errors = capsys.readouterr().err
     assert text in re.sub(r"\s+", " ", errors)
     assert errors.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "remote", "expected"),
+    [("hub:owner/bundle", object(), "hub:owner/bundle"), ("bundle", None, str(Path("bundle").absolute()))],
+)
+def test_workers_get_the_bundle_of_a_hub_by_its_name(given, remote, expected):
+    """They fetch it themselves; as a path below the current folder it would be nowhere."""
+    request = run.Request(source="in", out="out", bundle=Path(given))
+    source = SimpleNamespace(kind="folder", mask=None)
+    assert run._settings(request, source, SimpleNamespace(remote=remote)).bundle == expected

@@ -200,7 +200,7 @@ def test_from_store_to_store(kind, request, job, tmp_path):
     assert remote_results(files, f"{root}/of-table").keys() == {"p00000.png"}
 
 
-@pytest.mark.parametrize("kind", ["memory", "s3"])
+@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def test_tars_in_a_store(kind, request, job, tmp_path):
     files = request.getfixturevalue(kind)
     root = {"memory": "memory://b", "s3": "s3://bucket"}[kind]
