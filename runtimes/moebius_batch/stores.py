@@ -366,7 +366,7 @@ def _entry(name: str, info: dict[str, Any]) -> Entry:
     kind = next((kind for kind in _STAMPS if info.get(kind) not in (None, "")), None)
     value = None if kind is None else info[kind]
     if isinstance(value, datetime | int | float):  # a time as an object or in seconds
-        value = f"{value.timestamp() if isinstance(value, datetime) else value:.3f}"
+        value = f"{value.timestamp() if isinstance(value, datetime) else value:.6f}"
     stamp = "" if kind is None else f"{kind.lower()} {value}".replace('"', "")
     size = info.get("size")  # which not every web server gives
     return Entry(name, -1 if size is None else int(size), stamp)

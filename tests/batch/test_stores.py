@@ -91,8 +91,8 @@ def test_versions_are_compared_where_both_sides_give_the_same_kind():
         ({"size": 3, "ETag": '"0f"', "LastModified": "x"}, Entry("n", 3, "etag 0f")),  # S3
         ({"size": 3, "etag": "0f", "last_modified": "x"}, Entry("n", 3, "etag 0f")),  # Azure
         ({"size": 3, "generation": "17", "mtime": "x"}, Entry("n", 3, "generation 17")),  # Google
-        ({"size": 0, "mtime": 5.5}, Entry("n", 0, "mtime 5.500")),  # SSH
-        ({"size": 0, "created": datetime.fromtimestamp(5.5, timezone.utc)}, Entry("n", 0, "created 5.500")),
+        ({"size": 0, "mtime": 5.5}, Entry("n", 0, "mtime 5.500000")),  # SSH
+        ({"size": 0, "created": datetime.fromtimestamp(5.5, timezone.utc)}, Entry("n", 0, "created 5.500000")),
         ({"size": None, "ETag": None}, Entry("n", -1)),  # a web server
     ],
 )

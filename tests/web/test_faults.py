@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -77,17 +78,18 @@ def test_a_download_that_is_cut_goes_on_later(site, visit, serve_site):
     assert "was cut" in page.words()
     assert "try again to go on from there" in page.words()
     assert not any(largest in url for url in page.page.evaluate(KEPT))
-    expected = [0]
-    for _ in range(4):
-        expected.append(expected[-1] + (sizes[largest] - expected[-1]) // 2)
-    assert cut.starts == expected[:4]
+    assert len(cut.starts) == 4
     cut.cutting = False
     page["model-download"].click()
     page.page.wait_for_selector("#status:has-text('works offline now')")
-    assert cut.starts == expected
+    assert len(cut.starts) == 5
+    assert cut.starts[0] == 0
+    for before, start in pairwise(cut.starts):  # what was on its way when the connection closed may be lost
+        assert before < start <= before + (sizes[largest] - before) // 2
     assert len(page.page.evaluate(KEPT)) == len(sizes)
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_gone_in_a_run(site, paint, visit, serve_site):
     """The server is away at the first run. The picture and the mask are still there when it is back."""
     page = visit(serve_site(site).url)
@@ -103,6 +105,7 @@ def test_a_connection_that_is_gone_in_a_run(site, paint, visit, serve_site):
     page.run()
 
 
+@pytest.mark.slow
 def test_a_full_disk(site, paint, visit, serve_site):
     """The browser's quota is less than the model."""
     server = serve_site(site)
@@ -172,6 +175,7 @@ def test_without_threads(site, paint, visit, serve_site):
     assert page.page.evaluate("crossOriginIsolated")
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_be_loaded(site, paint, visit, serve_site):
     """The engine's own file is missing at first, as in an upload that is not complete."""
 

@@ -94,9 +94,10 @@ def run_batch(record: Recorder) -> None:
     bundle, (device, _) = _exported(record, "batch", ["--dynamic-batch"])
     manifest = bundle.manifest
     for size in _QUICK_BATCHES if record.request.quick else _BATCHES:
-        alone = [seeded_inputs("unet", manifest, seed) for seed in range(1, size + 1)]
-        whole = {name: array for name, array in alone[0].items() if name != "sample"}
-        whole["sample"] = np.concatenate([inputs["sample"] for inputs in alone])  # [size, 9, s, s]
+        shared = seeded_inputs("unet", manifest, 1)  # a batch has one timestep and one scale
+        samples = [seeded_inputs("unet", manifest, seed)["sample"] for seed in range(1, size + 1)]
+        alone = [{**shared, "sample": sample} for sample in samples]
+        whole = {**shared, "sample": np.concatenate(samples)}  # [size, 9, s, s]
         expected = np.concatenate([device.run("unet", inputs) for inputs in alone])  # [size, 4, s, s]
         errors = [
             float(np.linalg.norm(a - b) / np.linalg.norm(b))
