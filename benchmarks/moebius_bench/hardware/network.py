@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from moebius_bench.hardware.recorder import NotRunError, Recorder
 from moebius_bench.hardware.timing import TooSlowError
+from moebius_export.network.declared import geometry_of, schedule_of
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.manifest import (
     Defaults,
-    Geometry,
     GraphInfo,
     GraphName,
     Manifest,
     ModelInfo,
-    ScheduleInfo,
     TensorInfo,
     WeightsInfo,
 )
@@ -116,19 +115,8 @@ def manifest_only(preset_name: str, sizes: Preset, parameters: int, sha256: str)
             unet=weights,
             vae=WeightsInfo(origin=WEIGHTS, sha256=_NONE, stand_in=True),
         ),
-        geometry=Geometry(
-            image_size=side * down,
-            latent_size=side,
-            latent_channels=channels,
-            scaling_factor=sizes.vae.scaling_factor,
-        ),
-        schedule=ScheduleInfo(
-            num_train_timesteps=1000,
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type=sizes.prediction_type,
-        ),
+        geometry=geometry_of(sizes),
+        schedule=schedule_of(sizes),
         defaults=Defaults(num_inference_steps=20, guidance_scale=2.5, strength=0.99, noise_offset=0.0357),
         graphs=graphs,
         files={},

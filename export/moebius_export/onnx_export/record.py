@@ -15,13 +15,13 @@ import numpy as np
 from moebius import Preset
 from moebius.weights.checkpoint import Checkpoint
 from moebius.weights.distilled import Distilled
+from moebius_export.network.declared import geometry_of, schedule_of
 from moebius_export.onnx_export.convert import GraphSpec
 from moebius_runtime.backends.ort import import_onnxruntime
 from moebius_runtime.bundle.manifest import (
     DecoderName,
     Defaults,
     FileInfo,
-    Geometry,
     GraphCheck,
     GraphFile,
     GraphInfo,
@@ -32,7 +32,6 @@ from moebius_runtime.bundle.manifest import (
     ModelInfo,
     Parity,
     Rewrite,
-    ScheduleInfo,
     TensorInfo,
     WeightsInfo,
 )
@@ -91,19 +90,8 @@ def make_manifest(
         schema_version=1,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         model=model,
-        geometry=Geometry(
-            image_size=sizes.student.sample_size * sizes.vae.downscale,
-            latent_size=sizes.student.sample_size,
-            latent_channels=sizes.vae.latent_channels,
-            scaling_factor=sizes.vae.scaling_factor,
-        ),
-        schedule=ScheduleInfo(
-            num_train_timesteps=1000,
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type=sizes.prediction_type,
-        ),
+        geometry=geometry_of(sizes),
+        schedule=schedule_of(sizes),
         defaults=Defaults(
             num_inference_steps=known.steps or 20,
             guidance_scale=guidance_scale,
