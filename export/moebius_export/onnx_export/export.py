@@ -118,7 +118,7 @@ def export_onnx(
     An older bundle at `out` is replaced. Its engines and files of other precisions stay where they still hold, see
     `earlier.keep_earlier`; `note` is called with a line for each that is removed.
     A folder that is no bundle is refused. `two_processes` exports the VAE beside the U-Net where that is safe and two
-    cores are there (`parallel.started`); call it so from a program's only thread.
+    cores are there; `parallel.started` says which threads a program may have then.
 
     Raises:
         CheckpointError: weights are not available or do not fit.
@@ -139,7 +139,8 @@ def export_onnx(
     known = read_distilled(options.weights, lambda note: progress("weights", note))
     guidance = _guidance_scale(options, sizes, known)
     with placed_whole(Path(out)) as folder:
-        with started(_write_vae, folder, sizes, options, parallel=two_processes) as vae_part:
+        tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
+        with started(_write_vae, folder, sizes, options, tiny, parallel=two_processes) as vae_part:
             progress("weights", "U-Net")
             unet = _write_unet(folder, sizes, options, known, progress)
             vae = vae_part(progress)
@@ -178,9 +179,14 @@ def _write_unet(folder: Path, sizes: Preset, options: ExportOptions, known: Dist
     return _UNetPart(graphs, weights_info(weights), sum(parameter.numel() for parameter in student.parameters()))
 
 
-def _write_vae(folder: Path, sizes: Preset, options: ExportOptions, progress: Progress) -> _VaePart:
-    """Exports the VAE's encoder and decoders."""
-    tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
+def _write_vae(
+    folder: Path,
+    sizes: Preset,
+    options: ExportOptions,
+    tiny: tuple[AutoencoderTiny, Checkpoint] | None,
+    progress: Progress,
+) -> _VaePart:
+    """Exports the VAE's encoder and decoders, and the tiny decoder where there is one."""
     progress("weights", "VAE")
     vae, weights = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
     graphs = _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)

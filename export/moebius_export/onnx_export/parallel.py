@@ -25,8 +25,9 @@ def started(work: Callable[..., _Result], *arguments: Any, parallel: bool) -> It
     """Starts `work(*arguments, progress)` in a child process; yields the function that waits for its result.
 
     The child is a fork: it shares what is imported, and has one thread. It ends with the block. Where `parallel` is
-    False, on systems other than Linux, and with one core, the function does the work itself. Use it where
-    the process has no other thread: a fork copies the locks that other threads hold.
+    False, on systems other than Linux, and with one core, the function does the work itself. A fork copies
+    the locks that other threads hold, so use it where none of them holds one that `work` needs; a progress display's is
+    none.
 
     Raises:
         ExportError: from the function, where the child was killed. What `work` raises comes from it too.
