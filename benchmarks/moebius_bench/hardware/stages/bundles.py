@@ -1,7 +1,7 @@
 """Stages `modes`, `guidance-distilled`, `lcm`, `batch`: exported bundles, filled on this machine's device.
 
 On a GPU the graphs run by ONNX Runtime's CUDA provider where it is installed, else by the runtime `torch` with CUDA
-graphs; in a dry run by ONNX Runtime on the CPU. The reference is PyTorch as written, in float32 on the CPU.
+graphs; in a dry run by ONNX Runtime on the CPU. The reference is unfused PyTorch, in float32 on the CPU.
 """
 
 from __future__ import annotations
