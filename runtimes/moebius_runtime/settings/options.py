@@ -153,11 +153,15 @@ def settings_of(
         raise InputError(
             "decode 'masked': the tiny decoder always decodes the whole square; leave it out, or add vae-decoder full"
         )
+    steps = first(options.steps, mode.steps, defaults.num_inference_steps)
+    strength = first(options.strength, mode.strength, defaults.strength)
+    if options.strength is None and 1 < steps and steps * strength < 1:
+        strength = 1 / steps  # a default that keeps none of so few steps: one is run
     return Settings(
         mode=mode,
-        steps=first(options.steps, mode.steps, defaults.num_inference_steps),
+        steps=steps,
         guidance_scale=first(options.guidance_scale, defaults.guidance_scale),
-        strength=first(options.strength, mode.strength, defaults.strength),
+        strength=strength,
         fit=first(options.fit, mode.fit),
         blend=first(options.blend, mode.blend),
         mask_reduce=first(options.mask_reduce, mode.mask_reduce),
