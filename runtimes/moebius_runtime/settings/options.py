@@ -155,7 +155,7 @@ def settings_of(
         )
     steps = first(options.steps, mode.steps, defaults.num_inference_steps)
     strength = first(options.strength, mode.strength, defaults.strength)
-    if options.strength is None and 1 < steps and steps * strength < 1:
+    if options.strength is None and mode.strength is not None and steps * strength < 1:
         strength = 1 / steps  # a default that keeps none of so few steps: one is run
     return Settings(
         mode=mode,
