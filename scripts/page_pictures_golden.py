@@ -177,6 +177,7 @@ def manifest_of(size: int, **changes: Any) -> Manifest:
 MANIFESTS = {
     "small": manifest_of(64),
     "large": manifest_of(256, modes={"balanced": {"steps": 2, "guidance_interval": [300, 800]}}),
+    "a little noise": manifest_of(64, modes={"best": {"steps": 10, "strength": 0.2, "start": "pixels"}}),
     "distilled": manifest_of(
         64,
         guidance={"distilled": 2.5},
@@ -316,6 +317,13 @@ CASES: dict[str, dict[str, Any]] = {
         "options": {"steps": 1, "strength": 1.0, "guidance_scale": 1.0},
     },
     "a distilled bundle: lcm": {"manifest": "distilled", "shape": [100, 190], "rects": BLOB, "options": {"seed": 9}},
+    "a mode's strength": {"manifest": "a little noise", "shape": [100, 130], "rects": BLOB, "options": {}},
+    "a mode's strength and few steps": {
+        "manifest": "a little noise",
+        "shape": [100, 130],
+        "rects": BLOB,
+        "options": {"steps": 3, "sampler": "dpmpp-2m"},
+    },
     "whole picture in best": {"shape": [100, 131], "rects": BLOB, "options": {"fit": "whole"}},
 }
 

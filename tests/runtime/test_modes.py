@@ -13,6 +13,7 @@ from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline, make_options
 from moebius_runtime.regions import find_squares, whole_crop, whole_square
 from moebius_runtime.regions.paste import paste, pasted_box
+from moebius_runtime.sampling.schedule import NoiseSchedule
 from moebius_runtime.settings.modes import MODES, RECORDED, recorded
 from moebius_runtime.settings.options import settings_of
 
@@ -83,6 +84,35 @@ def test_a_bundles_own_defaults_stand_between():
     assert found.start == MODES["balanced"].start  # which the bundle leaves out
     assert settings_of(InpaintOptions(mode="balanced", steps=3), DEFAULTS, own).steps == 3
     assert settings_of(InpaintOptions(mode="fast"), DEFAULTS, own).steps == MODES["fast"].steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 49, 999])
+@pytest.mark.parametrize("own", [0.2, 0.001])
+def test_a_modes_own_strength_keeps_a_step_of_few(steps, own):
+    """The small bundle has strength 0.2: `--steps 2` runs one step. A strength that the user gives is refused."""
+    schedule = NoiseSchedule(1000, 0.00085, 0.012)
+    modes = {"best": ModeDefaults(strength=own)}
+    found = settings_of(InpaintOptions(steps=steps), DEFAULTS, modes)
+    assert len(schedule.inference_timesteps(steps, found.strength)) == max(int(steps * own), 1)
+    if int(steps * own) >= 1:
+        assert found.strength == own
+    asked = settings_of(InpaintOptions(steps=steps, strength=own), DEFAULTS, modes)
+    assert asked.strength == own
+
+
+def test_a_strength_of_sampler_lcm_stays():
+    """There it shortens the grid of timesteps and drops no step."""
+    modes = {"best": ModeDefaults(strength=0.2)}
+    distilled = DEFAULTS.model_copy(update={"sampler": "lcm"})
+    assert settings_of(InpaintOptions(steps=2), distilled, modes).strength == 0.2
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, "6", 2.5, float("nan"), [3]])
+def test_wrong_steps_are_refused_whatever_the_modes_strength(toy_copy, edit_manifest, steps):
+    edit_manifest(toy_copy.path, lambda content: content.update(modes={"best": {"strength": 0.2}}))
+    toy = InpaintPipeline.from_bundle(toy_copy.path, threads=1)
+    with pytest.raises(InputError, match="number of steps"):
+        toy.check(InpaintOptions(steps=steps))
 
 
 def test_the_manifest_holds_them(toy_copy, edit_manifest):

@@ -116,11 +116,9 @@ class NoiseSchedule:
         steps = int(num_inference_steps)
         kept = min(int(steps * share), steps)
         if kept == 0:
-            # Rounded up to four decimals, so that the advice itself is enough.
-            enough = math.ceil(10_000 / steps) / 10_000
             raise InputError(
                 f"strength {share} keeps none of {steps} step{'s' if steps > 1 else ''}; at least one is "
-                f"needed. Use a strength of at least {enough:g}, or more steps."
+                f"needed. Use a strength of at least {least_strength(steps):g}, or more steps."
             )
         if spacing == "leading":
             every = np.arange(steps - 1, -1, -1, dtype=np.int64) * (self.num_train_timesteps // steps)
@@ -187,6 +185,11 @@ class NoiseSchedule:
         # Python floats keep float32 arrays float32 under NumPy 1 and 2 alike; NumPy's own float64 would not.
         noisy: Latents = math.sqrt(bar) * clean + math.sqrt(1 - bar) * added
         return noisy
+
+
+def least_strength(steps: int) -> float:
+    """The least strength that keeps one of `steps` steps (at least 1), rounded up to four decimals."""
+    return math.ceil(10_000 / steps) / 10_000
 
 
 def initial_noise(seed: int, shape: tuple[int, int, int, int], noise_offset: float = 0.0357) -> Latents:

@@ -14,7 +14,13 @@ import numpy.typing as npt
 from moebius_runtime.bundle.manifest import Defaults, Geometry, ModeDefaults
 from moebius_runtime.errors import InputError
 from moebius_runtime.sampling.choice import SAMPLER_NAMES
-from moebius_runtime.sampling.schedule import Latents, NoiseSchedule, initial_noise, noise_stream
+from moebius_runtime.sampling.schedule import (
+    Latents,
+    NoiseSchedule,
+    initial_noise,
+    least_strength,
+    noise_stream,
+)
 from moebius_runtime.settings.modes import (
     DEFAULT_MODE,
     MODES,
@@ -155,8 +161,8 @@ def settings_of(
         )
     steps = first(options.steps, mode.steps, defaults.num_inference_steps)
     strength = first(options.strength, mode.strength, defaults.strength)
-    if options.strength is None and mode.strength is not None and steps * strength < 1:
-        strength = 1 / steps  # a default that keeps none of so few steps: one is run
+    if options.strength is None and mode.strength is not None and "lcm" not in (sampler, defaults.sampler):
+        strength = _enough(strength, steps)
     return Settings(
         mode=mode,
         steps=steps,
@@ -172,6 +178,13 @@ def settings_of(
         decode="full" if vae_decoder == "tiny" else first(options.decode, mode.decode),
         vae_decoder=vae_decoder,
     )
+
+
+def _enough(strength: float, steps: int) -> float:
+    """A mode's strength, raised where it would keep none of so few steps. Wrong steps are refused later."""
+    if not isinstance(steps, Integral) or steps < 1 or int(steps * strength) >= 1:
+        return strength
+    return least_strength(int(steps))
 
 
 def _mode(name: ModeName, modes: Mapping[Any, ModeDefaults]) -> Mode:

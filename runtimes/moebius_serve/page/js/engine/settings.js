@@ -157,6 +157,10 @@ export function settingsOf(options, manifest) {
         `${CHOICES.sampler.join(", ")}; update the site, or name a sampler`,
     );
   }
+  const lcm = [settings.sampler, manifest.defaults.sampler].includes("lcm");
+  if (options.strength === undefined && mode.strength !== null && !lcm) {
+    settings.strength = enough(settings.strength, settings.steps);
+  }
   if (settings.vae_decoder === "tiny") {
     if (options.decode === "masked") {
       throw new InputError("decode masked: the tiny decoder always decodes the whole square; use vae_decoder full");
@@ -164,6 +168,15 @@ export function settingsOf(options, manifest) {
     settings.decode = "full";
   }
   return distilled(settings, options, manifest);
+}
+
+/**
+ * A mode's strength, raised to four decimals where it would keep none of so few steps.
+ * @param {number} strength
+ * @param {number} steps
+ */
+function enough(strength, steps) {
+  return Math.trunc(steps * strength) >= 1 ? strength : Math.ceil(10000 / steps) / 10000;
 }
 
 /**
