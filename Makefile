@@ -11,7 +11,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated test-aarch64 fuzz lint release-lint dist wheels sbom newest clean
+.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated test-aarch64 fuzz lint lint-platforms release-lint dist wheels sbom newest clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,7 +55,7 @@ test: $(VENV)/.ready  ## Lints, type-checks, and tests every property at least o
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full and not slow"
 
 test-all: $(VENV)/.ready  ## What `test` does, and the slow proofs with it: processes that train together, all cases of a sweep.
-	$(MAKE) lint
+	$(MAKE) lint lint-platforms
 	@echo "== all tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full"
 
@@ -92,11 +92,14 @@ test-aarch64: $(VENV)/.ready  ## Kernels for Arm on emulated processors (g++-aar
 fuzz: $(VENV)/.ready  ## 10,000 hostile manifests, pictures, masks and requests.
 	MOEBIUS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/runtime/test_fuzz.py tests/serve/test_load.py -k "fuzz or hostile"
 
-lint: $(VENV)/.ready  ## ruff and mypy, with the names that Windows and macOS have too.
+lint: $(VENV)/.ready  ## ruff and mypy.
 	@echo "== lint"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint-platforms: $(VENV)/.ready  ## mypy with the names that Windows and macOS have.
+	@echo "== types on Windows and macOS"
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 

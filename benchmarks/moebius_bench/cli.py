@@ -96,6 +96,7 @@ def run_command(
     from moebius_bench.measure.rounds import Plan
     from moebius_bench.measure.variants import combine, parse_list
     from moebius_runtime.bundle.copies import fetched_folder
+    from moebius_runtime.settings.modes import MODES
 
     if mask is not None and image is None:
         raise InputError("--mask without --image; name the picture that the mask belongs to")
@@ -103,13 +104,16 @@ def run_command(
         if not path.parent.is_dir():
             raise InputError(f"{path}: its folder does not exist; make it first")
     kinds_of_files = [entry or "" for entry in parse_list(precision, str, "--precision")]
+    modes = [entry or "" for entry in parse_list(mode, str, "--mode")]
+    if unknown := [name for name in modes if name not in MODES]:
+        raise InputError(f"--mode {', '.join(unknown)}: expected some of {', '.join(MODES)}, separated by commas")
     variants = combine(
         [str(fetched_folder(bundle, cast("list[Precision]", kinds_of_files))) for bundle in bundles],
         [entry or "" for entry in parse_list(runtime, str, "--runtime")],
         kinds_of_files,
         parse_list(threads, int, "--threads"),
         parse_list(steps, int, "--steps"),
-        [entry or "" for entry in parse_list(mode, str, "--mode")],
+        modes,
     )
     plan = Plan(
         rounds=rounds,

@@ -113,6 +113,7 @@ def test_run_is_taken_for_granted():
         (["{bundle}", "--threads", "two"], "--threads two: expected numbers from 1 on"),
         (["{bundle}", "--baseline", "tensorflow"], "expected torch, plain, or both"),
         (["{bundle}", "--baseline", "plain"], "is itself an unfused bundle"),
+        (["{bundle}", "--mode", "fast,quick"], "--mode quick: expected some of reference, best"),
         (["{bundle}", "--mask", "m.png"], "--mask without --image"),
         (["{bundle}", "--json", "{tmp}/missing/r.json"], "its folder does not exist"),
         (["{bundle}", "--steps", "4,4"], "names one value twice"),

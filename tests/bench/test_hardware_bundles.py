@@ -92,9 +92,9 @@ def test_a_bundle_that_forgot_its_distillation_fails(recorder, exported, fused_b
 
 @pytest.mark.parametrize(("kind", "sampler"), [("guidance-distilled", None), ("lcm", "lcm")])
 def test_the_checkpoint_of_a_distilled_bundle_is_one_that_the_export_reads(recorder, kind, sampler):
-    from moebius.weights.distilled import read_distilled
+    from moebius.weights.sampling_record import read_sampling_record
 
-    found = read_distilled(str(bundles._checkpoint(recorder(kind), kind)))
+    found = read_sampling_record(str(bundles._checkpoint(recorder(kind), kind)))
     assert (found.guidance_scale, found.sampler) == (2.5, sampler)
     assert found.steps == (4 if sampler else None)
 

@@ -11,8 +11,8 @@ import torch
 
 from moebius import VaeDecoder, VaeEncoder, preset
 from moebius.errors import CheckpointError
-from moebius.weights.distilled import Distilled
 from moebius.weights.load import load_student, load_vae
+from moebius.weights.sampling_record import SamplingRecord
 from moebius_export.errors import ExportError, ParityError
 from moebius_export.network.wrappers import ConditionalUNet, GuidedUNet
 from moebius_export.onnx_export import export as exporting
@@ -237,7 +237,7 @@ def test_the_default_guidance_of_a_bundle(tiny_bundle, tmp_path, monkeypatch, we
 
     monkeypatch.setattr(exporting, "load_student", lambda *_: loaded)
     monkeypatch.setattr(exporting, "check_prediction_type", lambda *_: None)
-    monkeypatch.setattr(exporting, "read_distilled", lambda *_: Distilled())
+    monkeypatch.setattr(exporting, "read_sampling_record", lambda *_: SamplingRecord())
     monkeypatch.setattr(exporting, "_write_graphs", written)
     options = ExportOptions(**{**TINY, "weights": weights}, guidance_scale=given)
     manifest = export_onnx(tmp_path / "bundle", options)

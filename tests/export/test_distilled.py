@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import default_sources
+from moebius.weights.sampling_record import SamplingRecord, read_sampling_record
 from moebius_export.commands.app import app
 from moebius_export.errors import ExportError
 from moebius_export.onnx_export.export import ExportOptions, export_onnx
@@ -70,10 +70,10 @@ def test_verify_passes(distilled_bundle):
 @pytest.mark.parametrize(
     ("known", "words"),
     [
-        (Distilled(2.0, "lcm", 3), "guidance.distilled is 2.5, the weights record 2.0"),
-        (Distilled(2.5, "lcm", 4), "num_inference_steps is 3, the weights record 4"),
-        (Distilled(2.5), "sampler is lcm, the weights record ddim"),
-        (Distilled(), "guidance.distilled is 2.5, the weights record None; sampler is lcm"),
+        (SamplingRecord(2.0, "lcm", 3), "guidance.distilled is 2.5, the weights record 2.0"),
+        (SamplingRecord(2.5, "lcm", 4), "num_inference_steps is 3, the weights record 4"),
+        (SamplingRecord(2.5), "sampler is lcm, the weights record ddim"),
+        (SamplingRecord(), "guidance.distilled is 2.5, the weights record None; sampler is lcm"),
     ],
 )
 def test_verify_finds_a_manifest_that_promises_something_else(distilled_bundle, known, words):
@@ -179,7 +179,7 @@ def test_the_command_prints_what_was_distilled(distilled_bundle, fused_bundle):
 
 
 def test_the_weights_own_defaults_of_modes_are_the_bundles():
-    known = read_distilled(default_sources("small")[0])
+    known = read_sampling_record(default_sources("small")[0])
     modes = mode_defaults(known.modes, tiny=True)
     assert (modes["best"].start, modes["best"].strength, modes["best"].steps) == ("pixels", 0.2, 10)
     assert (modes["fast"].steps, modes["fast"].sampler, modes["fast"].vae_decoder) == (5, "dpmpp-2m", "tiny")

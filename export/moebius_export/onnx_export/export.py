@@ -14,7 +14,6 @@ from torch import nn
 from moebius import Preset, VaeDecoder, VaeEncoder, preset
 from moebius.network.tiny_vae import TinyDecoder
 from moebius.weights.checkpoint import Checkpoint
-from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import (
     DEFAULT_VAE,
     DEFAULT_WEIGHTS,
@@ -24,6 +23,7 @@ from moebius.weights.load import (
     load_tiny_vae,
     load_vae,
 )
+from moebius.weights.sampling_record import SamplingRecord, read_sampling_record
 from moebius_export.errors import ExportError
 from moebius_export.graph.weights_file import weights_file
 from moebius_export.lowering.lowering import DEFAULT_TARGET, TARGETS, Lowering, Target, shipped
@@ -136,7 +136,7 @@ def export_onnx(
         raise ExportError(f"--target {options.target}: expected one of {', '.join(TARGETS)}")
     import_onnxruntime()  # needed for the comparison: fail now, not after minutes of work
     _check_place(Path(out))
-    known = read_distilled(options.weights, lambda note: progress("weights", note))
+    known = read_sampling_record(options.weights, lambda note: progress("weights", note))
     guidance = _guidance_scale(options, sizes, known)
     with placed_whole(Path(out)) as folder:
         tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
@@ -170,7 +170,9 @@ class _VaePart(NamedTuple):
     tiny_decoder: WeightsInfo | None
 
 
-def _write_unet(folder: Path, sizes: Preset, options: ExportOptions, known: Distilled, progress: Progress) -> _UNetPart:
+def _write_unet(
+    folder: Path, sizes: Preset, options: ExportOptions, known: SamplingRecord, progress: Progress
+) -> _UNetPart:
     """Exports the guided and the conditional U-Net."""
     check_prediction_type(options.weights, sizes.prediction_type, lambda note: progress("weights", note))
     student, weights = load_student(options.weights, sizes.student, lambda note: progress("weights", note))
@@ -201,7 +203,7 @@ def _write_vae(
     return _VaePart(graphs, weights_info(weights), weights_info(tiny[1]))
 
 
-def _guidance_scale(options: ExportOptions, sizes: Preset, known: Distilled) -> float:
+def _guidance_scale(options: ExportOptions, sizes: Preset, known: SamplingRecord) -> float:
     """The bundle's guidance scale: the distilled one, else the given one, else the default of the weights."""
     scale, distilled = options.guidance_scale, known.guidance_scale
     if distilled is None:

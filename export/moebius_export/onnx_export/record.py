@@ -14,7 +14,7 @@ import numpy as np
 
 from moebius import Preset
 from moebius.weights.checkpoint import Checkpoint
-from moebius.weights.distilled import Distilled
+from moebius.weights.sampling_record import SamplingRecord
 from moebius_export.network.declared import geometry_of, schedule_of
 from moebius_export.onnx_export.convert import GraphSpec
 from moebius_runtime.backends.ort import import_onnxruntime
@@ -79,7 +79,7 @@ def make_manifest(
     sizes: Preset,
     guidance_scale: float,
     graphs: dict[GraphName, Written],
-    known: Distilled,
+    known: SamplingRecord,
 ) -> Manifest:
     """The manifest of the graphs and of every file in `folder`, which it hashes."""
     files = {}

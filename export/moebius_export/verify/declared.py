@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from moebius.weights.distilled import Distilled
+from moebius.weights.sampling_record import SamplingRecord
 from moebius_export.onnx_export.convert import IR_VERSION, OPSET
 from moebius_export.verify.reference import Reference
 from moebius_export.verify.results import Check, verdict
@@ -48,10 +48,10 @@ def manifest_checks(manifest: Manifest, reference: Reference) -> list[Check]:
     for name, entries in groups.items():
         wrong = [f"{key} is {got}, the network's is {want}" for key, got, want in entries if not _same(got, want)]
         checks.append(verdict("manifest", "manifest", name, "; ".join(wrong) or None))
-    return [*checks, _distillation_check(manifest, reference.distilled)]
+    return [*checks, _distillation_check(manifest, reference.record)]
 
 
-def _distillation_check(manifest: Manifest, known: Distilled) -> Check:
+def _distillation_check(manifest: Manifest, known: SamplingRecord) -> Check:
     """Compares distilled guidance, sampler and steps with what the weights' `config.json` records."""
     guidance, defaults = manifest.guidance, manifest.defaults
     entries: list[tuple[str, object, object]] = [

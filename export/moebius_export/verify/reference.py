@@ -9,8 +9,8 @@ from torch import nn
 
 from moebius import Preset, preset
 from moebius.weights.checkpoint import Checkpoint
-from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import load_student, load_vae
+from moebius.weights.sampling_record import SamplingRecord, read_sampling_record
 from moebius_export.errors import ExportError
 from moebius_export.network.torch_runtime import origin, unet_modules, vae_modules
 from moebius_runtime.bundle.manifest import GraphName, Manifest, WeightsInfo
@@ -21,12 +21,12 @@ Say = Progress  # its name in version 0.1
 
 @dataclass(frozen=True)
 class Reference:
-    """The PyTorch module of every graph, in eval mode, the sizes of the network, and its record of distillation."""
+    """The PyTorch module of every graph, in eval mode, the sizes of the network, and what its weights record."""
 
     sizes: Preset
     modules: Mapping[GraphName, nn.Module]
     parameters: int
-    distilled: Distilled
+    record: SamplingRecord
 
 
 def load_reference(manifest: Manifest, weights: str | None, vae: str | None, progress: Progress) -> Reference:
@@ -45,7 +45,7 @@ def load_reference(manifest: Manifest, weights: str | None, vae: str | None, pro
     graphs = unet_modules(student, distilled=manifest.guidance is not None)
     modules: dict[GraphName, nn.Module] = graphs | vae_modules(autoencoder)
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    return Reference(sizes, modules, parameters, read_distilled(unet_source, progress))
+    return Reference(sizes, modules, parameters, read_sampling_record(unet_source, progress))
 
 
 def _check_same(checkpoint: Checkpoint, stated: WeightsInfo, what: str, option: str, source: str) -> None:

@@ -10,8 +10,8 @@ from moebius.errors import CheckpointError, MisfitError, TrainingError
 from moebius.network.config import Preset
 from moebius.network.student import Moebius
 from moebius.network.teacher import Teacher
-from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import check_prediction_type, load_student, load_teacher
+from moebius.weights.sampling_record import SamplingRecord, read_sampling_record
 from moebius.weights.sources import Progress
 
 
@@ -25,14 +25,14 @@ def load_guided_teacher(settings: Settings, sizes: Preset, progress: Progress) -
     source, scale = settings.teacher, settings.guidance_scale
     assert source is not None and scale is not None, "settings without them are refused"  # noqa: PT018
     check_prediction_type(source, sizes.prediction_type, progress)
-    known = read_distilled(source, progress)
+    known = read_sampling_record(source, progress)
     _check_scale(source, scale, known)
     if known.sampler is not None:
         progress(f"{source} was made for sampler {known.sampler}: one DDIM step of it follows no trajectory exactly")
     return GuidedTeacher(_either(source, sizes, settings, progress), scale if known.guidance_scale is None else 1.0)
 
 
-def _check_scale(source: str, scale: float, known: Distilled) -> None:
+def _check_scale(source: str, scale: float, known: SamplingRecord) -> None:
     if known.guidance_scale is not None and known.guidance_scale != scale:
         raise TrainingError(
             f"`guidance_scale: {scale:g}`, and {source} was distilled at {known.guidance_scale:g}; write "
@@ -82,7 +82,7 @@ def check_known_vaes(settings: Settings, data: str, vae_sha256: str) -> None:
         TrainingError: they are of another VAE. A fine-tuned one has the same sizes and other latents.
     """
     for name, source in (("teacher", settings.teacher), ("init", settings.init)):
-        expected = None if source is None else read_distilled(source).vae_sha256
+        expected = None if source is None else read_sampling_record(source).vae_sha256
         if expected is not None and expected != vae_sha256:
             raise other_vae(data, vae_sha256, name, expected)
 

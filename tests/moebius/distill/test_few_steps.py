@@ -22,8 +22,8 @@ from moebius.distill.outputs.samples import fill_latents
 from moebius.distill.settings import changed, load_settings, parse_settings
 from moebius.errors import CheckpointError, TrainingError
 from moebius.network.lambda_layers import InteractiveLambda
-from moebius.weights.distilled import Distilled, read_distilled
 from moebius.weights.load import load_student
+from moebius.weights.sampling_record import SamplingRecord, read_sampling_record
 from moebius_runtime.sampling import lcm
 
 SCENES = {"pictures": [{"source": "scenes:50"}], "threads": 0}
@@ -269,7 +269,7 @@ def test_a_run_records_what_the_runtime_must_know(tmp_path, objective):
     assert all(report.values["gradient_norm"] > 0 for report in reports)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["guidance"] == {"distilled": 2.5}
-    known = read_distilled(str(tmp_path))
+    known = read_sampling_record(str(tmp_path))
     assert known[:3] == ((2.5, "lcm", 4) if objective == "consistency" else (2.5, None, None))
     assert known.vae_sha256 == trainer.task.vae_sha256
     load_student(str(tmp_path), preset("tiny").student)
@@ -406,11 +406,13 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, student, objective):
 )
 def test_records_by_other_hands_are_refused(student, entry, words):
     with pytest.raises(CheckpointError, match=words):
-        read_distilled(student(**entry))
+        read_sampling_record(student(**entry))
 
 
 def test_weights_without_a_record_have_none(student):
-    assert read_distilled("stand-in") == Distilled() == read_distilled(student(prediction_type="epsilon"))
+    assert (
+        read_sampling_record("stand-in") == SamplingRecord() == read_sampling_record(student(prediction_type="epsilon"))
+    )
 
 
 @pytest.mark.parametrize(

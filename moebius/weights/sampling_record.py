@@ -14,7 +14,7 @@ from moebius_runtime.sampling.choice import SAMPLER_NAMES
 from moebius_runtime.settings.modes import MODES, ModeName
 
 
-class Distilled(NamedTuple):
+class SamplingRecord(NamedTuple):
     """How a network must be sampled; None where its `config.json` names nothing.
 
     Attributes:
@@ -32,7 +32,7 @@ class Distilled(NamedTuple):
     modes: Mapping[ModeName, ModeDefaults] = MappingProxyType({})
 
 
-def read_distilled(source: str, progress: Callable[[str], None] | None = None) -> Distilled:
+def read_sampling_record(source: str, progress: Callable[[str], None] | None = None) -> SamplingRecord:
     """Reads the record beside the weights of `source`. Released weights and random test weights have none.
 
     Raises:
@@ -53,7 +53,7 @@ def read_distilled(source: str, progress: Callable[[str], None] | None = None) -
     if sampler is not None and (scale is None or steps is None):
         raise _wrong(source, "sampler", sampler, "it beside guidance and num_inference_steps")
     vae = trained.get("vae_sha256") if isinstance(trained, dict) else None
-    return Distilled(
+    return SamplingRecord(
         None if scale is None else float(scale),
         sampler,
         steps,
