@@ -1,5 +1,6 @@
 """Bundles that tests share. Each is made once per run, also when pytest-xdist runs several workers."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -63,6 +64,18 @@ def _cache_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Records of hashes and other cached files go to a folder of this run, not to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOEBIUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exporter_reads_its_functions_once() -> Iterator[None]:
+    """torch's exporter parses the 500 functions of onnxscript anew for each graph: half a second of each export."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "torch" in sys.modules and importlib.util.find_spec("onnxscript"):
+            from torch.onnx._internal.exporter import _registration
+
+            read = _registration.onnxscript_apis.get_torchlib_ops
+            patch.setattr(_registration.onnxscript_apis, "get_torchlib_ops", functools.cache(read))
         yield
 
 

@@ -137,6 +137,7 @@ def test_an_unknown_runtime_is_a_failed_variant(tiny_bundle):
     assert "warp-drive" in done.stdout
 
 
+@pytest.mark.slow
 def test_efficiency_counts_the_released_network(tmp_path):
     """226 M parameters and 153.7 GFLOPs (convolutions, one sample), as the paper says, counted on the meta device."""
     pytest.importorskip("torch")

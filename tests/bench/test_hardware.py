@@ -63,6 +63,7 @@ def dry(tmp_path_factory):
     return read_report(folder / "dry-run.json"), (folder / "dry-run.md").read_text(), done
 
 
+@pytest.mark.slow
 def test_the_dry_run_measures_the_torch_runtime(dry):
     report, text, done = dry
     assert (report.device, report.dry_run, report.preset, report.exit_code) == ("cpu", True, "tiny", 0)
@@ -91,6 +92,7 @@ def test_the_dry_run_measures_the_torch_runtime(dry):
     assert str(ROOT) not in json.dumps(report.model_dump())  # reports are published
 
 
+@pytest.mark.slow
 def test_the_bound_is_weights_once_and_the_counted_products(dry):
     report, _, _ = dry
     step = report.output("torch-fp32").timings[0]
@@ -457,6 +459,7 @@ def test_the_table_of_the_documentation_is_current():
     assert table.replaced(text, table.rendered(table.reports_in(ROOT / "docs/hardware")), status) == text
 
 
+@pytest.mark.slow
 def test_a_report_becomes_a_row(dry, tmp_path):
     report, _, _ = dry
     folder, status = tmp_path / "hardware", tmp_path / "status.md"
@@ -492,6 +495,7 @@ def test_a_page_without_its_markers_is_refused(text, tmp_path):
     assert status.read_text() == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -508,6 +512,7 @@ def test_other_files_are_no_reports(dry, tmp_path, change, words):
         table.reports_in(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_report_reads_back(dry, tmp_path):
     report, _, _ = dry
     again = HardwareReport.model_validate_json(report.model_dump_json())

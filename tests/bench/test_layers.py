@@ -24,6 +24,7 @@ def cases():
     return {(case.name, case.size[0]): case for case in layers.layer_cases("tiny", 2)}
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path):
     file = tmp_path / "layers.json"
     command = [sys.executable, "-m", "moebius_bench.cli", "layers", "--preset", "tiny", "--rounds", "2"]

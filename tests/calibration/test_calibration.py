@@ -354,6 +354,7 @@ def test_weights_only(tiny_bundle, options, tmp_path):
     assert {kind for graph in after.graphs.values() for kind in graph.files} == {"int8"}
 
 
+@pytest.mark.slow
 def test_for_the_cpu(fused_bundle, options, tmp_path):
     """A plan for the CPU's form is what its writer takes, and the file computes nearly what was simulated."""
     folder = shutil.copytree(fused_bundle, tmp_path / "bundle")
@@ -485,9 +486,8 @@ def test_a_value_that_is_not_finite():
         Statistics().add(7, {"range:x": np.array([0, np.nan, 1], np.float32), "sample:x": np.zeros(3, np.float32)})
 
 
-@pytest.mark.parametrize(
-    ("target", "named"), [("tensorrt", "INT8"), pytest.param("tensorrt-fp8", "FP8", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "named"), [("tensorrt", "INT8"), ("tensorrt-fp8", "FP8")])
 def test_the_command_end_to_end(target, named, tiny_bundle, options, tmp_path, monkeypatch):
     """Calibrates, writes, and says what came of it; TensorRT-RTX then builds engines with --int8 and --fp8."""
     flag, precision = f"--{named.lower()}", named.lower()

@@ -1,8 +1,9 @@
 """The VAE's export beside the U-Net's, in a process of its own.
 
-Each case runs in a fresh process, as the command does: a fork of the suite's own process would copy its threads' locks.
+The cases run in a fresh process, as the command does: a fork of the suite's own process would copy its threads' locks.
 """
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from moebius_runtime.bundle.manifest import read_manifest
 
 _SCRIPT = """
-import os, signal, sys, threading
+import json, os, signal, sys, threading
 from moebius.errors import CheckpointError, MisfitError
 from moebius_export.errors import ExportError
 from moebius_export.onnx_export import parallel
@@ -30,35 +31,41 @@ def work(how, progress):
         threading.Event().wait()
     return os.getpid()
 
-seen = []
-try:
-    with parallel.started(work, sys.argv[1], parallel=sys.argv[2] == "yes") as result:
-        if sys.argv[1] == "endless":
-            raise KeyError("the other part failed")
-        print(result(lambda *stage: seen.append(stage)) == os.getpid(), seen)
-except Exception as error:
-    print(type(error).__name__, str(error).strip().splitlines()[-1], getattr(error, "unexpected", ""))
+def tried(how, aside):
+    seen = []
+    try:
+        with parallel.started(work, how, parallel=aside) as result:
+            if how == "endless":
+                raise KeyError("the other part failed")
+            return f"{result(lambda *stage: seen.append(stage)) == os.getpid()} {seen}"
+    except Exception as error:
+        return f"{type(error).__name__} {str(error).strip().splitlines()[-1]} {getattr(error, 'unexpected', '')}"
+
+print(json.dumps([tried(how, aside) for how, aside in json.loads(sys.argv[1])]))
 """
 
 
-def _run(how, parallel="yes"):
-    run = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, how, parallel], capture_output=True, text=True, timeout=100, check=True
-    )
-    return run.stdout.strip()
+def _run(*cases):
+    """What each case, (how, whether in a process of its own), came to; one after the other in a fresh process."""
+    command = [sys.executable, "-c", _SCRIPT, json.dumps(cases)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    return json.loads(run.stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one process")
 def test_work_in_a_child_gives_its_result_progress_and_errors():
-    assert _run("well") == "False [('vae_encoder', 'trace')]"
-    assert _run("well", "no") == "True [('vae_encoder', 'trace')]"
-    assert "was killed, perhaps for lack of memory; nothing was written" in _run("killed")
-    assert _run("misfit") == "MisfitError other tensors ['conv.weight']"
-    assert _run("bug").startswith("RuntimeError ")
-    assert "cannot be pickled" in _run("bug")
-    assert _run("endless") == "KeyError 'the other part failed'"  # the child does not outlive the block
+    cases = [("well", True), ("well", False), *((how, True) for how in ("killed", "misfit", "bug", "endless"))]
+    well, inside, killed, misfit, bug, endless = _run(*cases)
+    assert well == "False [('vae_encoder', 'trace')]"
+    assert inside == "True [('vae_encoder', 'trace')]"
+    assert "was killed, perhaps for lack of memory; nothing was written" in killed
+    assert misfit == "MisfitError other tensors ['conv.weight']"
+    assert bug.startswith("RuntimeError ")
+    assert "cannot be pickled" in bug
+    assert endless == "KeyError 'the other part failed' "  # the child does not outlive the block
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one(fused_bundle, tmp_path):
     script = """
 import sys

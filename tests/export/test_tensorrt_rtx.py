@@ -33,7 +33,7 @@ def built(path: Path, *names: str) -> tuple[list[str], bytes | None]:
     return [], None if engine is None else bytes(engine)
 
 
-@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
+@pytest.mark.parametrize("target", [pytest.param("ort-cpu", marks=pytest.mark.slow), "tensorrt"])
 def test_the_fused_unet_builds(target, tmp_path):
     sizes = preset("tiny")
     student, _ = load_student("stand-in:0", sizes.student)

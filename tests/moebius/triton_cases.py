@@ -26,6 +26,9 @@ SIZES = {
 }
 
 
+SHORT = ("odd", "tiny preset")
+
+
 def numbers(size, dtype):
     batch, (height, width), heads, depth, window = SIZES[size]
     generator = torch.Generator().manual_seed(len(size))
@@ -73,8 +76,8 @@ def refusal(change):
 
 
 def short():
-    """Every size in float32, one in 16 bits, blocks that split the depth, the layer, and what is refused."""
-    out = {f"{size}, float32": error(size, torch.float32) for size in SIZES}
+    """Two sizes in float32, one in 16 bits, blocks that split the depth, the layer, and what is refused."""
+    out = {f"{size}, float32": error(size, torch.float32) for size in SHORT}
     out |= {f"odd, {dtype}": error("odd", getattr(torch, dtype)) for dtype in ("float16", "bfloat16")}
     out["depth in three parts"] = error("odd heads and depth", torch.float32, Blocks(4, 4, 16, 16, 1))
     out["layer"] = layer()
@@ -87,8 +90,9 @@ def short():
 
 
 def long():
-    """Every size in 16 bits, and every choice of the tuner."""
-    out = {
+    """Every size in 32 and 16 bits, and every choice of the tuner."""
+    out = {f"{size}, float32": error(size, torch.float32) for size in SIZES if size not in SHORT}
+    out |= {
         f"{size}, {dtype}": error(size, getattr(torch, dtype))
         for size in SIZES
         if size != "odd"

@@ -214,6 +214,7 @@ def test_a_quick_plan_is_not_saved_as_one_of_a_search(fused_bundle, unet):
         shipped_from(made(fused_bundle)[0]["unet"], unet, "tiny", "none")
 
 
+@pytest.mark.slow
 def test_the_command_searches_only_when_asked(fused_bundle_copy, no_search, tmp_path):
     """It says its stages on plain lines, as there is no terminal."""
     result = CliRunner().invoke(app, ["precision", str(fused_bundle_copy), "--steps", "2"])

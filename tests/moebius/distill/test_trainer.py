@@ -306,6 +306,7 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path, command, chang
     assert float((ours - theirs).norm()) < way * moved, float((ours - theirs).norm()) / moved
 
 
+@pytest.mark.slow
 def test_a_signal_in_one_process_stops_all_with_a_checkpoint(tmp_path, command):
     """A process that stopped alone would save alone, and both would wait for ever."""
     run = command(out=str(tmp_path), world=2, steps=4, save_every=100, alter=["stop in process 1"], batch_norm="frozen")

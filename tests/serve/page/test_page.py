@@ -172,6 +172,7 @@ def test_the_page_of_the_api(visit, live, browser):
     context.close()
 
 
+@pytest.mark.slow
 def test_a_stroke_on_12_megapixels_is_fluid(visit, draw, record_property, tools):
     """Frame times are reported, not asserted. The stroke is undone, and a run leaves unmasked pixels unchanged."""
     page = visit(1200, 800)
