@@ -43,8 +43,8 @@ def test_a_good_bundle_passes_every_check(fused_bundle):
     ("name", "module"),
     [
         ("attn1.window", "attn1"),
-        ("attn2.values", "attn2"),
-        ("ff.depth_conv.conv.weight", "ff"),
+        pytest.param("attn2.values", "attn2", marks=pytest.mark.slow),
+        pytest.param("ff.depth_conv.conv.weight", "ff", marks=pytest.mark.slow),
     ],
 )
 def test_a_derived_tensor_off_by_one_per_cent(fused_bundle_copy, name, module):
