@@ -40,7 +40,8 @@ class Cut:
 
     def __init__(self, sha256: str) -> None:
         self.path, self.cutting = f"/shards/{sha256}.bin", True
-        self.starts: list[int] = []  # the byte from which each request wants the shard
+        self.starts: list[int] = []  # the byte from which requests want the shard, once each: a browser asks
+        # again by itself where a connection that it kept open has been closed
 
     def __call__(self, app):
         async def cut(scope, receive, send):
@@ -48,7 +49,8 @@ class Cut:
                 await app(scope, receive, send)
                 return
             asked = dict(scope["headers"]).get(b"range", b"bytes=0-")
-            self.starts.append(int(asked.removeprefix(b"bytes=").split(b"-")[0]))
+            start = int(asked.removeprefix(b"bytes=").split(b"-")[0])
+            self.starts += [start] if start not in self.starts else []
             left = 0
 
             async def send_half(message):
