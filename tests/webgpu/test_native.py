@@ -18,6 +18,8 @@ from moebius_runtime.backends.ort_plugin import PLUGINS, OrtWebGpuBackend, check
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.bundle.check_values import check_inputs
 from moebius_runtime.errors import BundleError, DeviceError, RuntimeUnavailableError
+from moebius_runtime.images.pictures import Picture
+from moebius_runtime.pipeline import InpaintOptions, InpaintPipeline
 
 WEBGPU = PLUGINS["ort-webgpu"]
 TOLERANCE = 1e-4  # relative L2 against the CPU provider, float32 on both sides; 8e-7 to 3e-6 measured on SwiftShader
@@ -68,6 +70,25 @@ def on_the_cpu(path, inputs):
     import onnxruntime
 
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, dict(inputs))[0]
+
+
+@pytest.mark.parametrize("mode", ["best", "fast", "reference"])
+def test_a_whole_picture_is_that_of_the_cpu(bundle, mode, tmp_path, monkeypatch):
+    """Every pixel within one grey level of ONNX Runtime's CPU provider: float32 on both sides, rounded to 8 bits."""
+    monkeypatch.setenv("MOEBIUS_CACHE", str(tmp_path / "cache"))
+    size = bundle.manifest.geometry.image_size
+    picture = Picture(np.random.RandomState(0).randint(0, 256, (size, size + 40, 3)).astype(np.uint8), "RGB")
+    mask = np.zeros(picture.shape, bool)
+    mask[size // 4 : size // 2, size // 3 : size // 2 + 20] = True
+    options = InpaintOptions(mode=mode, steps=3, seed=1)
+    found, expected = (
+        InpaintPipeline.from_bundle(bundle.path, runtime=runtime).inpaint(picture, mask, options)
+        for runtime in ("ort-webgpu", "ort-cpu")
+    )
+    assert not [note for note in found.notes if "CPU" in note], found.notes
+    difference = np.abs(found.picture.pixels.astype(int) - expected.picture.pixels)
+    assert difference.max() <= 1
+    assert (found.picture.pixels != picture.pixels)[mask].any()
 
 
 @pytest.mark.parametrize("graph", ["unet", "unet_conditional", "vae_encoder", "vae_decoder"])
