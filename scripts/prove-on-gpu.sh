@@ -25,4 +25,8 @@ if [ -n "${WHEELS:-}" ]; then
   paths=$paths:$site
 fi
 export PYTHONPATH=$paths${PYTHONPATH:+:$PYTHONPATH}
+"$python" -c 'import numpy, pydantic, typer' 2>/dev/null || {
+  echo "error: $python lacks packages of moebius-edge (numpy, pydantic, typer); set PYTHON to an interpreter that has them, such as .venv/bin/python after make setup" >&2
+  exit 2
+}
 "$python" -m moebius_bench.hardware "$@"

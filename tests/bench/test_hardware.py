@@ -141,6 +141,15 @@ def test_the_script_names_an_interpreter_that_is_missing():
     assert "there is no no-such-python; set PYTHON" in done.stderr
 
 
+def test_the_script_names_an_interpreter_without_packages(tmp_path):
+    bare = tmp_path / "bare-python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    done = script("--help", PYTHON=str(bare))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "lacks packages of moebius-edge" in done.stderr
+
+
 # --- stages that fail ---------------------------------------------------------------------------------------
 
 WORKER = """
