@@ -257,5 +257,5 @@ def _steps(progress: Progress, who: str) -> OnStep:
 
 
 def _no_budgets(area: str, subject: str, precision: str) -> Check:
-    reason = f"this version has no budgets for {precision} and no runtime that computes in it"
+    reason = f"this version has no budgets for {precision}; the command that wrote the files compared them with fp32"
     return Check(area, subject, "relative error" if area == "parity" else area, "not run", detail=reason)
