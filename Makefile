@@ -4,6 +4,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# One more than two cores: many tests wait for a process that they started.
 WORKERS ?= 3
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 RUNTIME := $(VENV)-runtime/$(if $(filter Windows_NT,$(OS)),Scripts,bin)

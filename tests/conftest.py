@@ -1,5 +1,6 @@
 """Bundles that tests share. Each is made once per run, also when pytest-xdist runs several workers."""
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -71,11 +72,11 @@ def _cache_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def _exporter_reads_its_functions_once() -> Iterator[None]:
     """torch's exporter parses the 500 functions of onnxscript anew for each graph: half a second of each export."""
     with pytest.MonkeyPatch.context() as patch:
-        if "torch" in sys.modules and importlib.util.find_spec("onnxscript"):
-            from torch.onnx._internal.exporter import _registration
+        if "torch" in sys.modules:
+            with contextlib.suppress(ImportError, AttributeError):  # a newer torch's other internals cost time only
+                from torch.onnx._internal.exporter._registration import onnxscript_apis
 
-            read = _registration.onnxscript_apis.get_torchlib_ops
-            patch.setattr(_registration.onnxscript_apis, "get_torchlib_ops", functools.cache(read))
+                patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
         yield
 
 

@@ -96,6 +96,7 @@ def test_progress_is_reported_per_step(live, picture, mask):
     found = events(live, answer.json()["id"])
     assert [one["state"] for one in found][-1] == "done"
     assert (found[-1]["step"], found[-1]["steps"]) == (5, 5)
+    assert {one["steps"] for one in found if one["step"]} == {5}  # 0 before the first step
     assert [one["step"] for one in found] == sorted(one["step"] for one in found)
     status = live.client.get(f"/api/v1/jobs/{answer.json()['id']}").json()
     assert status == found[-1]

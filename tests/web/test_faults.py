@@ -40,8 +40,9 @@ class Cut:
 
     def __init__(self, sha256: str) -> None:
         self.path, self.cutting = f"/shards/{sha256}.bin", True
-        self.starts: list[int] = []  # the byte from which requests want the shard, once each: a browser asks
-        # again by itself where a connection that it kept open has been closed
+        # The byte from which each request wants the shard; not a repetition at once, as a browser asks again by itself
+        # where a connection that it kept open has been closed.
+        self.starts: list[int] = []
 
     def __call__(self, app):
         async def cut(scope, receive, send):
@@ -50,7 +51,7 @@ class Cut:
                 return
             asked = dict(scope["headers"]).get(b"range", b"bytes=0-")
             start = int(asked.removeprefix(b"bytes=").split(b"-")[0])
-            self.starts += [start] if start not in self.starts else []
+            self.starts += [start] if self.starts[-1:] != [start] else []
             left = 0
 
             async def send_half(message):
