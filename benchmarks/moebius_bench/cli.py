@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from moebius_bench import cli_inpaint, cli_tradeoff
+from moebius_bench import cli_browser, cli_inpaint, cli_tradeoff
 from moebius_runtime import console
 from moebius_runtime.errors import InputError, MoebiusError
 
@@ -266,6 +266,7 @@ def students(
 
 app.command()(cli_inpaint.inpaint)
 app.command()(cli_tradeoff.tradeoff)
+app.command()(cli_browser.browser)
 
 
 def _check(variants: Sequence[Variant]) -> None:

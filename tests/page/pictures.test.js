@@ -55,17 +55,22 @@ test("undo and redo wait for each other, and a change that fails stays where it 
   history.push({ undo: () => seen.push("a"), redo: () => seen.push("A") });
   history.push({ undo: () => new Promise((resolve) => (go = () => resolve(seen.push("b")))), redo: () => seen.push("B") });
   const undoing = history.undo();
-  await history.undo(); // during the first: nothing
+  const next = history.undo(); // in its turn, not lost
+  assert.equal(history.busy, true);
+  await Promise.resolve();
+  assert.deepEqual(seen, []);
   go();
-  await undoing;
-  assert.deepEqual(seen, ["b"]);
-  await history.undo();
+  await Promise.all([undoing, next]);
+  assert.deepEqual(seen, ["b", "a"]);
   await history.redo();
   await history.redo();
   await history.redo(); // nothing is left
   assert.deepEqual(seen, ["b", "a", "A", "B"]);
   history.push({ undo: () => Promise.reject(new Error("no picture")), redo: () => {} });
-  await assert.rejects(history.undo(), /no picture/);
+  const failing = history.undo();
+  const again = history.undo(); // fails likewise, and nothing behind it is undone
+  await assert.rejects(failing, /no picture/);
+  await assert.rejects(again, /no picture/);
   assert.equal(history.done.length, 3);
   assert.equal(history.busy, false);
 });

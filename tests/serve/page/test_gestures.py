@@ -136,9 +136,13 @@ def test_results_whose_bitmaps_were_freed_come_back(visit, draw):
         results.append(page.saved("download"))
     for i in reversed(range(11)):
         page["undo"].click()  # the result
-        page["undo"].click()  # its stroke
-        page.page.wait_for_selector("[data-testid=undo]:not(:disabled)")
+        page["undo"].click()  # its stroke, in its turn: while the result's picture is decoded again, or after it
+        page.page.wait_for_selector("#stage[aria-busy=false]")
         assert page.saved("download") == results[i]
+    for _ in range(3):
+        page["undo"].click()
+        page["redo"].click()
     page["undo"].click()
-    page.page.wait_for_selector("[data-testid=download]:disabled")  # once the freed picture is decoded again
+    page.page.wait_for_selector("#stage[aria-busy=false]")
+    assert page["download"].is_disabled()
     assert page.mask()[400, 300]  # the first mask, folded twelve results ago

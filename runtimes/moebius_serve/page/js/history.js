@@ -3,14 +3,21 @@
 /** @typedef {{undo: () => unknown, redo: () => unknown}} Change either may return a promise */
 
 export class History {
-  /** @param {() => void} changed called after every change */
+  /** @param {() => void} changed called before and after every change */
   constructor(changed) {
     /** @type {Change[]} */
     this.done = [];
     /** @type {Change[]} */
     this.undone = [];
-    this.busy = false;
+    this.waiting = 0;
+    /** @type {Promise<unknown>} */
+    this.last = Promise.resolve();
     this.changed = changed;
+  }
+
+  /** Whether a change is on its way. */
+  get busy() {
+    return this.waiting > 0;
   }
 
   /** A change that has been made. @param {Change} change */
@@ -20,12 +27,12 @@ export class History {
     this.changed();
   }
 
-  async undo() {
-    await this.#move("undo", this.done, this.undone);
+  undo() {
+    return this.#queue("undo", this.done, this.undone);
   }
 
-  async redo() {
-    await this.#move("redo", this.undone, this.done);
+  redo() {
+    return this.#queue("redo", this.undone, this.done);
   }
 
   clear() {
@@ -34,18 +41,23 @@ export class History {
     this.changed();
   }
 
-  /** One change at a time: a call during another does nothing. @param {"undo" | "redo"} way @param {Change[]} from @param {Change[]} to */
-  async #move(way, from, to) {
-    const change = from[from.length - 1];
-    if (!change || this.busy) return;
-    this.busy = true;
-    try {
-      await change[way]();
-      from.pop();
-      to.push(change);
-    } finally {
-      this.busy = false;
-    }
+  /** One change at a time, each in its turn. @param {"undo" | "redo"} way @param {Change[]} from @param {Change[]} to */
+  #queue(way, from, to) {
+    this.waiting += 1;
+    const moved = this.last.then(async () => {
+      try {
+        const change = from[from.length - 1];
+        if (!change) return;
+        await change[way]();
+        from.pop();
+        to.push(change);
+      } finally {
+        this.waiting -= 1;
+        this.changed();
+      }
+    });
+    this.last = moved.catch(() => {});
     this.changed();
+    return moved;
   }
 }

@@ -5,8 +5,8 @@
 /**
  * @typedef {object} Actions
  * @property {Record<string, () => unknown>} keys by `KeyboardEvent.key`, letters in lower case
- * @property {() => unknown} undo
- * @property {() => unknown} redo
+ * @property {(held: boolean) => unknown} undo
+ * @property {(held: boolean) => unknown} redo
  * @property {() => void} released the key that compares
  */
 
@@ -20,7 +20,7 @@ export function listen(stage, { keys, undo, redo, released }) {
     if (document.querySelector("dialog[open]") || typing) return;
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
       event.preventDefault();
-      void (event.shiftKey ? redo() : undo());
+      void (event.shiftKey ? redo : undo)(event.repeat);
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;

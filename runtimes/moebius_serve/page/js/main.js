@@ -61,13 +61,14 @@ function say(state, words) {
 }
 
 function refresh() {
-  const open = source !== null && running === null;
+  const open = source !== null && running === null && !changes.busy;
   $("run").disabled = !open;
   $("another").disabled = !open || lastRun === null;
   $("compare").disabled = !stage.before;
   $("download").disabled = result === null;
   $("undo").disabled = running !== null || changes.done.length === 0;
   $("redo").disabled = running !== null || changes.undone.length === 0;
+  $("stage").setAttribute("aria-busy", String(running !== null || changes.busy));
   $("run").hidden = running !== null;
   $("cancel").hidden = running === null;
   for (const id of ["mask-save", "mask-invert", "mask-clear", "mask-grow", "mask-shrink"]) $(id).disabled = !open;
@@ -128,7 +129,7 @@ function strokeEnded() {
 /** @param {(values: Uint8Array, width: number) => Uint8Array} change of the whole mask */
 function changeMask(change) {
   const mask = stage.mask;
-  if (!mask || running) return;
+  if (!mask || running || changes.busy) return;
   mask.begin();
   mask.set(change(mask.values(), mask.width));
   strokeEnded();
@@ -156,7 +157,7 @@ async function loadMask(blob, add) {
     const luma = 0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2];
     if (luma >= 127.5 && data[4 * i + 3] >= 128) values[i] = 1;
   }
-  changeMask(() => values);
+  if (stage.mask === mask) changeMask(() => values);
 }
 
 /** @param {{x: number, y: number}} point */
@@ -238,22 +239,22 @@ async function goTo(moment) {
   remember();
 }
 
-/** @param {"undo" | "redo"} way */
-async function step(way) {
-  if (running) return;
+/** @param {"undo" | "redo"} way @param {boolean} held whether a key repeats itself: as fast as the changes go */
+async function step(way, held = false) {
+  if (running || (held && changes.busy)) return;
   stage.frozen = true; // no stroke on a picture that is about to go
   try {
     await changes[way]();
   } catch (error) {
     fail(error);
   } finally {
-    stage.frozen = running !== null;
+    stage.frozen = running !== null || changes.busy;
   }
 }
 
 /** The region of the last run again, with another seed. */
 async function another() {
-  if (!lastRun || running) return;
+  if (!lastRun || running || changes.busy) return;
   const { source: from, bits } = lastRun;
   const { width, height } = await pictures.get(from);
   const mask = new Mask(width, height);
@@ -422,8 +423,8 @@ const keys = {
 };
 listen(stage, {
   keys,
-  undo: () => step("undo"),
-  redo: () => step("redo"),
+  undo: (held) => step("undo", held),
+  redo: (held) => step("redo", held),
   released: () => stage.split === 1 && compare(0),
 });
 

@@ -1,0 +1,1 @@
+"""Times a graph of static sites (`moebius-export web`) in a real browser."""
