@@ -1,7 +1,5 @@
 """Bundles that tests share. Each is made once per run, also when pytest-xdist runs several workers."""
 
-import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -65,18 +63,6 @@ def _cache_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Records of hashes and other cached files go to a folder of this run, not to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOEBIUS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _exporter_reads_its_functions_once() -> Iterator[None]:
-    """torch's exporter parses the 500 functions of onnxscript anew for each graph: half a second of each export."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "torch" in sys.modules:
-            with contextlib.suppress(ImportError, AttributeError):  # a newer torch's other internals cost time only
-                from torch.onnx._internal.exporter._registration import onnxscript_apis
-
-                patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
         yield
 
 

@@ -123,8 +123,8 @@ def window_affine(
     weight = inside.reshape(1, 1, height * width)
     weight = weight / weight.mean()  # so that a weighted mean is the mean of the products
     mean, window_mean = _mean(grouped), _mean(grouped * weight)  # [G, 1, 1]
-    variance = _mean((grouped - mean).square()) + eps
-    window_variance = _mean((grouped - window_mean).square() * weight) + eps
+    variance = _mean((grouped - mean).pow(2)) + eps
+    window_variance = _mean((grouped - window_mean).pow(2) * weight) + eps
     ratio = (window_variance / variance).sqrt()
     moved = (mean - window_mean) / variance.sqrt()
     of_groups = gain.reshape(groups, channels // groups, 1)

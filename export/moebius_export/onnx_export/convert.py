@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from moebius_export.errors import ExportError
 from moebius_export.graph.functions import OPSET, attach_functions, translations
 from moebius_export.graph.node_names import name_nodes
+from moebius_export.onnx_export.shortcuts import shortcuts
 
 IR_VERSION = 10  # loads wherever OPSET does
 
@@ -79,7 +80,7 @@ def to_onnx(spec: GraphSpec, on_stage: Callable[[str], None]) -> onnx.ModelProto
 
 def _trace(spec: GraphSpec) -> onnx.ModelProto:
     dynamic = _open_axes(spec)
-    with _quiet_exporter(), torch.no_grad():
+    with _quiet_exporter(), shortcuts(), torch.no_grad():
         program = torch.onnx.export(
             spec.module.eval(),
             tuple(spec.inputs.values()),
