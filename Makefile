@@ -12,7 +12,7 @@ DEMO := demo
 # Compiled into the checkout by the editable install.
 KERNELS := hatch_build.py $(wildcard runtimes/moebius_runtime/kernels/src/*)
 
-.PHONY: help setup kernels demo serve page-lint docs test test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated test-aarch64 fuzz lint lint-platforms release-lint dist wheels sbom newest clean
+.PHONY: help setup kernels demo serve page-lint docs test short-tests test-all test-full test-runtime test-webgpu test-avx2 test-avx2-emulated test-aarch64 fuzz lint lint-platforms release-lint dist wheels sbom newest clean
 
 help:  ## Says what there is.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,7 +51,9 @@ docs: $(VENV)/.ready  ## Writes docs/commands.md from the commands' own help.
 	$(BIN)/python scripts/commands_page.py
 
 test: $(VENV)/.ready  ## Lints, type-checks, and tests every property at least once (some minutes).
-	$(MAKE) lint
+	$(MAKE) -j2 lint short-tests
+
+short-tests: $(VENV)/.ready  ## The tests of `test`, without the lint.
 	@echo "== tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full and not slow"
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,16 @@ def test_a_folder_that_is_no_site_and_a_graph_that_it_lacks(site, tmp_path):
     ):
         result = run(*arguments)
         assert words in " ".join(str(result.exception).split())
+
+
+@pytest.mark.slow
+def test_the_graph_form_of_the_public_port_gives_pytorchs_output(site, tmp_path):
+    """scripts/port_form_site.py, which our figures beside the port's come from."""
+    script = Path(__file__).parents[2] / "scripts/port_form_site.py"
+    subprocess.run([sys.executable, script, site, tmp_path / "port", "--preset", "tiny"], check=True)
+    out = tmp_path / "times.json"
+    result = run(tmp_path / "port", site, "--rounds", 1, "--json", out)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    port, ours = json.loads(out.read_text())["sites"]
+    assert port["error"] < 3e-4
+    assert port["nodes"] > 1.5 * ours["nodes"]

@@ -117,8 +117,8 @@ def export_onnx(
 
     An older bundle at `out` is replaced. Its engines and files of other precisions stay where they still hold, see
     `earlier.keep_earlier`; `note` is called with a line for each that is removed.
-    A folder that is no bundle is refused. `two_processes` exports the VAE beside the U-Net where that is safe and two
-    cores are there; `parallel.started` says which threads a program may have then.
+    A folder that is no bundle is refused. `two_processes` exports the decoder beside the U-Net and the encoder where
+    that is safe and two cores are there; `parallel.started` says which threads a program may have then.
 
     Raises:
         CheckpointError: weights are not available or do not fit.
@@ -140,19 +140,20 @@ def export_onnx(
     guidance = _guidance_scale(options, sizes, known)
     with placed_whole(Path(out)) as folder:
         tiny = None if options.tiny_decoder is None else _tiny_vae(options.tiny_decoder, sizes, progress)
-        with started(_write_vae, folder, sizes, options, tiny, parallel=two_processes) as vae_part:
+        with started(_write_decoders, folder, sizes, options, tiny, parallel=two_processes) as other_part:
             progress("weights", "U-Net")
             unet = _write_unet(folder, sizes, options, known, progress)
-            vae = vae_part(progress)
+            encoder = _write_encoder(folder, sizes, options, progress)
+            decoders = other_part(progress)
         progress("manifest", "hash")
         model = ModelInfo(
             preset=options.preset,
             parameters=unet.parameters,
             unet=unet.weights,
-            vae=vae.weights,
-            tiny_decoder=vae.tiny_decoder,
+            vae=decoders.weights,
+            tiny_decoder=decoders.tiny_decoder,
         )
-        manifest = make_manifest(folder, model, sizes, guidance, unet.graphs | vae.graphs, known)
+        manifest = make_manifest(folder, model, sizes, guidance, unet.graphs | encoder | decoders.graphs, known)
         manifest = keep_earlier(Path(out), folder, manifest, note)
         write_manifest(manifest, folder)
     return manifest
@@ -164,7 +165,7 @@ class _UNetPart(NamedTuple):
     parameters: int
 
 
-class _VaePart(NamedTuple):
+class _Decoders(NamedTuple):
     graphs: dict[GraphName, Written]
     weights: WeightsInfo
     tiny_decoder: WeightsInfo | None
@@ -181,26 +182,31 @@ def _write_unet(
     return _UNetPart(graphs, weights_info(weights), sum(parameter.numel() for parameter in student.parameters()))
 
 
-def _write_vae(
+def _write_encoder(folder: Path, sizes: Preset, options: ExportOptions, progress: Progress) -> dict[GraphName, Written]:
+    """Exports the VAE's encoder."""
+    vae, _ = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
+    return _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)
+
+
+def _write_decoders(
     folder: Path,
     sizes: Preset,
     options: ExportOptions,
     tiny: tuple[AutoencoderTiny, Checkpoint] | None,
     progress: Progress,
-) -> _VaePart:
-    """Exports the VAE's encoder and decoders, and the tiny decoder where there is one."""
+) -> _Decoders:
+    """Exports the VAE's decoders, and the tiny decoder where there is one."""
     progress("weights", "VAE")
     vae, weights = load_vae(options.vae, sizes.vae, lambda note: progress("weights", note))
-    graphs = _write_graphs(folder, "vae_encoder", {"vae_encoder": VaeEncoder(vae)}, sizes, options, progress)
     decoders: dict[GraphName, nn.Module] = {"vae_decoder": VaeDecoder(vae)}
     if options.masked:
         decoders |= {"vae_decoder_lower": LowerDecoder(vae), "vae_decoder_upper": UpperDecoder(vae)}
-    graphs |= _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
+    graphs = _write_graphs(folder, "vae_decoder", decoders, sizes, options, progress)
     if tiny is None:
-        return _VaePart(graphs, weights_info(weights), None)
+        return _Decoders(graphs, weights_info(weights), None)
     modules: dict[GraphName, nn.Module] = {"vae_decoder_tiny": TinyDecoder(tiny[0]).eval()}
     graphs |= _write_graphs(folder, "vae_decoder_tiny", modules, sizes, options, progress)
-    return _VaePart(graphs, weights_info(weights), weights_info(tiny[1]))
+    return _Decoders(graphs, weights_info(weights), weights_info(tiny[1]))
 
 
 def _guidance_scale(options: ExportOptions, sizes: Preset, known: SamplingRecord) -> float:

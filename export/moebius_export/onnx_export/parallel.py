@@ -54,7 +54,7 @@ def _result(receiver: Connection, progress: Progress) -> Any:
             kind, content = receiver.recv()
         except EOFError:
             raise ExportError(
-                "the process that exports the VAE was killed, perhaps for lack of memory; nothing was written"
+                "the process that exports the decoder was killed, perhaps for lack of memory; nothing was written"
             ) from None
         if kind == "progress":
             progress(*content)
