@@ -4,8 +4,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
-# One more than two cores: many tests wait for a process that they started.
-WORKERS ?= 3
+# Twice two cores: tests wait for processes that they started and for bundles that another worker makes.
+WORKERS ?= 4
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 RUNTIME := $(VENV)-runtime/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := demo

@@ -127,6 +127,7 @@ def test_refusals(arguments, words):
     assert words in str(done.exception)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_proves_nothing(tmp_path):
     done = script("--out", tmp_path)

@@ -99,6 +99,7 @@ def test_the_checkpoint_of_a_distilled_bundle_is_one_that_the_export_reads(recor
     assert found.steps == (4 if sampler else None)
 
 
+@pytest.mark.slow
 def test_a_batch_equals_its_pictures_alone(recorder, exported, open_bundle, monkeypatch):
     exported(open_bundle)
     record = recorder("batch")

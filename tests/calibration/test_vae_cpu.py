@@ -168,6 +168,7 @@ def test_a_graph_over_the_budget_stays_in_float(command, monkeypatch):
     assert "--search finds the layers" in said
 
 
+@pytest.mark.slow
 def test_over_the_budget_the_layers_of_little_gain_stay_in_float_first(command, monkeypatch):
     from moebius_calibration.choice.evaluator import Evaluator
 

@@ -51,7 +51,9 @@ def test_ptx_of_every_architecture(sm):
     assert 0 < kernel.shared <= SHARED_LIMIT
 
 
-@pytest.mark.parametrize(("size", "depth"), SIZES)
+@pytest.mark.parametrize(
+    ("size", "depth"), [SIZES[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in SIZES[1:])]
+)
 def test_an_assembler_takes_it(size, depth, tmp_path):
     """NVIDIA's ptxas, which comes with Triton: registers are enough, so that nothing is spilled to memory."""
     assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"

@@ -447,6 +447,7 @@ def test_trt_of_a_precision_that_the_hub_lacks(bundle_hub, bundle, run, monkeypa
     assert found.model_file("unet").is_file()
 
 
+@pytest.mark.slow
 def test_the_doctor_checks_a_bundle_of_a_hub_whole(bundle_hub, bundle, run):
     run("push", bundle, TARGET)
     code, out, _ = run("doctor", TARGET)

@@ -170,6 +170,7 @@ def test_every_layer_is_found_in_the_profile_in_every_form(fused_bundle):
         assert {f"{t[0]}x{t[1]}" for t in candidate_tiles(side) if t != tile} == {n for s, n in names if s == side}
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_file_that_the_export_reads(fused_bundle, tmp_path):
     out = tmp_path / "l.json"
     before = (fused_bundle / "unet/model.onnx").read_bytes()

@@ -52,6 +52,7 @@ def test_kernels_and_bodies_are_both_held_to_pytorch(fused):
     all_macs_are_found(report, fused)
 
 
+@pytest.mark.slow
 def test_without_kernels_the_bodies_are_the_row(fused, monkeypatch):
     monkeypatch.setenv(kernels.SWITCH, "off")
     report = verify(fused, QUICK)

@@ -164,6 +164,7 @@ def test_a_cast_of_the_timestep_becomes_a_gather():
     assert for_webgpu(copy(model), rules=())[1] == fired()
 
 
+@pytest.mark.slow
 def test_the_bundle_for_webgpu(fused_bundle, tmp_path):
     manifest = inline_bundle(fused_bundle, tmp_path / "out", for_gpu=True)
     for graph in manifest.graphs:

@@ -68,6 +68,7 @@ def test_other_layers_than_the_released_ones_are_refused(wrapper):
         wrapper(student)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_the_weights_of_other_layers_in_a_line(tmp_path):
     student = Moebius(replace(preset("tiny").student, convolution="full"))
     save_file(student.state_dict(), tmp_path / "weights.safetensors")

@@ -131,6 +131,7 @@ def test_offline_works_from_the_cache(hub: Hub, server: ThreadingHTTPServer, mon
         load_config("hub:owner/repo/pretrained")
 
 
+@pytest.mark.slow
 def test_a_user_s_second_run_offline(hub: Hub, server: ThreadingHTTPServer) -> None:
     """In a process of its own, where huggingface_hub reads the environment as it does for users."""
     origin = holds("hub:owner/repo/ft_places2", 1)

@@ -49,6 +49,7 @@ def test_pictures_of_other_sizes_are_brought_to_the_network_s(data, fused_bundle
     assert np.array_equal(drawn[1].options.noise, scenes[1].options.noise)
 
 
+@pytest.mark.slow
 def test_a_plan_from_picture_files_says_so(data, fused_bundle):
     options = PlanOptions(pictures=3, steps=2, evaluations=1, samples=1, error=1.0, data=data)
     plans = Planner(Bundle.open(fused_bundle), options, lambda what, done, total: None).run()

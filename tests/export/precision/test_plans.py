@@ -183,6 +183,7 @@ def test_a_norm_whose_statistics_are_forced_low_fails(copy):
     assert ("unet fp16", "types of the plan") not in failed  # the plan says the same
 
 
+@pytest.mark.slow
 def test_the_report_of_modules_is_written(copy, tmp_path):
     arguments = ["precision", str(copy), "--reapply", "--steps", "2", "--report", str(tmp_path / "report.json")]
     result = CliRunner().invoke(app, arguments)

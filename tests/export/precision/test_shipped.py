@@ -141,6 +141,7 @@ def test_an_unknown_network_gets_the_rules_alone_and_the_search_is_offered(fused
     assert 1e-4 < plans["unet"].errors["plan"] < quick.STEP_ERROR["fp16"]
 
 
+@pytest.mark.slow
 def test_values_near_the_end_of_the_range_stay_float32(fused_bundle, file, monkeypatch, no_search):
     """Whatever the plan says. The limit is lowered into what this network has, in place of other weights."""
     before = made(fused_bundle, path=file)[0]
@@ -209,6 +210,7 @@ def test_the_shipped_file_says_what_it_was_made_from():
     assert plan.errors["plan"] < plan.errors["blunt"]
 
 
+@pytest.mark.slow
 def test_a_quick_plan_is_not_saved_as_one_of_a_search(fused_bundle, unet):
     with pytest.raises(ExportError, match="was not made by the search"):
         shipped_from(made(fused_bundle)[0]["unet"], unet, "tiny", "none")

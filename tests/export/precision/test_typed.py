@@ -143,7 +143,7 @@ def test_local_lambda_can_stay_a_function(fused_bundle, tmp_path):
     assert distance(run(emulated(tmp_path / "typed.onnx"), tmp_path, **inputs), expected) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["unet", "vae_decoder"])
 def test_tensorrt_rtx_builds_it(fused_bundle, name, kind, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx is not installed (extra trt-rtx)")

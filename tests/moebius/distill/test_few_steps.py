@@ -167,7 +167,7 @@ def test_places_of_the_grid_have_timesteps_between_the_bounds(least, most, expec
     assert inside == list(range(expected[0], expected[1] + 1))
 
 
-@pytest.mark.parametrize("objective", ["guidance", "consistency"])
+@pytest.mark.parametrize("objective", ["guidance", pytest.param("consistency", marks=pytest.mark.slow)])
 def test_samples_may_be_noised_from_the_start(objective):
     """The target stays the teacher's, at what is noised; consistency draws timesteps of its grid."""
     options = {"share": 0.5, "least": 120, "most": 250}
@@ -285,6 +285,7 @@ def test_the_student_starts_from_its_teacher():
     assert not torch.equal(next(other.network.parameters()), next(teacher.parameters()))
 
 
+@pytest.mark.slow
 def test_four_steps_are_two_and_two(tmp_path):
     """With the averaged network as the target, whose update count must survive as well."""
     changes = {"objective": "consistency", "ema": {"decay": 0.9}}

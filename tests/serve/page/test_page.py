@@ -118,8 +118,15 @@ def test_with_the_keyboard_only(visit):
         keys.press("Enter")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1440])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1440, "light"),
+        pytest.param(360, "light", marks=pytest.mark.slow),
+        pytest.param(1440, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_phones_and_desktops_in_light_and_dark(visit, width, scheme, tmp_path):
     """Nothing is wider than the screen, the stage is in view, and axe-core finds no serious fault."""
     page = visit(width, 740, scheme)
