@@ -105,8 +105,9 @@ class SimpleBackend(Backend):
 
     def _run(self, handle: Any, inputs: Mapping[str, Array]) -> Array:
         if handle in ("unet", "unet_conditional"):
-            given = inputs.get("guidance_scale")
-            return unet(inputs["sample"], inputs["timestep"], 1.5 if given is None else float(given[0]))
+            alone = 1.0 if handle == "unet_conditional" else 1.5  # the conditional branch, or guidance that is inside
+            scale = inputs.get("guidance_scale", [alone])
+            return unet(inputs["sample"], inputs["timestep"], float(scale[0]))
         if handle in ("vae_decoder", "vae_decoder_tiny"):
             return decoder(inputs["latent"], 0.4 if handle == "vae_decoder" else 0.1)
         functions = {"vae_encoder": encoder, "vae_decoder_lower": lower, "vae_decoder_upper": upper}

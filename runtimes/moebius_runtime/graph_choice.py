@@ -48,7 +48,7 @@ def decoders(backend: Backend, settings: Settings, options: InpaintOptions) -> t
         if wanted and explicit:
             raise InputError(
                 f"{option} {explicit!r}: {_missing(backend, graphs)}. Use {option} full, or export the bundle again "
-                f"(moebius-export onnx{how}) and run it with ort-cpu, ort-cuda or torch"
+                f"(moebius-export onnx{how}) and run it with ort-cpu, openvino or torch"
             )
     return FULL
 

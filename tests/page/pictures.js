@@ -104,7 +104,8 @@ export class SimpleSessions {
   /** @param {string} graph @param {Record<string, any>} feeds */
   compute(graph, feeds) {
     if (graph === "vae_encoder") return encoder(feeds.image);
-    if (graph.startsWith("unet")) return unet(feeds.sample, feeds.timestep.data, feeds.guidance_scale?.data[0] ?? 1.5);
+    const alone = graph === "unet_conditional" ? 1 : 1.5; // the conditional branch, or guidance that is inside
+    if (graph.startsWith("unet")) return unet(feeds.sample, feeds.timestep.data, feeds.guidance_scale?.data[0] ?? alone);
     if (graph === "vae_decoder_lower") return lower(feeds.latent);
     if (graph === "vae_decoder_upper") return upper(feeds.features, feeds.overview, feeds.inside);
     return decoder(feeds.latent, graph === "vae_decoder" ? 0.4 : 0.1);

@@ -120,6 +120,23 @@ test("nothing under the mask and no invisible colour influences the result, and 
   }
 });
 
+test("a run takes one graph of the U-Net: the conditional branch alone only where no step has guidance", async () => {
+  const mask = maskOf(100, 130, blob);
+  for (const [options, expected] of [
+    [{ steps: 3 }, "unet"],
+    [{ steps: 3, guidance_interval: [300, 999] }, "unet"],
+    [{ mode: "fast" }, "unet"],
+    [{ steps: 3, guidance_scale: 1 }, "unet_conditional"],
+    [{ steps: 3, guidance_interval: [998, 998] }, "unet_conditional"],
+  ]) {
+    const sessions = new SimpleSessions();
+    await inpaint(sessions, small, pictureOf(100, 130), mask, options);
+    const taken = sessions.runs.filter((graph) => graph.startsWith("unet"));
+    assert.deepEqual([...new Set(taken)], [expected]);
+    assert.equal(taken.length, 3);
+  }
+});
+
 test("squares of a run go through one graph before the next, and an abort ends the work within a step", async () => {
   const rects = [...blob, [10, 110, 14, 115], [85, 10, 90, 13], [90, 180, 95, 186], [5, 200, 9, 204]];
   const mask = maskOf(100, 230, rects);

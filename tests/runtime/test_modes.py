@@ -70,7 +70,9 @@ def test_every_default_of_a_mode_can_be_overridden(mode):
     plain = settings_of(InpaintOptions(mode=mode), DEFAULTS)
     for name, value in recorded(MODES[mode]).items():
         fallback = {"steps": DEFAULTS.num_inference_steps, "strength": DEFAULTS.strength}.get(name)
-        assert getattr(plain, name) == (fallback if value is None else value)
+        assert getattr(plain, name) == (
+            fallback if value is None else tuple(value) if isinstance(value, list) else value
+        )
     for name, value in other.items():
         if name == "start" and MODES[mode].original:
             continue

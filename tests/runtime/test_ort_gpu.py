@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from moebius_runtime.backends import create_backend, ort_gpu
+from moebius_runtime.backends.base import Backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import BundleError, InputError, RuntimeUnavailableError
+from moebius_runtime.graph_choice import decoder_note, decoders
 from moebius_runtime.images.pictures import Picture
 from moebius_runtime.pipeline import InpaintPipeline, make_options
+from moebius_runtime.settings.options import InpaintOptions, settings_of
 
 _spec = importlib.util.spec_from_file_location("gpu", Path(__file__).with_name("gpu.py"))
 gpu = sys.modules.setdefault("gpu", importlib.util.module_from_spec(_spec))
@@ -206,3 +209,17 @@ def test_an_output_of_open_size_is_allocated_by_the_session(fused_bundle, instal
         found = backend.run("vae_decoder_upper", inputs)
         assert found.shape == (1, 3, 4 * height, 4 * width)
         np.testing.assert_allclose(found, on_cpu.run("vae_decoder_upper", inputs), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("runtime", ["ort-cuda", "ort-tensorrt"])
+def test_the_square_is_decoded_whole_where_a_part_would_need_the_cpu(toy_bundle, installed, monkeypatch, runtime):
+    """The upper part's size is open: ONNX Runtime computes it on the CPU, which `_prepare` forbids."""
+    installed()
+    backend = create_backend(Bundle.open(toy_bundle.path), runtime)
+    monkeypatch.setattr(Backend, "has", lambda self, graph: True)  # a bundle with every graph
+    options = InpaintOptions(mode="balanced")
+    settings = settings_of(options, backend.bundle.manifest.defaults)
+    assert decoders(backend, settings, options) == ("vae_decoder",)
+    assert "the whole square is decoded in full" in decoder_note(backend, settings, options)
+    with pytest.raises(InputError, match="Use decode full"):
+        decoders(backend, settings, InpaintOptions(mode="balanced", decode="masked"))

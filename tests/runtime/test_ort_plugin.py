@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from moebius_runtime.backends import create_backend, ort_plugin
+from moebius_runtime.backends.base import Backend
 from moebius_runtime.bundle.bundle import Bundle
 from moebius_runtime.errors import InputError, RuntimeUnavailableError
 
@@ -61,6 +62,15 @@ def test_a_session_gets_the_one_device(toy_bundle, monkeypatch, inputs, runtime,
     described = backend.describe()
     assert (described["device"], described["providers"]) == ("GPU Arc", f"{provider}, CPUExecutionProvider")
     assert "threads" not in described
+
+
+def test_the_decoders_part_of_an_open_size_is_not_run(toy_bundle, monkeypatch):
+    """ONNX Runtime would compute that size on the CPU, which the session forbids."""
+    fake.install(monkeypatch, [fake.device(WEBGPU)])
+    backend = opened(toy_bundle)
+    monkeypatch.setattr(Backend, "has", lambda self, graph: True)  # a bundle with every graph
+    assert backend.has("vae_decoder_lower")
+    assert not backend.has("vae_decoder_upper")
 
 
 def test_a_library_is_registered_once(toy_bundle, monkeypatch):

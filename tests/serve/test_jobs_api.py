@@ -177,7 +177,7 @@ def test_defaults_name_modes_and_limits(live):
     assert (facts["mode"], facts["segmenter"], facts["image_size"]) == ("best", None, 128)
     assert facts["limits"]["queue"] == 16
     assert facts["defaults"]["num_inference_steps"] == 6
-    assert facts["mode_steps"] == {"reference": 6, "best": 6, "balanced": 10, "fast": 4}
+    assert facts["mode_steps"] == {"reference": 6, "best": 6, "balanced": 10, "fast": 3}
 
 
 def test_the_levers_are_options(live, picture, mask):

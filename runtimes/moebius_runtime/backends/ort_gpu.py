@@ -94,6 +94,10 @@ class OrtCudaBackend(OrtBackend):
         """See `Backend`. A GPU takes no number of threads."""
         return {"precision": self._precision}
 
+    def has(self, graph: GraphName) -> bool:
+        """See `Backend`. The decoder's upper part has an open size, computed by nodes that only the CPU runs."""
+        return graph != "vae_decoder_upper" and super().has(graph)
+
     def _device_and_driver(self) -> tuple[str, str | None]:
         device = current_device()
         return ("the GPU", None) if device is None else (f"{device.name} (SM {device.sm})", f"driver {device.driver}")

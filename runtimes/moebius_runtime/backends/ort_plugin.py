@@ -232,6 +232,10 @@ class OrtPluginBackend(OrtBackend):
         """See `Backend`."""
         return {"precision": self._precision, "device": self._asked_device}
 
+    def has(self, graph: GraphName) -> bool:
+        """See `Backend`. The decoder's upper part has an open size, computed by nodes that only the CPU runs."""
+        return graph != "vae_decoder_upper" and super().has(graph)
+
     def _provider_options(self) -> list[Any]:
         return _providers(self.plugin, self.device)
 

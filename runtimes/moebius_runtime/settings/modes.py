@@ -64,7 +64,7 @@ MODES: dict[ModeName, Mode] = {
     ),
     "best": _BEST,
     "balanced": replace(_BEST, steps=10, decode="masked"),
-    "fast": replace(_BEST, steps=4, sampler="dpmpp-2m", decode="masked"),
+    "fast": replace(_BEST, steps=3, sampler="dpmpp-2m", guidance_interval=(100, 999), decode="masked"),
 }
 """The built-in sets, docs/speed.md. A bundle's manifest may have its own for every mode but `reference`."""
 
@@ -76,7 +76,10 @@ RECORDED = ("steps", "sampler", "strength", "start", "guidance_interval", "decod
 
 def recorded(mode: Mode) -> dict[str, Any]:
     """Returns the defaults of a mode that a manifest records."""
-    return {name: getattr(mode, name) for name in RECORDED}
+    values = {name: getattr(mode, name) for name in RECORDED}
+    if mode.guidance_interval is not None:
+        values["guidance_interval"] = list(mode.guidance_interval)  # as JSON has it
+    return values
 
 
 class Settings(NamedTuple):

@@ -35,19 +35,21 @@ function infoOf(manifest, graph) {
 }
 
 /**
- * The U-Net's graph for a step, and its guidance scale: 1 outside of the guidance interval. At scale 1 the guidance
- * cancels out, so that the conditional branch alone gives the same at half the cost.
+ * The U-Net's graph of a run, and its guidance scale at each step: 1 outside of the guidance interval. Where no step has
+ * guidance, the conditional branch alone gives the same at half the cost. Where some have, one graph serves them all, as
+ * one is in memory at a time: at scale 1 the guidance cancels out.
  * @param {Manifest} manifest
  * @param {Settings} settings
- * @param {number} timestep
- * @returns {{graph: string, scale: number}}
- * @throws {InputError} the bundle has the conditional branch alone, and the scale is not 1
+ * @param {number[]} timesteps of the run
+ * @returns {{graph: string, scaleAt: (timestep: number) => number}}
+ * @throws {InputError} the bundle has the conditional branch alone, and a scale is not 1
  */
-export function branchOf(manifest, { guidance_interval, guidance_scale }, timestep) {
-  const [low, high] = guidance_interval ?? [timestep, timestep];
-  const scale = low <= timestep && timestep <= high ? guidance_scale : 1;
-  if (scale === 1 && infoOf(manifest, "unet_conditional")) return { graph: "unet_conditional", scale };
-  if (infoOf(manifest, "unet")) return { graph: "unet", scale };
+export function branchOf(manifest, { guidance_interval, guidance_scale }, timesteps) {
+  const [low, high] = guidance_interval ?? [0, Infinity];
+  const scaleAt = (/** @type {number} */ timestep) => (low <= timestep && timestep <= high ? guidance_scale : 1);
+  const alone = timesteps.every((timestep) => scaleAt(timestep) === 1);
+  if (alone && infoOf(manifest, "unet_conditional")) return { graph: "unet_conditional", scaleAt };
+  if (infoOf(manifest, "unet")) return { graph: "unet", scaleAt };
   throw new InputError(`guidance_scale ${guidance_scale}: this site's network has no guidance; use 1, or leave it out`);
 }
 

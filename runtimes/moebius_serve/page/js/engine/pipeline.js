@@ -52,6 +52,7 @@ import { findSquares } from "./squares.js";
  * @property {Settings} settings
  * @property {NoiseSchedule} schedule
  * @property {number[]} timesteps
+ * @property {{graph: string, scaleAt: (timestep: number) => number}} branch of the U-Net
  * @property {string[]} decoders
  * @property {Run} run
  */
@@ -76,9 +77,9 @@ export async function inpaint(sessions, manifest, image, mask, options = {}, onP
   const schedule = new NoiseSchedule(manifest.schedule);
   const timesteps = timestepsOf(schedule, settings);
   const { graphs: decoders, note } = decodersOf(manifest, settings, given);
-  timesteps.forEach((timestep) => branchOf(manifest, settings, timestep));
+  const branch = branchOf(manifest, settings, timesteps);
   const run = runner(sessions, manifest, signal);
-  const context = { manifest, options: given, settings, schedule, timesteps, decoders, run };
+  const context = { manifest, options: given, settings, schedule, timesteps, branch, decoders, run };
   const picture = copyOf(image);
   const marked = markedPixels(mask, picture);
   const unknown = fillable(picture, marked, settings); // what no square has filled yet
@@ -202,7 +203,7 @@ async function encode(work, picture, mask, { manifest: { geometry }, settings, s
  * @param {Context} context
  * @param {() => void} onStep
  */
-async function denoise(work, { manifest, options, settings, schedule, timesteps, run }, onStep) {
+async function denoise(work, { manifest, options, settings, schedule, timesteps, branch, run }, onStep) {
   const { latent_channels: channels, latent_size: side } = manifest.geometry;
   const sample =
     settings.sampler === "lcm"
@@ -210,14 +211,13 @@ async function denoise(work, { manifest, options, settings, schedule, timesteps,
       : SAMPLERS[settings.sampler].sample;
   work.latents = await sample(
     async (latents, timestep) => {
-      const { graph, scale } = branchOf(manifest, settings, timestep);
       const data = new Float32Array((2 * channels + 1) * side * side);
       data.set(latents);
       data.set(work.condition, latents.length);
-      return run(graph, {
+      return run(branch.graph, {
         sample: { data, dims: [1, 2 * channels + 1, side, side] },
         timestep: { data: [timestep], dims: [1] },
-        guidance_scale: { data: [scale], dims: [1] },
+        guidance_scale: { data: [branch.scaleAt(timestep)], dims: [1] },
       });
     },
     work.latents,

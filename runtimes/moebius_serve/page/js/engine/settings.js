@@ -71,7 +71,7 @@ export const MODES = {
   },
   best: BEST,
   balanced: { ...BEST, steps: 10, decode: "masked" },
-  fast: { ...BEST, steps: 4, sampler: "dpmpp-2m", decode: "masked" },
+  fast: { ...BEST, steps: 3, sampler: "dpmpp-2m", guidance_interval: [100, 999], decode: "masked" },
 };
 export const DEFAULT_MODE = "best";
 
