@@ -14,6 +14,7 @@ from moebius_bench.measure.measuring import drawn_picture, make_backend, measure
 from moebius_bench.measure.worker_job import Job
 from moebius_runtime.errors import BundleError, EngineError, InputError, OutputError
 from moebius_runtime.pipeline import InpaintPipeline
+from moebius_runtime.settings.modes import MODES
 
 
 def job(bundle, **parts):
@@ -189,7 +190,7 @@ def test_a_mode_is_measured_with_the_graphs_that_it_takes(fused_bundle, tmp_path
     result = measure(job(fused_bundle, steps=None, mode="fast", **files), 0.0)
     assert list(result.load_seconds)[:2] == ["vae_encoder", "unet"]
     assert set(result.load_seconds) & {"vae_decoder", "vae_decoder_lower"}
-    assert [len(picture.stages["step"]) for picture in result.pictures] == [4]
+    assert [len(picture.stages["step"]) for picture in result.pictures] == [MODES["fast"].steps]
     assert [len(picture.stages["encode"]) for picture in result.pictures] == [1]
     with pytest.raises(InputError, match="mode 'quick'"):
         measure(job(fused_bundle, mode="quick"), 0.0)

@@ -120,6 +120,13 @@ test("nothing under the mask and no invisible colour influences the result, and 
   }
 });
 
+test("a picture a pixel wider than the square is not reached on both sides: as in tests/runtime/test_squares.py", () => {
+  const points = [[11, 61], [13, 43], [36, 81], [37, 57], [43, 16], [58, 24], [81, 5], [86, 100], [103, 90]];
+  const rects = points.map(([y, x]) => [y, x, y + 1, x + 1]);
+  const found = findSquares(maskOf(126, 101, rects, 1), 100).map(({ crop }) => [crop.left, crop.top]);
+  assert.deepEqual(found, [[1, 26], [0, 0]]);
+});
+
 test("a run takes one graph of the U-Net: the conditional branch alone only where no step has guidance", async () => {
   const mask = maskOf(100, 130, blob);
   for (const [options, expected] of [

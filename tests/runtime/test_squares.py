@@ -174,6 +174,14 @@ def test_pictures_of_any_shape_leave_a_latent_cell_across(shape):
     assert shape[0] != 8 or {square.crop.side for square in find_squares(mask)} <= {512, 455}  # 8 * 512 // 9
 
 
+def test_a_picture_a_pixel_wider_than_the_square_is_not_reached_on_both_sides():
+    """Found by the property below: in cells the square was as wide as the picture, so no margin was kept."""
+    mask = np.zeros((126, 101), bool)
+    points = [(11, 61), (13, 43), (36, 81), (37, 57), (43, 16), (58, 24), (81, 5), (86, 100), (103, 90)]
+    mask[tuple(zip(*points, strict=True))] = True
+    assert [(one.crop.left, one.crop.top) for one in find_squares(mask, 100)] == [(1, 26), (0, 0)]
+
+
 # --- properties on generated masks ------------------------------------------------------------------------------
 
 

@@ -246,6 +246,8 @@ class _Finder:
         if longest <= _NEARLY * self.base:
             side = longest
         cells, margin = -(-side // self.cell), -(-side // _MARGIN // self.cell)
+        if any(side < length <= cells * self.cell for length in self.shape):
+            cells -= 1  # rounded up it would seem to reach both edges of the picture, where no margin is left
         numbers, boxes = components(self.todo)
         # A region that fits is given to one square as a whole; a larger one may be cut at any cell.
         fits = (boxes[:, 2:] - boxes[:, :2]).max(axis=1) <= cells - 2 * margin

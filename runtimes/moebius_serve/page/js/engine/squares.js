@@ -203,7 +203,10 @@ class Finder {
     const longest = Math.min(Math.max(this.mask.height, this.mask.width), this.largest);
     const nearly = longest <= NEARLY * this.base;
     const side = nearly ? longest : Math.min(Math.max(this.base, Math.trunc(scale * this.base)), longest);
-    const [cells, margin] = [Math.ceil(side / this.cell), Math.ceil(Math.ceil(side / MARGIN) / this.cell)];
+    const [round, margin] = [Math.ceil(side / this.cell), Math.ceil(Math.ceil(side / MARGIN) / this.cell)];
+    // Rounded up it would seem to reach both edges of the picture, where no margin is left.
+    const seems = [this.mask.height, this.mask.width].some((length) => side < length && length <= round * this.cell);
+    const cells = seems ? round - 1 : round;
     const own = cells - 2 * margin;
     const { numbers, boxes } = components(this.todo);
     // A region that fits is given to one square as a whole; a larger one may be cut at any cell.
