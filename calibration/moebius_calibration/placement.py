@@ -21,7 +21,7 @@ from moebius_calibration.choice.graphs import same_node
 from moebius_calibration.plan import Int8Plan, Observer, Target
 from moebius_export.errors import ExportError
 from moebius_export.graph.opened import Opened
-from moebius_export.precision.shipped import topology_of
+from moebius_export.precision.shipped import is_topology_of, topology_of
 from moebius_runtime.bundle.json_files import Sha256, ShortText, StrictModel, read_json
 from moebius_runtime.bundle.manifest import GraphName
 from moebius_runtime.files import atomic_write
@@ -96,9 +96,8 @@ class ShippedPlacement(StrictModel):
         """The reason why the placement does not fit this bundle; empty where it fits."""
         if (target == "ort-cpu") != (self.target == "ort-cpu"):
             return f"it is for {self.target}, expected {target}"
-        found = topology_of(unet)
-        if found not in (self.topology, self.conditional_topology):
-            return f"the topology is {found[:12]}, the placement's {self.topology[:12]}"
+        if not is_topology_of(unet, self.topology, self.conditional_topology):
+            return f"the topology is {topology_of(unet)[:12]}, the placement's {self.topology[:12]}"
         for name, work in works.items():
             placement = self.of(name)
             there = {same_node(node) for node in work.groups}

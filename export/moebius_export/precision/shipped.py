@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +30,7 @@ RELEASED = Path(__file__).with_name("released.json")
 """The file for the released network."""
 
 _MAX_BYTES = 1 << 20
+_NUMBERED = re.compile(r"val_\d+")
 _Error = Annotated[float, Field(ge=0, lt=1e30)]
 _Name = Annotated[str, Field(min_length=1, max_length=300)]
 
@@ -91,9 +93,8 @@ class ShippedPlan(StrictModel):
 
     def mismatch(self, graph: Opened) -> str:
         """Why the plan is not one of this graph `unet`; empty where it is."""
-        found = topology_of(graph)
-        if found not in (self.topology, self.conditional_topology):
-            return f"its topology is {found[:12]}, the plan's {self.topology[:12]}"
+        if not is_topology_of(graph, self.topology, self.conditional_topology):
+            return f"its topology is {topology_of(graph)[:12]}, the plan's {self.topology[:12]}"
         there = modules_of(graph)
         if strange := [key for key in self.reasons if key not in there]:
             return f"it has no {' '.join(min(strange))}, which the plan names"
@@ -118,9 +119,18 @@ def topology_of(graph: Opened) -> str:
     """SHA-256 over the names and shapes of the weights and the modules that compute, sorted.
 
     Equal for all lowerings of a network and for open and fixed batches; not the same for the guided and the
-    conditional graph.
+    conditional graph. The numbers that torch's exporter gives to constants do not count: they change with its versions.
     """
-    weights = [[stored_name(name), *graph.stored[name].dims] for name in graph.storable]
+    return _hashed(graph, lambda name: "val" if _NUMBERED.fullmatch(name) else name)
+
+
+def is_topology_of(graph: Opened, *topologies: str | None) -> bool:
+    """Whether one of them is the graph's. Files of version 0.1 have hashes in which the constants' numbers count."""
+    return topology_of(graph) in topologies or _hashed(graph, lambda name: name) in topologies
+
+
+def _hashed(graph: Opened, named: Callable[[str], str]) -> str:
+    weights = [[named(stored_name(name)), *graph.stored[name].dims] for name in graph.storable]
     rows = sorted(json.dumps(row) for row in (*weights, *modules_of(graph)))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
