@@ -274,7 +274,7 @@ def test_options_that_contradict_each_other(fused_bundle, arguments, words):
 
 
 def test_the_exporters_numbers_of_constants_are_no_part_of_the_topology(unet, conditional):
-    """A newer torch numbers them otherwise. Files of version 0.1, in whose hashes they count, still fit their graphs."""
+    """A newer torch numbers them otherwise. Files of version 0.1, in whose hashes they count, still fit."""
     weight = unet.stored[min(unet.storable)]
 
     def named(name):
