@@ -1,6 +1,6 @@
 """Writes a site whose U-Net has the graph form of the public browser port (simonw/moebius-web), to be timed with ours.
 
-That form, by the port's own notes: the λ layers as written, their 1x15x15 convolution as a Conv2d over folded slices,
+That form, by the port's own notes: the λ layers unfused, their 1x15x15 convolution as a Conv2d over folded slices,
 traced with both branches as a batch of 2, opset 18, one fp32 file. Inputs and output are those of our U-Net, so that
 the device check compares it with PyTorch. The VAE is not part of the site.
 
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from moebius import preset
 from moebius.network.lambda_layers import LocalLambda
-from moebius.network.student import Moebius
 from moebius.weights.load import load_student
+from moebius_export.network.wrappers import GuidedUNet
+from moebius_export.onnx_export.examples import example_inputs
 
 _OPSET = 18
 
@@ -45,20 +46,6 @@ class _FoldedConvolution(nn.Module):
         return found.reshape(batch, depth, -1, height, width).permute(0, 2, 1, 3, 4)
 
 
-class _Step(nn.Module):
-    """One guided step: both branches as a batch."""
-
-    def __init__(self, student: Moebius) -> None:
-        super().__init__()
-        self.student = student
-        self.register_buffer("ids", torch.stack([student.unconditional_ids, student.conditional_ids]))  # [2, m]
-
-    def forward(self, sample: Tensor, timestep: Tensor, guidance_scale: Tensor) -> Tensor:
-        both = self.student(torch.cat([sample, sample]), torch.cat([timestep, timestep]), self.ids)
-        unconditional, conditional = both.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
-
-
 def main() -> None:
     """Writes OUT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,23 +54,23 @@ def main() -> None:
     parser.add_argument("--weights", default="stand-in")
     parser.add_argument("--preset", default="full")
     given = parser.parse_args()
-    student, _ = load_student(given.weights, preset(given.preset).student)
-    for module in student.modules():
+    sizes = preset(given.preset)
+    step = GuidedUNet(load_student(given.weights, sizes.student)[0]).eval()
+    for module in step.modules():
         if isinstance(module, LocalLambda):
             module.pos_conv = _FoldedConvolution(module.pos_conv)
-    side = student.config.sample_size
-    inputs = (torch.randn(1, student.config.in_channels, side, side), torch.tensor([811]), torch.tensor([2.5]))
+    inputs = example_inputs("unet", sizes, 1)
     shutil.copytree(given.site, given.out, ignore=shutil.ignore_patterns("shards"))
     (given.out / "shards").mkdir()
     with tempfile.TemporaryDirectory(dir=given.out) as scratch:
         file = Path(scratch) / "unet.onnx"
         torch.onnx.export(
-            _Step(student).eval(),
-            inputs,
+            step,
+            tuple(inputs.values()),
             file,
             dynamo=False,
             opset_version=_OPSET,
-            input_names=["sample", "timestep", "guidance_scale"],
+            input_names=list(inputs),
             output_names=["noise_pred"],
         )
         content = file.read_bytes()

@@ -20,7 +20,6 @@ from moebius_runtime.errors import InputError, MoebiusError
 
 _WORKER = Path(__file__).with_name("worker.js")
 _MINUTES = 30  # for loading a graph, and for one run of it
-_SWIFTSHADER = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 
 Provider = Literal["wasm", "webgpu"]
 
@@ -81,7 +80,6 @@ def measure(
     threads: int,
     rounds: int,
     chromium: str | None = None,
-    software_gpu: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> BrowserTimes:
     """Times one run of `graph` in each site, in turn, `rounds` times.
@@ -93,7 +91,6 @@ def measure(
         threads: of WebAssembly.
         rounds: at least 1; each runs every site once.
         chromium: the browser's program; None searches for it.
-        software_gpu: run WebGPU on SwiftShader, on the CPU: for tests.
         progress: called with what is done next.
 
     Raises:
@@ -108,7 +105,6 @@ def measure(
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
         raise InputError("this needs playwright, which drives the browser: pip install playwright") from error
-    flags = ["--no-sandbox", *(_SWIFTSHADER if software_gpu else ())]
     plan = {"graph": graph, "provider": provider, "threads": threads}
     with ExitStack() as stack:
         try:
@@ -116,7 +112,7 @@ def measure(
             tabs, loads = [], []
             for site in sites:
                 progress(f"{site}: loading {graph}")
-                browser = playwright.chromium.launch(executable_path=program, args=flags)
+                browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
                 stack.callback(browser.close)
                 tab = _Tab(browser, stack.enter_context(_served(site)))
                 loads.append(tab.call(plan | {"root": tab.root}))

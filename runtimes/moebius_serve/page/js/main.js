@@ -61,14 +61,16 @@ function say(state, words) {
 }
 
 function refresh() {
-  const open = source !== null && running === null && !changes.busy;
+  const busy = running !== null || changes.busy;
+  const open = source !== null && !busy;
   $("run").disabled = !open;
   $("another").disabled = !open || lastRun === null;
   $("compare").disabled = !stage.before;
   $("download").disabled = result === null;
   $("undo").disabled = running !== null || changes.done.length === 0;
   $("redo").disabled = running !== null || changes.undone.length === 0;
-  $("stage").setAttribute("aria-busy", String(running !== null || changes.busy));
+  $("stage").setAttribute("aria-busy", String(busy));
+  stage.frozen = busy; // no stroke on a picture that is about to go
   $("run").hidden = running !== null;
   $("cancel").hidden = running === null;
   for (const id of ["mask-save", "mask-invert", "mask-clear", "mask-grow", "mask-shrink"]) $(id).disabled = !open;
@@ -186,7 +188,6 @@ async function run() {
   const before = { source, mask, result, was, run: lastRun };
   const made = { source, bits: pack(mask.values()) };
   running = new AbortController();
-  stage.frozen = true;
   compare(0);
   say("running", onSite ? "Starting…" : "Sending the picture…");
   $("progress").hidden = false;
@@ -218,7 +219,6 @@ async function run() {
     if (cancelled) say("ready", "Cancelled. The mask is still there.");
     else fail(error);
   } finally {
-    stage.frozen = false;
     $("progress").hidden = true;
     refresh();
     refreshStorage();
@@ -242,13 +242,10 @@ async function goTo(moment) {
 /** @param {"undo" | "redo"} way @param {boolean} held whether a key repeats itself: as fast as the changes go */
 async function step(way, held = false) {
   if (running || (held && changes.busy)) return;
-  stage.frozen = true; // no stroke on a picture that is about to go
   try {
     await changes[way]();
   } catch (error) {
     fail(error);
-  } finally {
-    stage.frozen = running !== null || changes.busy;
   }
 }
 
