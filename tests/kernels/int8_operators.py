@@ -58,6 +58,34 @@ def rows(tokens, inputs, outputs):
     return operator, attributes, arrays | {"x": arrays["x"][0]}
 
 
+def token_norm(x, channels):
+    """Values with a mean and a spread that the norm has to take off, and its gain and shift."""
+    gain, shift = 1 + random(11, channels, scale=0.1), random(12, channels, scale=0.1)
+    return {"x": 0.7 + 3 * x, "gain": gain, "shift": shift}
+
+
+def norm_linear(batch, tokens, inputs, outputs):
+    _, _, arrays = linear(batch, tokens, inputs, outputs)
+    return "Int8NormLinear", {"epsilon": 1e-2}, arrays | token_norm(arrays["x"], inputs)
+
+
+def linear_added(batch, height, width, inputs, outputs):
+    _, _, arrays = linear(batch, height * width, inputs, outputs, to_picture=True)
+    return "Int8LinearAddedToPicture", {}, arrays | {"skip": random(5, batch, outputs, height, width)}
+
+
+def linear_of_picture(batch, height, width, inputs, outputs, groups):
+    _, _, arrays = linear(batch, height * width, inputs, outputs)
+    shapes = {"ones_shape": [groups], "groups_shape": [0, groups, -1], "rows_shape": [0, inputs, -1]}
+    x = 0.7 + 3 * random(0, batch, inputs, height, width)
+    return "Int8LinearOfPicture", {"groups": groups, "epsilon": 1e-2, **shapes}, arrays | {"x": x}
+
+
+def norm_feed_forward(batch, height, width, channels, hidden):
+    _, attributes, arrays = feed_forward(batch, height, width, channels, hidden)
+    return "Int8NormFeedForward", attributes | {"epsilon": 1e-2}, arrays | token_norm(arrays["x"], channels)
+
+
 def feed_forward(batch, height, width, channels, hidden):
     operator, attributes, plain = operators.feed_forward(batch, height, width, channels, hidden)
     arrays = {"x": plain["x"]} | quantiser("x", 1, channels, -2.5, 2.5)
@@ -87,7 +115,7 @@ def convolution(batch, height, width, inputs, outputs, operator):
     if operator != "Int8UpsampleConv3x3":
         arrays |= product("weight", 2, outputs, 9 * inputs, packed=False)
         arrays["weight"] = arrays["weight"].reshape(outputs, 3, 3, inputs)
-        return operator, {}, arrays
+        return operator, {"pads": [1, 1, 1, 1]} if operator == "Int8DownsampleConv3x3" else {}, arrays
     arrays |= product("weight", 2, 4 * outputs, 4 * inputs, packed=False)
     arrays["weight"] = arrays["weight"].reshape(4, outputs, 2, 2, inputs)
     arrays |= {f"weight_{name}": arrays[f"weight_{name}"].reshape(4, outputs) for name in ("scale", "offset")}
@@ -102,8 +130,26 @@ def downsample(*sizes):
     return convolution(*sizes, operator="Int8DownsampleConv3x3")
 
 
+def downsample_below(*sizes):
+    """As in the VAE: padded below and to the right only."""
+    operator, _, arrays = downsample(*sizes)
+    return operator, {"pads": [0, 0, 1, 1]}, arrays
+
+
 def same_size(*sizes):
     return convolution(*sizes, operator="Int8Conv3x3")
+
+
+def norm_conv(batch, height, width, inputs, outputs, groups):
+    _, _, arrays = same_size(batch, height, width, inputs, outputs)
+    _, attributes, plain = operators.group_norm(batch, inputs, (height, width), groups)
+    arrays |= quantiser("x", 1, inputs, -0.3, 3)
+    return "Int8NormConv3x3", attributes, arrays | plain
+
+
+def pointwise(batch, height, width, inputs, outputs):
+    _, _, arrays = same_size(batch, height, width, inputs, outputs)
+    return "Int8Conv1x1", {}, arrays | product("weight", 2, outputs, inputs, packed=False, dims=(1, 1))
 
 
 # Sizes that fill no register, tile or block evenly, single rows and columns, and some of the network's.
@@ -113,6 +159,16 @@ CASES = {
     "linear rows": rows(13, 20, 37),
     "linear wide": linear(1, 131, 68, 40),
     "linear network": linear(2, 256, 320, 400),
+    "normed 1": norm_linear(1, 1, 4, 1),
+    "normed odd": norm_linear(2, 13, 20, 37),
+    "normed network": norm_linear(2, 256, 320, 400),
+    "of picture 1": linear_of_picture(1, 1, 1, 4, 1, 1),
+    "of picture odd": linear_of_picture(2, 5, 7, 12, 17, 3),
+    "of picture wide": linear_of_picture(1, 3, 67, 68, 40, 4),
+    "of picture network": linear_of_picture(2, 16, 16, 320, 320, 32),
+    "added 1": linear_added(1, 1, 1, 4, 1),
+    "added odd": linear_added(3, 5, 7, 20, 37),
+    "added network": linear_added(2, 16, 16, 320, 320),
     "picture 1": linear(1, 1, 4, 1, to_picture=True),
     "picture odd": linear(3, 13, 20, 37, to_picture=True),
     "picture wide": linear(1, 131, 68, 15, to_picture=True),
@@ -122,6 +178,15 @@ CASES = {
     "down one row": downsample(1, 1, 70, 4, 5),
     "down one column": downsample(1, 9, 1, 4, 5),
     "down network": downsample(2, 32, 32, 64, 64),
+    "down below 2x2": downsample_below(1, 2, 2, 4, 3),
+    "down below odd": downsample_below(2, 5, 7, 12, 17),
+    "down below VAE": downsample_below(1, 32, 34, 64, 64),
+    "pointwise 1x1": pointwise(1, 1, 1, 4, 3),
+    "pointwise odd": pointwise(2, 5, 7, 12, 17),
+    "pointwise VAE": pointwise(1, 64, 65, 68, 40),
+    "norm conv 1x1": norm_conv(1, 1, 1, 4, 3, 1),
+    "norm conv odd": norm_conv(2, 5, 7, 12, 17, 3),
+    "norm conv VAE": norm_conv(1, 32, 33, 128, 64, 32),
     "conv 1x1": same_size(1, 1, 1, 4, 3),
     "conv odd": same_size(2, 5, 7, 12, 17),
     "conv one row": same_size(1, 1, 70, 4, 5),
@@ -132,6 +197,9 @@ CASES = {
     "up one row": upsample(1, 1, 37, 4, 5),
     "up one column": upsample(1, 9, 1, 4, 5),
     "up network": upsample(2, 16, 16, 64, 64),
+    "norm ff 1x1": norm_feed_forward(1, 1, 1, 4, 32),
+    "norm ff odd": norm_feed_forward(2, 5, 7, 24, 160),
+    "norm ff network": norm_feed_forward(2, 16, 16, 64, 320),
     "ff 1x1": feed_forward(1, 1, 1, 4, 32),
     "ff one row": feed_forward(1, 1, 9, 8, 32),
     "ff one column": feed_forward(3, 7, 1, 12, 96),
@@ -256,7 +324,7 @@ def exact_conv(pattern, height, width, inputs, outputs, stride):
     arrays = {"x": picture.transpose(2, 0, 1)[None].astype(np.float32), "weight": weight.reshape(outputs, 3, 3, inputs)}
     expected = sums.T.reshape(1, outputs, *places)
     operator = "Int8Conv3x3" if stride == 1 else "Int8DownsampleConv3x3"
-    return operator, {}, arrays | unscaled(outputs, inputs), expected
+    return operator, {} if stride == 1 else {"pads": [1, 1, 1, 1]}, arrays | unscaled(outputs, inputs), expected
 
 
 def exact_up(pattern, height, width, inputs, outputs):

@@ -101,6 +101,22 @@ def local_lambda(batch, height, width, depth, heads, reach):
     return "LocalLambda", attributes, inputs
 
 
+def interactive_lambda(branches, batch, positions, depth, heads, tokens, width=None):
+    width = width or depth
+    attributes = {
+        "heads": heads,
+        "heads_shape": [0, 0, 0, heads, -1],
+        "rows_shape": [0, 0, -1, tokens],
+        "tokens_shape": [branches, -1, positions, heads * width],
+    }
+    inputs = {
+        "query": random(0, branches, batch, positions, heads * depth),
+        "keys": random(1, branches, positions, depth, tokens, scale=depth**-0.5),
+        "values": random(2, branches, tokens, width),
+    }
+    return "InteractiveLambda", attributes, inputs
+
+
 # Sizes that fill no register, tile or block evenly, single rows and columns, and some of the network's.
 CASES = {
     "ff 1x1": feed_forward(1, 1, 1, 1, 2),
@@ -132,6 +148,13 @@ CASES = {
     "λ one column": local_lambda(1, 11, 1, 3, 2, 7),
     "λ odd": local_lambda(1, 9, 11, 13, 3, 5),
     "λ window beyond the picture": local_lambda(1, 6, 6, 5, 4, 15),
+    "λ half a vector": local_lambda(1, 3, 5, 8, 2, 3),
+    "λ a half behind two": local_lambda(1, 3, 5, 35, 9, 3),
+    "λ a half behind three": local_lambda(1, 3, 5, 56, 8, 3),
+    "iλ 1": interactive_lambda(1, 1, 1, 1, 1, 1),
+    "iλ odd": interactive_lambda(2, 3, 7, 5, 3, 11, width=13),
+    "iλ many tokens": interactive_lambda(1, 1, 67, 20, 9, 37),
+    "iλ network": interactive_lambda(2, 1, 64, 40, 8, 10),
     "λ network": local_lambda(2, 16, 16, 40, 8, 15),
 }
 

@@ -26,7 +26,9 @@ if not kernels.library_path():
 # two differ in a last bit before they round, one number in thousands goes the other way: up to 1e-4 of a small case.
 TOLERANCE = 1e-6
 FLIPPED = 3e-4
-MAY_FLIP = ("ff odd", "ff wide", "ff network", "rb odd", "rb wide", "rb network", "prb odd", "prb wide", "prb network")
+FLIPS = ("ff odd", "ff wide", "ff network", "rb odd", "rb wide", "rb network", "prb odd", "prb wide", "prb network")
+NORMS = ("normed odd", "normed network", "of picture wide", "of picture network", "norm conv odd", "norm conv VAE")
+MAY_FLIP = (*FLIPS, *NORMS, "norm ff odd", "norm ff network")
 
 
 @pytest.mark.parametrize("variant", kernels.VARIANTS)
@@ -46,7 +48,7 @@ def test_every_variant_is_its_function(variant):
     assert set(found["errors"]) == set(int8.CASES)
     limits = {name: FLIPPED if name in MAY_FLIP else TOLERANCE for name in int8.CASES}
     assert {name: error for name, error in found["errors"].items() if not error < limits[name]} == {}
-    assert sum(error > TOLERANCE for error in found["errors"].values()) <= 3
+    assert sum(error > TOLERANCE for error in found["errors"].values()) <= 5
     assert len(found["differences"]) == len(int8.EXACT) * len(int8.PATTERNS)
     assert {name: count for name, count in found["differences"].items() if count} == {}
 
@@ -94,6 +96,15 @@ WRONG = {
     "expanded": ("ff odd", {"expand_scale": ((80,), FLOAT)}, r"expand_scale is \[80\]; .* a multiple of 32"),
     "gated": ("ff odd", {"gated_inverse": ((160,), FLOAT)}, r"gated_inverse is \[160\]; expected \[80\]"),
     "project": ("ff odd", {"project": ((2, 5, 16, 4), INT8)}, r"project is .*; expected \[2, 20, 16, 4\]"),
+    "gain": ("normed odd", {"gain": ((19,), FLOAT)}, r"gain is \[19\]; expected \[20\]"),
+    "shift": ("norm ff odd", {"shift": ((1,), FLOAT)}, r"shift is \[1\]; expected \[24\]"),
+    "gain of a convolution": ("norm conv odd", {"gain": ((3,), FLOAT)}, r"gain is \[3\]; expected \[12\]"),
+    "another picture": ("added odd", {"skip": ((3, 37, 7, 6), FLOAT)}, r"skip is .*; expected \[batch, outputs, height"),
+    "a picture of rank 3": ("added odd", {"skip": ((3, 37, 35), FLOAT)}, r"skip is .*; expected \[batch, outputs, height"),
+    "tokens": ("of picture odd", {"x": ((2, 35, 12), FLOAT)}, r"x is \[2, 35, 12\]; expected \[batch, inputs"),
+    "a picture's groups": ("of picture odd", {"x": ((2, 16, 5, 7), FLOAT)}, r"groups is 3; expected a divisor of 16$"),
+    "no taps": ("pointwise odd", {"weight": ((17, 12, 3, 3), INT8)}, r"weight is .*; expected \[17, 12, 1, 1\]"),
+    "one row": ("down below odd", {"x": ((2, 12, 1, 7), FLOAT)}, r"x is .*; expected a height and width of 2 or more"),
     "pixels": ("ff odd", {"x": ((2, 36, 24), FLOAT)}, r"x is \[2, 36, 24\]; expected \[batch, height\*width"),
     "first weight": ("rb odd", {"first_pointwise": ((24, 24), INT8)}, r"first_pointwise is .*\[24, 24, 1, 1\]"),
     "second zero": ("rb odd", {"second_zero": ((20,), FLOAT)}, r"second_zero is \[20\]; expected \[24\]"),
@@ -134,6 +145,13 @@ def test_channels_come_in_fours():
         (int8.residual_block(0, 5, 7, 24, 36, 3), (0, 36, 5, 7)),
         (int8.upsample(0, 5, 7, 12, 17), (0, 17, 10, 14)),
         (int8.downsample(0, 5, 7, 12, 17), (0, 17, 3, 4)),
+        (int8.downsample_below(0, 5, 7, 12, 17), (0, 17, 2, 3)),
+        (int8.norm_conv(0, 5, 7, 12, 17, 3), (0, 17, 5, 7)),
+        (int8.pointwise(0, 5, 7, 12, 17), (0, 17, 5, 7)),
+        (int8.linear_of_picture(0, 5, 7, 12, 17, 3), (0, 35, 17)),
+        (int8.linear_added(0, 5, 7, 12, 17), (0, 17, 5, 7)),
+        (int8.norm_linear(0, 13, 20, 37), (0, 13, 37)),
+        (int8.norm_feed_forward(0, 5, 7, 24, 160), (0, 35, 24)),
     ],
 )
 def test_an_empty_batch_is_no_work(case, shape):
@@ -143,7 +161,7 @@ def test_an_empty_batch_is_no_work(case, shape):
     assert session.run(None, inputs)[0].shape == shape
 
 
-@pytest.mark.parametrize("case", ["linear odd", "picture odd", "ff odd", "rb odd", "prb odd", "down odd", "up odd"])
+@pytest.mark.parametrize("case", [name for name in int8.CASES if name.endswith(" odd")])
 def test_the_kernel_takes_the_node_whole(case, tmp_path):
     """Else every test above would compare the body with itself."""
     operator, attributes, inputs = int8.CASES[case]

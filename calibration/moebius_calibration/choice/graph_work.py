@@ -58,14 +58,19 @@ class GraphWork:
         float_reasons: dict[str, str] = {}
         aliases: dict[str, str] = {}
         if target == "ort-cpu":
-            found, float_reasons = candidates(onnx.load(str(path), load_external_data=False))
+            model = onnx.load(str(path), load_external_data=False)
+            found, float_reasons = candidates(model)
             groups = {node: _ops_of_candidate(candidate, ops, graph) for node, candidate in found.items()}
             float_reasons |= {
                 node: "its operators are not among those of the inlined graph" for node in groups if not groups[node]
             }
             groups |= {node: [] for node in float_reasons}
+            results = {function.name: function.output[0] for function in model.functions}
+            inlined = {n.output[0]: f"{n.name}/{results[n.op_type]}" for n in model.graph.node if n.op_type in results}
             aliases = {
-                value: source_of(graph, value) for candidate in found.values() for value in candidate.activations
+                value: source_of(graph, value if value in graph.producers else inlined.get(value, value))
+                for candidate in found.values()
+                for value in candidate.activations
             }
         own = [op for group in groups.values() for op in group]
         wanted = list(dict.fromkeys(op.weight.value for op in own if op.weight is not None))

@@ -6,12 +6,18 @@ float32 graph becomes an operator of `moebius_export.graph.int8_bodies`, which q
 | node | becomes | activations that need a range |
 | --- | --- | --- |
 | `FeedForward` | `Int8FeedForward` | its input, NODE/gated |
+| the same of a `LayerNormalization`, whose input is added to the result | `Int8NormFeedForward` | the same |
 | `ResidualBlock` | `Int8ResidualBlock` | NODE/first_positive, NODE/second_positive |
 | `ProjectedResidualBlock` | `Int8ProjectedResidualBlock` | the same, and its input |
 | `MatMul` of tokens and weights, with the `Add` of its bias, or `Gemm` | `Int8Linear` | its input |
+| the same of a `LayerNormalization` | `Int8NormLinear` | its input |
+| the same of a picture's group norm without gain and shift | `Int8LinearOfPicture` | its input |
 | `MatMul` of weights and transposed tokens, likewise | `Int8LinearToPicture` | its input before the transposition |
+| the same, and the sum with a picture | `Int8LinearAddedToPicture` | the same |
 | `Conv3x3` | `Int8Conv3x3` | its input |
-| `Conv`, 3x3, stride 2, padding 1 | `Int8DownsampleConv3x3` | its input |
+| `Conv3x3` of SiLU(`GroupNorm`), all three with no other reader | `Int8NormConv3x3` | its input |
+| `Conv`, 3x3, stride 2 | `Int8DownsampleConv3x3` | its input |
+| `Conv`, 1x1 | `Int8Conv1x1` | its input |
 | `UpsampleConv3x3` | `Int8UpsampleConv3x3` | its input |
 
 NODE/VALUE are names of the graph with its functions inlined, as `moebius_export.graph.opened.opened` gives it.
@@ -19,7 +25,7 @@ NODE/VALUE are names of the graph with its functions inlined, as `moebius_export
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -62,7 +68,7 @@ def as_int8(
     out.CopyFrom(model)
     del out.graph.node[:]
     del out.graph.value_info[:]
-    writer = _Writer(out, load, ranges, smooth)
+    writer = _Writer(out, model.graph.node, load, ranges, smooth)
     for node in model.graph.node:
         candidate = chosen.get(node.name)
         if candidate is not None:
@@ -86,39 +92,72 @@ class _Writer:
     """Adds the new nodes and their stored tensors."""
 
     def __init__(
-        self, model: onnx.ModelProto, load: Load, ranges: Mapping[str, Range], smooth: Mapping[str, Array]
+        self,
+        model: onnx.ModelProto,
+        nodes: Sequence[onnx.NodeProto],
+        load: Load,
+        ranges: Mapping[str, Range],
+        smooth: Mapping[str, Array],
     ) -> None:
         self._model, self._load, self._ranges, self._smooth = model, load, ranges, smooth
+        self._nodes = {node.name: node for node in nodes}
+        self._producers = {output: node for node in nodes for output in node.output}
+        self._dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
 
     def replaced(self, node: onnx.NodeProto, candidate: Candidate) -> onnx.NodeProto:
-        inputs = list(node.input)
-        if candidate.operator == "Int8FeedForward":
+        inputs, operator = list(node.input), candidate.operator
+        x, attributes = self._front(inputs[0], candidate)
+        if node.domain == DOMAIN and not operator.endswith("Conv3x3"):
+            attributes += node.attribute
+        if operator in ("Int8FeedForward", "Int8NormFeedForward"):
             new = [
-                inputs[0],
+                *x,
                 *self._quantizer(candidate, 0),
                 *self._weights_of(candidate, 0, inputs[2], is_packed=True),
                 *inputs[3:5],
                 *self._quantizer(candidate, 1),
                 *self._weights_of(candidate, 1, None, is_packed=True),
             ]
-        elif candidate.operator in ("Int8Linear", "Int8LinearToPicture"):
-            to_picture = candidate.operator == "Int8LinearToPicture"
-            weights = self._weights_of(
-                candidate, 0, candidate.bias, is_packed=not to_picture, transposed=not to_picture
-            )
-            new = [candidate.activations[0], *self._quantizer(candidate, 0), *weights]
-        elif candidate.operator in ("Int8Conv3x3", "Int8DownsampleConv3x3", "Int8UpsampleConv3x3"):
-            new = [inputs[0], *self._quantizer(candidate, 0), *self._convolution(candidate, inputs[2])]
+        elif "Linear" in operator:
+            of_tokens = candidate.of_tokens
+            weights = self._weights_of(candidate, 0, candidate.bias, is_packed=of_tokens, transposed=of_tokens)
+            x = x if candidate.norm else [candidate.activations[0]]
+            new = [*x, *self._quantizer(candidate, 0), *weights]
+        elif operator == "Int8Conv1x1":
+            new = [*x, *self._quantizer(candidate, 0), *self._weights_of(candidate, 0, inputs[2])]
+        elif operator.endswith("Conv3x3"):
+            if operator == "Int8DownsampleConv3x3":
+                attributes = [one for one in node.attribute if one.name == "pads"]
+            if operator == "Int8UpsampleConv3x3":
+                attributes = list(node.attribute)
+            new = [*x, *self._quantizer(candidate, 0), *self._convolution(candidate, inputs[2])]
         else:
             new = inputs[:2]
             for index, half in enumerate((inputs[2:8], inputs[8:14])):
                 new += [*half[:4], *self._quantizer(candidate, index), *self._weights_of(candidate, index, half[5])]
             if len(inputs) > 14:
                 new += [*self._quantizer(candidate, 2), *self._weights_of(candidate, 2, inputs[15])]
-        made = helper.make_node(candidate.operator, new, [candidate.output], name=node.name, domain=DOMAIN)
-        if node.domain == DOMAIN:
-            made.attribute.extend(node.attribute)
+        if candidate.skip is not None:
+            new.append(candidate.skip)
+        made = helper.make_node(operator, new, [candidate.output], name=node.name, domain=DOMAIN)
+        made.attribute.extend(attributes)
         return made
+
+    def _front(self, x: str, candidate: Candidate) -> tuple[list[str], list[onnx.AttributeProto]]:
+        """The operator's first inputs and the attributes of the norm that it begins with."""
+        if candidate.norm is None:
+            return [x], []
+        norm = self._nodes[candidate.norm]
+        if norm.op_type == "GroupNorm":
+            return list(norm.input), list(norm.attribute)
+        epsilon = next((one.f for one in norm.attribute if one.name == "epsilon"), 1e-5)
+        if norm.op_type == "LayerNormalization":
+            return list(norm.input), [helper.make_attribute("epsilon", epsilon)]
+        of_groups = self._producers[norm.input[0]]
+        groups = self._dims[norm.input[1]][0]
+        shapes = {"ones_shape": [groups], "groups_shape": [0, groups, -1], "rows_shape": [0, self._channels(candidate, 0), -1]}
+        values = {"groups": groups, "epsilon": epsilon, **shapes}
+        return [of_groups.input[0]], [helper.make_attribute(name, value) for name, value in values.items()]
 
     def _range(self, candidate: Candidate, index: int) -> tuple[Range, Array | None]:
         name = candidate.activations[index]
@@ -130,8 +169,8 @@ class _Writer:
         return (low, high), self._smooth.get(name)
 
     def _channels(self, candidate: Candidate, index: int) -> int:
-        dims = next(tensor.dims for tensor in self._model.graph.initializer if tensor.name == candidate.weights[index])
-        return int(dims[0] if candidate.operator == "Int8Linear" else dims[1])
+        dims = self._dims[candidate.weights[index]]
+        return int(dims[0] if candidate.of_tokens else dims[1])
 
     def _quantizer(self, candidate: Candidate, index: int) -> list[str]:
         limits, factors = self._range(candidate, index)

@@ -214,7 +214,7 @@ UpsampleConv3x3 <phases_shape> (x, weight, bias) => (y) {
 
 # The mean of rows first, then the mean of these: a mean of a million values at once is off by 1e-5 in ONNX Runtime's
 # InstanceNormalization.
-_GROUP_NORM = """
+GROUP_NORM = """
 GroupNorm <groups, epsilon, groups_shape, row_shape> (x, gain, shift) => (y) {
   sizes = Shape (x)
   to_groups = Constant <value_ints: ints = @groups_shape> ()
@@ -261,7 +261,7 @@ def bodies(form: str, *, open_sizes: bool = False) -> dict[str, str]:
     texts = {
         "Conv3x3": _CONV3X3,
         "FeedForward": _FEED_FORWARD,
-        "GroupNorm": _GROUP_NORM,
+        "GroupNorm": GROUP_NORM,
         "InteractiveLambda": _INTERACTIVE_LAMBDA,
         "LambdaSummary": _LAMBDA_SUMMARY,
         "LocalLambda": {"tiles": _LOCAL_LAMBDA, "convolution": _LOCAL_LAMBDA_CONVOLUTION}[form],

@@ -10,7 +10,7 @@ Weights of tokens are packed for the kernels, [outputs / 16, inputs / 4, 16, 4],
 
 from __future__ import annotations
 
-from moebius_export.graph.function_bodies import DOMAIN, OPSET
+from moebius_export.graph.function_bodies import DOMAIN, GROUP_NORM, OPSET
 
 PACKED = 16
 """Outputs that packed weights hold side by side."""
@@ -64,18 +64,43 @@ _PICTURE_PRODUCT = """
   {name}_product = Add ({name}_worth, {name}_offsets)
 """
 
-_LINEAR = f"""
-Int8Linear (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
+_TOKEN_NORM = """
+  normed = LayerNormalization <axis = -1, epsilon: float = @epsilon> (x, gain, shift)
+"""
+
+
+def _linear(head: str, before: str = "", tokens: str = "x") -> str:
+    """A linear layer of `tokens`, which `before` computes."""
+    return f"""
+{head}, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
   {_LIMITS}
-  {_TOKEN_NUMBERS.format(name="x", x="x")}
+  {before}
+  {_TOKEN_NUMBERS.format(name="x", x=tokens)}
   {_UNPACKED.format(name="weight")}
   {_TOKEN_PRODUCT.format(name="weight", x="x_numbers")}
   y = Identity (weight_product)
 }}
 """
 
-_LINEAR_TO_PICTURE = f"""
-Int8LinearToPicture (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
+
+# A group norm without gain and shift, and the picture's pixels as tokens.
+_PICTURE_TOKENS = """
+  count = Constant <value_ints: ints = @ones_shape> ()
+  ones = ConstantOfShape <value = float[1] {1.0}> (count)
+  no_shifts = ConstantOfShape <value = float[1] {0.0}> (count)
+  to_groups = Constant <value_ints: ints = @groups_shape> ()
+  grouped = Reshape (x, to_groups)
+  normal = InstanceNormalization <epsilon: float = @epsilon> (grouped, ones, no_shifts)
+  to_rows = Constant <value_ints: ints = @rows_shape> ()
+  rows = Reshape (normal, to_rows)
+  tokens = Transpose <perm = [0, 2, 1]> (rows)
+"""
+
+
+def _linear_to_picture(head: str, more: str, after: str) -> str:
+    """A linear layer whose output is a picture by channel [batch, outputs, tokens], which `after` takes."""
+    return f"""
+{head} (x, x_inverse, x_zero, weight, weight_scale, weight_offset{more}) => (y) {{
   {_LIMITS}
   {_TOKEN_NUMBERS.format(name="x", x="x")}
   columns = Transpose <perm = [0, 2, 1]> (x_numbers)
@@ -85,16 +110,25 @@ Int8LinearToPicture (x, x_inverse, x_zero, weight, weight_scale, weight_offset) 
   scales = Unsqueeze (weight_scale, last)
   offsets = Unsqueeze (weight_offset, last)
   worth = Mul (sums, scales)
-  y = Add (worth, offsets)
+  product = Add (worth, offsets)
+  {after}
 }}
 """
 
-_FEED_FORWARD = f"""
-Int8FeedForward <size, image_shape, hidden>
-    (x, x_inverse, x_zero, expand, expand_scale, expand_offset, depthwise, depthwise_bias,
+
+_ADDED = """sizes = Shape (skip)
+  image = Reshape (product, sizes)
+  y = Add (skip, image)"""
+
+
+def _feed_forward(head: str, before: str = "", tokens: str = "x", after: str = "Identity (project_product)") -> str:
+    """A Mix-FFN of `tokens`, which `before` computes."""
+    return f"""
+{head}, x_inverse, x_zero, expand, expand_scale, expand_offset, depthwise, depthwise_bias,
      gated_inverse, gated_zero, project, project_scale, project_offset) => (y) {{
   {_LIMITS}
-  {_TOKEN_NUMBERS.format(name="x", x="x")}
+  {before}
+  {_TOKEN_NUMBERS.format(name="x", x=tokens)}
   {_UNPACKED.format(name="expand")}
   {_TOKEN_PRODUCT.format(name="expand", x="x_numbers")}
   expanded_gate = Sigmoid (expand_product)
@@ -113,9 +147,10 @@ Int8FeedForward <size, image_shape, hidden>
   {_TOKEN_NUMBERS.format(name="gated", x="gated")}
   {_UNPACKED.format(name="project")}
   {_TOKEN_PRODUCT.format(name="project", x="gated_numbers")}
-  y = Identity (project_product)
+  y = {after}
 }}
 """
+
 
 _HALF = (
     """
@@ -188,17 +223,16 @@ def _residual_block(projected: bool) -> str:
 _CENTRED = f"""
   {_LIMITS}
   pixels = Constant <value = int64[2] {{1, 2}}> ()
-  {_PICTURE_NUMBERS.format(name="x", x="x")}
-  centred = Sub (x_numbers, x_zeros)
+  {_PICTURE_NUMBERS.replace("{name}", "x").replace("{x}", "INPUT")}
+  less_zero = Sub (x_numbers, x_zeros)
   weight_bytes = Cast <to = 1> (weight)
 """
 
-_CONVOLUTION = """
-NAME (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {
-  CENTRED
+_CONVOLUTION = f"""
+  {_CENTRED}
   weight_values = Transpose <perm = [0, 3, 1, 2]> (weight_bytes)
-  sums = Conv <pads = [1, 1, 1, 1], strides = [STRIDE, STRIDE]> (centred, weight_values)
-  taps = Constant <value = int64[2] {2, 3}> ()
+  sums = Conv <PLACES> (less_zero, weight_values)
+  taps = Constant <value = int64[2] {{2, 3}}> ()
   by_input = ReduceSum <keepdims = 0> (weight_values, taps)
   of_zeros = MatMul (by_input, x_zero)
   lost = Unsqueeze (of_zeros, pixels)
@@ -207,17 +241,38 @@ NAME (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {
   offsets = Unsqueeze (weight_offset, pixels)
   worth = Mul (all_sums, scales)
   y = Add (worth, offsets)
-}
+}}
 """
 
 
-def _convolution(name: str, stride: int) -> str:
-    return _CONVOLUTION.replace("NAME", name).replace("CENTRED", _CENTRED).replace("STRIDE", str(stride))
+def _convolution(head: str, places: str, before: str = "", picture: str = "x") -> str:
+    """A convolution of `picture`, which `before` computes, with these pads and strides."""
+    inputs = "x_inverse, x_zero, weight, weight_scale, weight_offset"
+    body = _CONVOLUTION.replace("INPUT", picture).replace("PLACES", places)
+    return f"{head}, {inputs}) => (y) {{{before}{body}"
 
+
+# SiLU(GroupNorm(x)), then the convolution.
+_NORM = (
+    GROUP_NORM[GROUP_NORM.index("{") + 1 : GROUP_NORM.rindex("}")].replace("  y = Add", "  normed = Add")
+    + """  norm_gate = Sigmoid (normed)
+  active = Mul (normed, norm_gate)
+"""
+)
+
+_CONV1X1 = f"""
+Int8Conv1x1 (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
+  {_LIMITS}
+  pixels = Constant <value = int64[2] {{1, 2}}> ()
+  {_PICTURE_NUMBERS.format(name="x", x="x")}
+  {_PICTURE_PRODUCT.format(name="weight", x="x_numbers")}
+  y = Identity (weight_product)
+}}
+"""
 
 _UPSAMPLE = f"""
 Int8UpsampleConv3x3 <phases_shape> (x, x_inverse, x_zero, weight, weight_scale, weight_offset) => (y) {{
-  {_CENTRED}
+  {_CENTRED.replace("INPUT", "x")}
   weight_values = Transpose <perm = [0, 1, 4, 2, 3]> (weight_bytes)
   taps = Constant <value = int64[2] {{3, 4}}> ()
   by_input = ReduceSum <keepdims = 0> (weight_values, taps)
@@ -228,10 +283,10 @@ Int8UpsampleConv3x3 <phases_shape> (x, x_inverse, x_zero, weight, weight_scale, 
   kernel_01 = Squeeze (kernels_01, first)
   kernel_10 = Squeeze (kernels_10, first)
   kernel_11 = Squeeze (kernels_11, first)
-  phase_00 = Conv <pads = [1, 1, 0, 0]> (centred, kernel_00)
-  phase_01 = Conv <pads = [1, 0, 0, 1]> (centred, kernel_01)
-  phase_10 = Conv <pads = [0, 1, 1, 0]> (centred, kernel_10)
-  phase_11 = Conv <pads = [0, 0, 1, 1]> (centred, kernel_11)
+  phase_00 = Conv <pads = [1, 1, 0, 0]> (less_zero, kernel_00)
+  phase_01 = Conv <pads = [1, 0, 0, 1]> (less_zero, kernel_01)
+  phase_10 = Conv <pads = [0, 1, 1, 0]> (less_zero, kernel_10)
+  phase_11 = Conv <pads = [0, 0, 1, 1]> (less_zero, kernel_11)
   axis = Constant <value = int64[1] {{2}}> ()
   stack_00 = Unsqueeze (phase_00, axis)
   stack_01 = Unsqueeze (phase_01, axis)
@@ -258,11 +313,31 @@ Int8UpsampleConv3x3 <phases_shape> (x, x_inverse, x_zero, weight, weight_scale, 
 def bodies() -> dict[str, str]:
     """Name -> function, each with the header that a parser needs."""
     texts = {
-        "Int8Conv3x3": _convolution("Int8Conv3x3", 1),
-        "Int8DownsampleConv3x3": _convolution("Int8DownsampleConv3x3", 2),
-        "Int8FeedForward": _FEED_FORWARD,
-        "Int8Linear": _LINEAR,
-        "Int8LinearToPicture": _LINEAR_TO_PICTURE,
+        "Int8Conv1x1": _CONV1X1,
+        "Int8Conv3x3": _convolution("Int8Conv3x3 (x", "pads = [1, 1, 1, 1]"),
+        "Int8DownsampleConv3x3": _convolution(
+            "Int8DownsampleConv3x3 <pads> (x", "pads: ints = @pads, strides = [2, 2]"
+        ),
+        "Int8FeedForward": _feed_forward("Int8FeedForward <size, image_shape, hidden> (x"),
+        "Int8Linear": _linear("Int8Linear (x"),
+        "Int8LinearAddedToPicture": _linear_to_picture("Int8LinearAddedToPicture", ", skip", _ADDED),
+        "Int8LinearOfPicture": _linear(
+            "Int8LinearOfPicture <groups, epsilon, ones_shape, groups_shape, rows_shape> (x", _PICTURE_TOKENS, "tokens"
+        ),
+        "Int8LinearToPicture": _linear_to_picture("Int8LinearToPicture", "", "y = Identity (product)"),
+        "Int8NormConv3x3": _convolution(
+            "Int8NormConv3x3 <groups, epsilon, groups_shape, row_shape> (x, gain, shift",
+            "pads = [1, 1, 1, 1]",
+            _NORM,
+            "active",
+        ),
+        "Int8NormFeedForward": _feed_forward(
+            "Int8NormFeedForward <size, image_shape, hidden, epsilon> (x, gain, shift",
+            _TOKEN_NORM,
+            "normed",
+            "Add (x, project_product)",
+        ),
+        "Int8NormLinear": _linear("Int8NormLinear <epsilon> (x, gain, shift", _TOKEN_NORM, "normed"),
         "Int8ProjectedResidualBlock": _residual_block(projected=True),
         "Int8ResidualBlock": _residual_block(projected=False),
         "Int8UpsampleConv3x3": _UPSAMPLE,

@@ -211,11 +211,6 @@ class OrtBackend(Backend):
         # A pattern is one block of every tensor at its planned place, beside the arena of the run that it learnt from.
         options.enable_mem_pattern = False
         precision = self.precision(graph)
-        if precision == "int8_cpu" and graph.startswith("vae"):
-            # A VAE's few large values have equal sizes, so that a kept buffer finds its next tensor, and an arena only
-            # adds what it rounds up: 1,082 MB instead of 1,251 for a decode at full size, for 6 % of its time in fp32.
-            options.enable_mem_reuse = True
-            options.enable_cpu_mem_arena = False
         if precision in ("int8", "fp8"):  # TensorRT's QDQ format, run here only for evaluation: QDQ pairs are not fused
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if precision == "fp8":

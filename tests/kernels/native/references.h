@@ -119,6 +119,27 @@ inline Values local_lambda(const moebius::LocalLambda& f) {
   return y;
 }
 
+inline Values interactive_lambda(const moebius::InteractiveLambda& f) {
+  Values y;
+  for (Index branch = 0; branch < f.branches; ++branch)
+    for (Index b = 0; b < f.batch; ++b)
+      for (Index i = 0; i < f.n; ++i)
+        for (Index h = 0; h < f.heads; ++h) {
+          const float* q = f.query + (((branch * f.batch + b) * f.n + i) * f.heads + h) * f.depth;
+          const float* keys = f.keys + (branch * f.n + i) * f.depth * f.tokens;
+          for (Index v = 0; v < f.width; ++v) {
+            double sum = 0;
+            for (Index t = 0; t < f.tokens; ++t) {
+              double score = 0;
+              for (Index k = 0; k < f.depth; ++k) score += double(q[k]) * keys[k * f.tokens + t];
+              sum += score * f.values[(branch * f.tokens + t) * f.width + v];
+            }
+            y.push_back(sum);
+          }
+        }
+  return y;
+}
+
 // Both Mix-FFN: `expand(token, channel)` gives an expanded value, `project(gated [half], channel)` an output.
 template <class F, class Expand, class Project>
 inline Values feed_forward(const F& f, Expand expand, Project project) {
@@ -168,29 +189,79 @@ inline Values int8_outputs(const X* x, Index depth, const moebius::Quantiser& q,
   return y;
 }
 
+// A token [channels], normalised where there is a norm.
+inline Values token(const float* x, Index channels, const moebius::TokenNorm& norm) {
+  const Values values(x, x + channels);
+  return norm.gain == nullptr ? values : normal(values, channels, 1, 1, norm.epsilon, norm.gain, norm.shift);
+}
+
 inline Values int8_feed_forward(const moebius::Int8FeedForward& f) {
-  return feed_forward(
-      f, [&](const float* x) { return int8_outputs(x, f.channels, f.quantiser, f.expand, true, f.hidden); },
+  Values y = feed_forward(
+      f,
+      [&](const float* x) {
+        return int8_outputs(token(x, f.channels, f.norm).data(), f.channels, f.quantiser, f.expand, true, f.hidden);
+      },
       [&](const Values& x) { return int8_outputs(x.data(), f.hidden / 2, f.gated, f.project, true, f.channels); });
+  for (std::size_t i = 0; f.norm.gain != nullptr && i < y.size(); ++i) y[i] += f.x[i];
+  return y;
 }
 
 inline Values int8_linear(const moebius::Int8Linear& f, bool to_picture) {
   const Index each = f.tokens / f.batch;
   Values y(std::size_t(f.tokens * f.outputs));
   for (Index t = 0; t < f.tokens; ++t) {
-    const Values out = int8_outputs(f.x + t * f.inputs, f.inputs, f.quantiser, f.product, !to_picture, f.outputs);
-    for (Index o = 0; o < f.outputs; ++o)
-      y[std::size_t(to_picture ? (t / each * f.outputs + o) * each + t % each : t * f.outputs + o)] = out[std::size_t(o)];
+    const Values x = token(f.x + t * f.inputs, f.inputs, f.norm);
+    const Values out = int8_outputs(x.data(), f.inputs, f.quantiser, f.product, !to_picture, f.outputs);
+    for (Index o = 0; o < f.outputs; ++o) {
+      const auto at = std::size_t(to_picture ? (t / each * f.outputs + o) * each + t % each : t * f.outputs + o);
+      y[at] = out[std::size_t(o)] + (f.skip == nullptr ? 0 : f.skip[at]);
+    }
   }
   return y;
 }
 
-// 3x3 with stride 2, or 2x2 taps for each of the four output phases of a picture enlarged twice.
-inline Values int8_convolution(const moebius::Int8Convolution& f, bool enlarged) {
-  const Index high = enlarged ? 2 * f.height : (f.height + 1) / 2, wide = enlarged ? 2 * f.width : (f.width + 1) / 2;
-  const Index reach = enlarged ? 2 : 3, depth = reach * reach * f.inputs;
+inline Values int8_linear_of_picture(const moebius::Int8LinearOfPicture& f) {
+  const std::vector<float> ones(std::size_t(f.inputs), 1.0f), zeros(std::size_t(f.inputs), 0.0f);
   Values y;
+  for (Index b = 0; b < f.batch; ++b) {
+    const float* from = f.x + b * f.inputs * f.n;
+    const Values x = normal(Values(from, from + f.inputs * f.n), f.inputs, f.n, f.groups, f.epsilon, ones.data(), zeros.data());
+    for (Index i = 0; i < f.n; ++i) {
+      Values pixel;
+      for (Index c = 0; c < f.inputs; ++c) pixel.push_back(x[std::size_t(c * f.n + i)]);
+      const Values out = int8_outputs(pixel.data(), f.inputs, f.quantiser, f.product, true, f.outputs);
+      y.insert(y.end(), out.begin(), out.end());
+    }
+  }
+  return y;
+}
+
+inline Values int8_pointwise(const moebius::Int8Pointwise& f) {
+  Values y(std::size_t(f.batch * f.outputs * f.pixels));
   for (Index b = 0; b < f.batch; ++b)
+    for (Index i = 0; i < f.pixels; ++i) {
+      Values pixel;
+      for (Index c = 0; c < f.inputs; ++c) pixel.push_back(f.x[(b * f.inputs + c) * f.pixels + i]);
+      const Values out = int8_outputs(pixel.data(), f.inputs, f.quantiser, f.product, false, f.outputs);
+      for (Index o = 0; o < f.outputs; ++o) y[std::size_t((b * f.outputs + o) * f.pixels + i)] = out[std::size_t(o)];
+    }
+  return y;
+}
+
+// 3x3 with a stride, or 2x2 taps for each of the four output phases of a picture enlarged twice (stride 0).
+inline Values int8_convolution(const moebius::Int8Convolution& f, Index stride) {
+  const bool enlarged = stride == 0;
+  const auto size = [&](Index of) { return enlarged ? 2 * of : (of + f.before - 2) / stride + 1; };
+  const Index high = size(f.height), wide = size(f.width);
+  const Index reach = enlarged ? 2 : 3, depth = reach * reach * f.inputs, pixels = f.height * f.width;
+  Values y;
+  for (Index b = 0; b < f.batch; ++b) {
+    const float* from = f.x + b * f.inputs * pixels;
+    Values x(from, from + f.inputs * pixels);
+    if (f.norm.gain != nullptr) {
+      x = normal(x, f.inputs, pixels, f.norm.groups, f.norm.epsilon, f.norm.gain, f.norm.shift);
+      for (double& value : x) value = silu(value);
+    }
     for (Index o = 0; o < f.outputs; ++o)
       for (Index i = 0; i < high; ++i)
         for (Index j = 0; j < wide; ++j) {
@@ -198,16 +269,17 @@ inline Values int8_convolution(const moebius::Int8Convolution& f, bool enlarged)
           std::vector<int> seen;
           for (Index t = 0; t < reach * reach; ++t)
             for (Index c = 0; c < f.inputs; ++c) {
-              const Index up = enlarged ? i / 2 + i % 2 + t / 2 - 1 : 2 * i + t / 3 - 1;
-              const Index left = enlarged ? j / 2 + j % 2 + t % 2 - 1 : 2 * j + t % 3 - 1;
+              const Index up = enlarged ? i / 2 + i % 2 + t / 2 - 1 : stride * i + t / 3 - f.before;
+              const Index left = enlarged ? j / 2 + j % 2 + t % 2 - 1 : stride * j + t % 3 - f.before;
               const bool inside = up >= 0 && up < f.height && left >= 0 && left < f.width;
-              const double x = inside ? f.x[((b * f.inputs + c) * f.height + up) * f.width + left] : 0;
-              seen.push_back(quantised(x, f.quantiser.inverse[c], f.quantiser.zero[c]));
+              const double value = inside ? x[std::size_t(c * pixels + up * f.width + left)] : 0;
+              seen.push_back(quantised(value, f.quantiser.inverse[c], f.quantiser.zero[c]));
             }
           const moebius::Int8Product p{f.product.weight + phase * f.outputs * depth, f.product.scale + phase * f.outputs,
                                        f.product.offset + phase * f.outputs};
           y.push_back(product(p, seen, false, o));
         }
+  }
   return y;
 }
 

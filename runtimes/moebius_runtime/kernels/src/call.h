@@ -105,6 +105,7 @@ inline void expect(bool fits, const char* name, const Sizes& sizes, const char* 
 // The attributes of all operators. A missing one has a value that every operator refuses.
 struct Attributes {
   Sizes size;  // height, width
+  Sizes pads = {1, 1, 1, 1};
   int64_t heads = 0, groups = 0;
   float epsilon = -1;
 };
@@ -123,6 +124,8 @@ inline Attributes read(const Api& api, const ort::KernelInfo* info) {
   if (!optional(api.attribute(info, "size", found.size.data(), &count)) || count != 2 || found.size[0] < 1 ||
       found.size[1] < 1)
     found.size = {0, 0};
+  count = 4;
+  if (!optional(api.attribute(info, "pads", found.pads.data(), &count)) || count != 4) found.pads = {1, 1, 1, 1};
   if (!optional(api.attribute(info, "heads", &found.heads))) found.heads = 0;
   if (!optional(api.attribute(info, "groups", &found.groups))) found.groups = 0;
   if (!optional(api.attribute(info, "epsilon", &found.epsilon))) found.epsilon = -1;

@@ -47,9 +47,7 @@ inline void feed_forward(const moebius::FeedForward& f, const moebius::Threads& 
             Tile<R> tile = {};
             multiply<R>(tile, f.expand + channel * f.channels, f.channels, packed + p * f.channels * kWide, f.channels);
             float values[R * kWide];
-            for (int i = 0; i < R; ++i)
-              for (int j = 0; j < kVectors; ++j)
-                tile[i][j] = silu(tile[i][j] + splat(f.expand_bias[channel + i]));
+            each_cell<R>([&](auto i, auto j) { tile[i][j] = silu(tile[i][j] + splat(f.expand_bias[channel + i])); });
             spill<R>(tile, values);
             for (int i = 0; i < R; ++i)
               plane.write(planes + (side * size + row + i) * plane.size(), begin, values + i * kWide, tokens);

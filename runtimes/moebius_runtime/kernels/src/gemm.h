@@ -56,10 +56,9 @@ inline void multiply(Tile<R>& tile, const float* rows, Index stride, const float
 
 // tile += rows [R, depth] (each `stride` floats after the one before) * panel [depth, kWide].
 template <int R>
-inline void multiply(Tile<R>& tile, const float* rows, Index stride, const float* panel, Index depth) {
+MOEBIUS_INLINE void multiply(Tile<R>& tile, const float* rows, Index stride, const float* panel, Index depth) {
   Tile<R> sums;  // a local variable stays in registers
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) sums[i][j] = tile[i][j];
+  each_cell<R>([&](auto i, auto j) { sums[i][j] = tile[i][j]; });
   const char* at = reinterpret_cast<const char*>(rows);
   // Odd multiples of the stride in registers; the even ones are what an address can scale.
   const Index one = stride * Index(sizeof(float)), three = 3 * one, five = 5 * one, seven = 7 * one, nine = 9 * one,
@@ -91,8 +90,7 @@ inline void multiply(Tile<R>& tile, const float* rows, Index stride, const float
     row(std::integral_constant<int, 12>{}, 4 * three);
     row(std::integral_constant<int, 13>{}, thirteen);
   }
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) tile[i][j] = sums[i][j];
+  each_cell<R>([&](auto i, auto j) { tile[i][j] = sums[i][j]; });
 }
 
 #endif
@@ -143,19 +141,20 @@ inline void each_tile(const moebius::Threads& threads, Index rows, Index count, 
 
 // f(row, vector, first column, lanes) for the vectors of panel p that hold any of `columns` columns.
 template <int R, class F>
-inline void each_vector(Index columns, Index p, F&& f) {
-  for (int j = 0; j < kVectors; ++j) {
-    const Index left = columns - p * kWide - j * kLanes;
-    if (left <= 0) return;
-    for (int i = 0; i < R; ++i) f(i, j, p * kWide + j * kLanes, int(left < kLanes ? left : kLanes));
-  }
+MOEBIUS_INLINE void each_vector(Index columns, Index p, F&& f) {
+  const Index first = p * kWide, left = columns - first;
+  if (left >= kWide)
+    return each_cell<R>([&](auto i, auto j) { f(i, j, first + j * kLanes, std::integral_constant<int, kLanes>{}); });
+  each_cell<R>([&](auto i, auto j) {
+    const Index lanes = left - j * kLanes;
+    if (lanes > 0) f(i, j, first + j * kLanes, int(lanes < kLanes ? lanes : kLanes));
+  });
 }
 
 // A finished tile as floats [R, kWide].
 template <int R>
 inline void spill(const Tile<R>& tile, float* to) {
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) store(to + i * kWide + j * kLanes, tile[i][j]);
+  each_cell<R>([&](auto i, auto j) { store(to + i * kWide + j * kLanes, tile[i][j]); });
 }
 
 }  // namespace MOEBIUS_VARIANT

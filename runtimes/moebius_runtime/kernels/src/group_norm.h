@@ -1,5 +1,6 @@
-// Group norm with statistics in two sweeps: sums of a channel in float, of channels in double. A sum of a million values
-// in float only has an error of 1e-5.
+// Group norm with statistics in one sweep through memory: mean and squares of a block that the first-level cache holds,
+// in float, then merged in double (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+// sample variances"). A sum of a million values in float only has an error of 1e-5.
 #pragma once
 
 #include <cmath>
@@ -9,25 +10,36 @@
 
 namespace MOEBIUS_VARIANT {
 
-// Group norm as scale and offset per channel: x [groups * channels of one, n] -> factors [2][channels].
-inline void group_norm(const float* x, Index channels, Index n, Index groups, const float* gain, const float* shift,
-                       float epsilon, float* factors, const moebius::Threads& threads) {
-  const Index each = channels / groups;
-  threads.each(groups, [&](Index g) {
-    const float* first = x + g * each * n;
-    double mean = 0, squares = 0;
-    for (Index c = 0; c < each; ++c) mean += total(n, [&](Index i) { return load(first + c * n + i); },
-                                                  [&](Index i) { return first[c * n + i]; });
-    const float middle = float(mean / double(each * n));
+// Count, mean and sum of squared distances from it, of values so far.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+
+  void add(const float* x, Index n) {
+    const float middle = total(n, [&](Index i) { return load(x + i); }, [&](Index i) { return x[i]; }) / float(n);
     const vec centre = splat(middle);
     const auto square = [](auto value) { return value * value; };
-    for (Index c = 0; c < each; ++c)
-      squares += total(n, [&](Index i) { return square(load(first + c * n + i) - centre); },
-                       [&](Index i) { return square(first[c * n + i] - middle); });
-    const float scale = float(1 / std::sqrt(squares / double(each * n) + epsilon));
+    const double own = total(n, [&](Index i) { return square(load(x + i) - centre); },
+                             [&](Index i) { return square(x[i] - middle); });
+    const double before = count, apart = middle - mean;
+    count += double(n);
+    mean += apart * double(n) / count;
+    squares += own + apart * apart * before * double(n) / count;
+  }
+};
+
+// Group norm as scale and offset per channel: x [groups * channels of one, n] -> factors [2][channels]. Gain and shift may
+// be null: 1 and 0.
+inline void group_norm(const float* x, Index channels, Index n, Index groups, const float* gain, const float* shift,
+                       float epsilon, float* factors, const moebius::Threads& threads) {
+  constexpr Index kBlock = 4096;
+  const Index each = channels / groups, size = each * n;
+  threads.each(groups, [&](Index g) {
+    Moments all;
+    for (Index i = 0; i < size; i += kBlock) all.add(x + g * size + i, size - i < kBlock ? size - i : kBlock);
+    const float middle = float(all.mean), scale = float(1 / std::sqrt(all.squares / double(size) + epsilon));
     for (Index c = g * each; c < (g + 1) * each; ++c) {
-      factors[c] = scale * gain[c];
-      factors[channels + c] = shift[c] - middle * scale * gain[c];
+      factors[c] = gain ? scale * gain[c] : scale;
+      factors[channels + c] = (shift ? shift[c] : 0) - middle * factors[c];
     }
   });
 }

@@ -51,6 +51,12 @@ inline ivec load_bytes(const void* from) {
 
 inline void store_ints(void* to, ivec value) { std::memcpy(to, &value, sizeof value); }
 
+// The first `count` lanes.
+inline void store_ints(void* to, ivec value, int count) {
+  if (count >= kLanes) return store_ints(to, value);
+  std::memcpy(to, &value, count * sizeof(int));
+}
+
 inline ivec splat_bytes(const void* from) {
   int four;
   std::memcpy(&four, from, sizeof four);
@@ -90,10 +96,8 @@ inline vec as_floats(ivec value) { return __builtin_convertvector(value, vec); }
 // round(x * inverse + zero) to the nearest, ties to even, within 0 .. 255.
 inline ivec quantise(vec x, vec inverse, vec zero) {
   const vec low = splat(0.0f), high = splat(255.0f), magic = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers
-  x = x * inverse + zero;
-  x = x > low ? x : low;  // NaN becomes 0
-  x = x < high ? x : high;
-  const vec shifted = x + magic;
+  const vec bounded = smaller(larger(x * inverse + zero, low), high);  // NaN becomes 0
+  const vec shifted = bounded + magic;
   return load_bytes(&shifted) - 0x4B400000;
 }
 

@@ -49,17 +49,17 @@ inline Rows rows_of(const void* from, Index, Index depth, std::uint8_t*) {
   return {static_cast<const char*>(from), depth};
 }
 
-// sums = rows [R, depth] * panel. Depth: a multiple of 4.
+// sums = rows [R, depth] * panel. Depth: a positive multiple of 4.
 template <bool weight_rows, int R>
-inline void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
+MOEBIUS_INLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
   Sums<R> sums;
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) sums[i][j] = ivec{};
+  each_cell<R>([&](auto i, auto j) { sums[i][j] = ivec{}; });
   const char *at = rows.at, *left = panel.left, *right = panel.right;
   const Index stride = rows.stride, step = panel.step;
   const Index three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
              thirteen = 13 * stride;
-  for (Index k = 0; k < depth; k += 4, at += 4, left += step, right += step) {
+  Index k = 0;
+  do {  // at least once, so that no sum is ever in memory
     const ivec first = load_bytes(left), second = load_bytes(right);
     const auto row = [&](auto index, Index offset) {
       constexpr int i = decltype(index)::value;
@@ -83,9 +83,9 @@ inline void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index d
     row(std::integral_constant<int, 11>{}, eleven);
     row(std::integral_constant<int, 12>{}, 4 * three);
     row(std::integral_constant<int, 13>{}, thirteen);
-  }
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) to[i][j] = sums[i][j];
+    k += 4, at += 4, left += step, right += step;
+  } while (k < depth);
+  each_cell<R>([&](auto i, auto j) { to[i][j] = sums[i][j]; });
 }
 
 }  // namespace MOEBIUS_VARIANT

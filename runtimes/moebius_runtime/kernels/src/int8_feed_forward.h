@@ -54,20 +54,22 @@ class ExpandedRows {
       const Index end = c < size_ ? size_ : 2 * size_, whole = channel(c);
       const Panel panel = columns_of(f_.expand.weight, f_.channels, whole + end - c, whole, for_columns_);
       const int vectors = end - c > kLanes ? 2 : 1;
+      vec scale[kVectors] = {}, offset[kVectors] = {};
+      for (int j = 0; j < vectors; ++j) {
+        scale[j] = load(f_.expand.scale + whole + j * kLanes);
+        offset[j] = load(f_.expand.offset + whole + j * kLanes);
+      }
       even_blocks(count, [&](auto size, Index token) {
         constexpr int R = decltype(size)::value;
         Sums<R> sums;
         multiply8<false, R>(sums, tokens + token, panel, f_.channels);
         Index y = (begin + token) / f_.width, x = (begin + token) % f_.width;
-        for (int i = 0; i < R; ++i) {
-          float* at = row(y) + (x + 1) * 2 * size_ + c;
-          for (int j = 0; j < vectors; ++j) {
-            const vec scale = load(f_.expand.scale + whole + j * kLanes);
-            const vec offset = load(f_.expand.offset + whole + j * kLanes);
-            store(at + j * kLanes, silu(as_floats(sums[i][j]) * scale + offset));
-          }
-          if (++x == f_.width) x = 0, ++y;
-        }
+        float* at = nullptr;
+        each_cell<R>([&](auto i, auto j) {
+          if (j == 0) at = row(y) + (x + 1) * 2 * size_ + c;
+          if (j < vectors) store(at + j * kLanes, silu(as_floats(sums[i][j]) * scale[j] + offset[j]));
+          if (j + 1 == kVectors && ++x == f_.width) x = 0, ++y;
+        });
       });
     }
   }
@@ -105,7 +107,7 @@ inline void int8_feed_forward(const moebius::Int8FeedForward& f, const moebius::
   const Index group = token_group(tokens), groups = (tokens + group - 1) / group;
   threads.each(groups, [&](Index task) {
     const Index first = task * group, count = tokens - first < group ? tokens - first : group;
-    quantise_tokens(f.x + first * f.channels, count, f.channels, f.quantiser, x + first * f.channels);
+    quantise_tokens(f.x + first * f.channels, count, f.channels, f.norm, f.quantiser, x + first * f.channels);
   });
   const Index chunks = (half + kChunk - 1) / kChunk;
   threads.each(f.batch * chunks, [&](Index task) {
@@ -116,7 +118,8 @@ inline void int8_feed_forward(const moebius::Int8FeedForward& f, const moebius::
   });
   threads.each(groups, [&](Index task) {
     const Index first = task * group, count = tokens - first < group ? tokens - first : group;
-    multiply_tokens(gated + first * half, count, half, f.project, f.channels, f.y + first * f.channels);
+    multiply_tokens(gated + first * half, count, half, f.project, f.channels,
+                    f.norm.gain ? f.x + first * f.channels : nullptr, f.y + first * f.channels);
   });
 }
 

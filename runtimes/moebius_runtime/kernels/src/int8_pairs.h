@@ -101,8 +101,7 @@ inline Rows rows_of(const void* from, Index count, Index depth, std::uint8_t* to
 template <bool weight_rows, int R>
 MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& panel, Index depth) {
   Sums<R> sums;
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) sums[i][j] = ivec{};
+  each_cell<R>([&](auto i, auto j) { sums[i][j] = ivec{}; });
   const char *even = rows.at, *odd = rows.at + depth, *column = panel.left;
   const Index stride = rows.stride;
   const Index three = 3 * stride, five = 5 * stride, seven = 7 * stride, nine = 9 * stride, eleven = 11 * stride,
@@ -136,8 +135,7 @@ MOEBIUS_NOINLINE void multiply8(Sums<R>& to, const Rows& rows, const Panel& pane
     add(even, column);
     add(odd, column + 2 * sizeof(ivec));
   }
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < kVectors; ++j) to[i][j] = sums[i][j];
+  each_cell<R>([&](auto i, auto j) { to[i][j] = sums[i][j]; });
 }
 
 }  // namespace MOEBIUS_VARIANT

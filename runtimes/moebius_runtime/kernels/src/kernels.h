@@ -21,6 +21,14 @@ struct LocalLambda {
   float* y;
 };
 
+// query [branches, batch, n, heads*depth], keys [branches, n, depth, tokens], values [branches, tokens, width]
+// -> [branches, batch, n, heads*width]: (query of a head @ keys of its position) @ values.
+struct InteractiveLambda {
+  Index branches, batch, n, heads, depth, tokens, width;
+  const float *query, *keys, *values;
+  float* y;
+};
+
 // A separable convolution behind SiLU(GroupNorm): depthwise 3x3, ReLU, 1x1.
 struct Separable {
   const float *gain, *shift, *depthwise, *depthwise_bias, *pointwise, *pointwise_bias;
@@ -62,19 +70,39 @@ struct Int8Product {
   const float *scale, *offset;
 };
 
-// x [batch, tokens / batch, inputs] -> [batch, tokens / batch, outputs], or with the last two sizes exchanged.
+// Layer norm of tokens, which is quantized in place of x; `gain` is null where there is none.
+struct TokenNorm {
+  float epsilon;
+  const float *gain, *shift;
+};
+
+// x [batch, tokens / batch, inputs] -> [batch, tokens / batch, outputs], or with the last two sizes exchanged, plus `skip`
+// of that size if it is not null.
 struct Int8Linear {
   Index batch, tokens, inputs, outputs;
+  const float* x;
+  TokenNorm norm;
+  Quantiser quantiser;
+  Int8Product product;
+  const float* skip;
+  float* y;
+};
+
+// x [batch, inputs, n], normalised by groups of channels without gain and shift, -> tokens [batch, n, outputs].
+struct Int8LinearOfPicture {
+  Index batch, n, inputs, outputs, groups;
+  float epsilon;
   const float* x;
   Quantiser quantiser;
   Int8Product product;
   float* y;
 };
 
-// As FeedForward.
+// As FeedForward; with a norm, x itself is added to the result.
 struct Int8FeedForward {
   Index batch, height, width, channels, hidden;
   const float* x;
+  TokenNorm norm;
   Quantiser quantiser;
   Int8Product expand;
   const float *depthwise, *depthwise_bias;
@@ -101,10 +129,28 @@ struct Int8ResidualBlock {
   float* y;
 };
 
+// SiLU(GroupNorm), which a convolution applies to its input; `gain` is null where there is none.
+struct ActiveNorm {
+  Index groups;
+  float epsilon;
+  const float *gain, *shift;
+};
+
 // x [batch, inputs, height, width]; weight by output, tap and input: [outputs, 9, inputs], or after upsampling
-// [4, outputs, 4, inputs] with the four output phases first, also in its scale and offset.
+// [4, outputs, 4, inputs] with the four output phases first, also in its scale and offset. `before`: the padding above
+// and to the left; below and to the right it is 1.
 struct Int8Convolution {
-  Index batch, inputs, outputs, height, width;
+  Index batch, inputs, outputs, height, width, before;
+  const float* x;
+  ActiveNorm norm;
+  Quantiser quantiser;
+  Int8Product product;
+  float* y;
+};
+
+// x [batch, inputs, pixels] -> [batch, outputs, pixels].
+struct Int8Pointwise {
+  Index batch, inputs, outputs, pixels;
   const float* x;
   Quantiser quantiser;
   Int8Product product;
@@ -115,17 +161,20 @@ struct Kernels {
   const char* name;
   void (*feed_forward)(const FeedForward&, const Threads&);
   void (*local_lambda)(const LocalLambda&, const Threads&);
+  void (*interactive_lambda)(const InteractiveLambda&, const Threads&);
   void (*residual_block)(const ResidualBlock&, const Threads&);
   void (*conv3x3)(const Conv3x3&, const Threads&);
   void (*upsample_conv3x3)(const Conv3x3&, const Threads&);  // of x upsampled to [2*height, 2*width] (nearest)
   void (*group_norm)(const GroupNorm&, const Threads&);
   void (*int8_linear)(const Int8Linear&, const Threads&);
   void (*int8_linear_to_picture)(const Int8Linear&, const Threads&);
+  void (*int8_linear_of_picture)(const Int8LinearOfPicture&, const Threads&);
   void (*int8_feed_forward)(const Int8FeedForward&, const Threads&);
   void (*int8_residual_block)(const Int8ResidualBlock&, const Threads&);
   void (*int8_conv3x3)(const Int8Convolution&, const Threads&);
   void (*int8_downsample_conv3x3)(const Int8Convolution&, const Threads&);
   void (*int8_upsample_conv3x3)(const Int8Convolution&, const Threads&);
+  void (*int8_conv1x1)(const Int8Pointwise&, const Threads&);
 };
 
 }  // namespace moebius

@@ -61,6 +61,24 @@ void local_lambda(const Attributes& attributes, const Call& call) {
   kernels().local_lambda(f, call.threads());
 }
 
+void interactive_lambda(const Attributes& attributes, const Call& call) {
+  const Tensor query = call.input(0), keys = call.input(1), values = call.input(2);
+  const int64_t heads = attributes.heads;
+  expect(keys.sizes.size() == 4 && keys.sizes[1] > 0 && keys.sizes[2] > 0 && keys.sizes[3] > 0, "keys", keys.sizes,
+         "[branches, positions, depth, tokens]");
+  const int64_t branches = keys.sizes[0], n = keys.sizes[1], depth = keys.sizes[2], tokens = keys.sizes[3];
+  expect(query.sizes.size() == 4 && query.sizes[0] == branches && query.sizes[2] == n && heads > 0 &&
+             is_product(query.sizes[3], depth, heads),
+         "query", query.sizes, "[branches, batch, positions, heads*depth]");
+  expect(values.sizes.size() == 3 && values.sizes[0] == branches && values.sizes[1] == tokens && values.sizes[2] > 0,
+         "values", values.sizes, "[branches, tokens, width]");
+  moebius::InteractiveLambda f{branches,   query.sizes[1], n,           heads,    depth, tokens, values.sizes[2],
+                               query.data, keys.data,      values.data, nullptr};
+  f.y = call.output({branches, f.batch, n, heads * f.width});
+  if (branches == 0 || f.batch == 0) return;
+  kernels().interactive_lambda(f, call.threads());
+}
+
 // Six of a block's inputs: gain, shift, depthwise, its bias, pointwise, its bias.
 moebius::Separable separable(const Call& call, size_t first, const std::string& name, int64_t inputs, int64_t outputs) {
   moebius::Separable s{};
@@ -119,29 +137,30 @@ void group_norm(const Attributes& attributes, const Call& call) {
   f.batch = x.sizes[0], f.channels = x.sizes[1], f.groups = attributes.groups, f.epsilon = attributes.epsilon;
   f.pixels = 1;
   for (size_t i = 2; i < x.sizes.size(); ++i) f.pixels *= x.sizes[i];
-  if (f.groups < 1 || f.channels % f.groups)
-    throw Refusal("groups is " + std::to_string(f.groups) + "; expected a divisor of " + std::to_string(f.channels));
+  check_groups(attributes, f.channels, f.channels);
   f.x = x.data;
   f.gain = call.input(1, "gain", {f.channels});
   f.shift = call.input(2, "shift", {f.channels});
-  if (!(f.epsilon >= 0)) throw Refusal("epsilon is " + std::to_string(f.epsilon) + " or missing; expected 0 or more");
   f.y = call.output(x.sizes);
   if (f.batch == 0 || f.pixels == 0) return;
   kernels().group_norm(f, call.threads());
 }
 
-void int8_linear(const Attributes&, const Call& call) {
-  const moebius::Int8Linear f = int8_linear_of_tokens(call);
-  if (f.tokens > 0) kernels().int8_linear(f, call.threads());
+template <Linear Kind>
+void int8_linear(const Attributes& attributes, const Call& call) {
+  const moebius::Int8Linear f = int8_linear_of(attributes, call, Kind);
+  const bool to_tokens = Kind == Linear::tokens || Kind == Linear::normed;
+  if (f.tokens > 0) (to_tokens ? kernels().int8_linear : kernels().int8_linear_to_picture)(f, call.threads());
 }
 
-void int8_linear_to_picture(const Attributes&, const Call& call) {
-  const moebius::Int8Linear f = int8_linear_of_picture(call);
-  if (f.tokens > 0) kernels().int8_linear_to_picture(f, call.threads());
+void int8_linear_of_picture(const Attributes& attributes, const Call& call) {
+  const moebius::Int8LinearOfPicture f = int8_linear_of_picture_of(attributes, call);
+  if (f.batch > 0) kernels().int8_linear_of_picture(f, call.threads());
 }
 
+template <bool Normed>
 void int8_feed_forward(const Attributes& attributes, const Call& call) {
-  const moebius::Int8FeedForward f = int8_feed_forward_of(attributes, call);
+  const moebius::Int8FeedForward f = int8_feed_forward_of(attributes, call, Normed);
   if (f.batch > 0) kernels().int8_feed_forward(f, call.threads());
 }
 
@@ -151,19 +170,18 @@ void int8_residual_block(const Attributes& attributes, const Call& call) {
   if (f.batch > 0) kernels().int8_residual_block(f, call.threads());
 }
 
-void int8_conv3x3(const Attributes&, const Call& call) {
-  const moebius::Int8Convolution f = int8_convolution_of(call, Resized::no);
-  if (f.batch > 0) kernels().int8_conv3x3(f, call.threads());
+template <Resized Size, bool Normed>
+void int8_convolution(const Attributes& attributes, const Call& call) {
+  const moebius::Int8Convolution f = int8_convolution_of(attributes, call, Size, Normed);
+  if (f.batch == 0) return;
+  (Size == Resized::no     ? kernels().int8_conv3x3
+   : Size == Resized::half ? kernels().int8_downsample_conv3x3
+                           : kernels().int8_upsample_conv3x3)(f, call.threads());
 }
 
-void int8_downsample_conv3x3(const Attributes&, const Call& call) {
-  const moebius::Int8Convolution f = int8_convolution_of(call, Resized::half);
-  if (f.batch > 0) kernels().int8_downsample_conv3x3(f, call.threads());
-}
-
-void int8_upsample_conv3x3(const Attributes&, const Call& call) {
-  const moebius::Int8Convolution f = int8_convolution_of(call, Resized::twice);
-  if (f.batch > 0) kernels().int8_upsample_conv3x3(f, call.threads());
+void int8_conv1x1(const Attributes&, const Call& call) {
+  const moebius::Int8Pointwise f = int8_pointwise_of(call);
+  if (f.batch > 0) kernels().int8_conv1x1(f, call.threads());
 }
 
 struct Input {
@@ -243,17 +261,24 @@ const std::vector<Operator>& operators() {
   static const std::vector<Operator> all{
       {"FeedForward", floats(6), feed_forward},
       {"LocalLambda", with_optional(floats(4), ort::kInt64, 2), local_lambda},
+      {"InteractiveLambda", floats(3), interactive_lambda},
       {"ResidualBlock", floats(14), residual_block<false>},
       {"ProjectedResidualBlock", floats(16), residual_block<true>},
       {"Conv3x3", floats(3), conv3x3},
       {"UpsampleConv3x3", floats(3), upsample_conv3x3},
       {"GroupNorm", floats(3), group_norm},
-      {"Int8Linear", with_bytes(floats(6), {3}), int8_linear},
-      {"Int8LinearToPicture", with_bytes(floats(6), {3}), int8_linear_to_picture},
-      {"Int8Conv3x3", with_bytes(floats(6), {3}), int8_conv3x3},
-      {"Int8DownsampleConv3x3", with_bytes(floats(6), {3}), int8_downsample_conv3x3},
-      {"Int8UpsampleConv3x3", with_bytes(floats(6), {3}), int8_upsample_conv3x3},
-      {"Int8FeedForward", with_bytes(floats(13), {3, 10}), int8_feed_forward},
+      {"Int8Linear", with_bytes(floats(6), {3}), int8_linear<Linear::tokens>},
+      {"Int8NormLinear", with_bytes(floats(8), {5}), int8_linear<Linear::normed>},
+      {"Int8LinearToPicture", with_bytes(floats(6), {3}), int8_linear<Linear::to_picture>},
+      {"Int8LinearAddedToPicture", with_bytes(floats(7), {3}), int8_linear<Linear::added_to_picture>},
+      {"Int8LinearOfPicture", with_bytes(floats(6), {3}), int8_linear_of_picture},
+      {"Int8Conv3x3", with_bytes(floats(6), {3}), int8_convolution<Resized::no, false>},
+      {"Int8NormConv3x3", with_bytes(floats(8), {5}), int8_convolution<Resized::no, true>},
+      {"Int8DownsampleConv3x3", with_bytes(floats(6), {3}), int8_convolution<Resized::half, false>},
+      {"Int8UpsampleConv3x3", with_bytes(floats(6), {3}), int8_convolution<Resized::twice, false>},
+      {"Int8Conv1x1", with_bytes(floats(6), {3}), int8_conv1x1},
+      {"Int8FeedForward", with_bytes(floats(13), {3, 10}), int8_feed_forward<false>},
+      {"Int8NormFeedForward", with_bytes(floats(15), {5, 12}), int8_feed_forward<true>},
       {"Int8ResidualBlock", with_bytes(floats(20), {8, 17}), int8_residual_block<false>},
       {"Int8ProjectedResidualBlock", with_bytes(floats(25), {8, 17, 22}), int8_residual_block<true>},
   };

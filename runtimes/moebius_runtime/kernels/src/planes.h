@@ -28,6 +28,16 @@ struct Plane {
     }
   }
 
+  // The values f(pixel, count) of runs of at most kLanes pixels of a row.
+  template <class F>
+  void fill(float* plane, F&& f) const {
+    for (Index y = 0; y < height; ++y)
+      for (Index x = 0; x < width; x += kLanes) {
+        const int lanes = int(width - x < kLanes ? width - x : kLanes);
+        store(plane + (y + 1) * stride() + x + 1, f(y * width + x, lanes), lanes);
+      }
+  }
+
   // Depthwise convolution with taps [9] and a bias: f(pixel, values, count) for runs of at most kLanes pixels of a row.
   template <class F>
   void convolve(const float* plane, const float* taps, float bias, F&& f) const {

@@ -18,17 +18,16 @@ inline void normal_to_panels(const float* x, Index channels, const Plane& plane,
   group_norm(x, channels, n, groups, s.gain, s.shift, epsilon, factors, threads);
   constexpr Index kChannels = 8;  // in a task
   threads.each((channels + kChannels - 1) / kChannels, [&](Index task) {
-    moebius::Scratch padded(plane.size()), row(n);
+    moebius::Scratch padded(plane.size());
     plane.clear_border(padded);
     const Index last = (task + 1) * kChannels < channels ? (task + 1) * kChannels : channels;
     for (Index c = task * kChannels; c < last; ++c) {
       const vec scale = splat(factors[c]), offset = splat(factors[channels + c]);
-      float* to = active == nullptr ? static_cast<float*>(row) : active + c * n;
-      for (Index i = 0; i < n; i += kLanes) {
-        const int lanes = int(n - i < kLanes ? n - i : kLanes);
-        store(to + i, silu(load(x + c * n + i, lanes) * scale + offset), lanes);
-      }
-      plane.write(padded, 0, to, n);
+      plane.fill(padded, [&](Index pixel, int lanes) {
+        const vec value = silu(load(x + c * n + pixel, lanes) * scale + offset);
+        if (active != nullptr) store(active + c * n + pixel, value, lanes);
+        return value;
+      });
       plane.convolve(padded, s.depthwise + c * 9, s.depthwise_bias[c], [&](Index pixel, vec value, int lanes) {
         to_panel(in_panels, channels, c, pixel, relu(value), lanes);
       });
@@ -54,7 +53,7 @@ inline void residual_block(const moebius::ResidualBlock& f, const moebius::Threa
       constexpr int R = decltype(rows)::value;
       Tile<R> tile = {};
       multiply<R>(tile, f.first.pointwise + row * f.inputs, f.inputs, first + p * f.inputs * kWide, f.inputs);
-      each_vector<R>(n, p, [&](int i, int j, Index pixel, int lanes) {
+      each_vector<R>(n, p, [&](auto i, auto j, Index pixel, auto lanes) {
         vec value = tile[i][j] + splat(f.first.pointwise_bias[row + i] + time[row + i]);
         if (!projected) value += load(first_active + (row + i) * n + pixel);
         store(middle + (row + i) * n + pixel, value, lanes);
@@ -76,7 +75,7 @@ inline void residual_block(const moebius::ResidualBlock& f, const moebius::Threa
       multiply<R>(tile, f.second.pointwise + row * f.outputs, f.outputs, second + p * f.outputs * kWide, f.outputs);
       if (projected)
         multiply<R>(tile, f.shortcut + row * f.inputs, f.inputs, raw + p * f.inputs * kWide, f.inputs);
-      each_vector<R>(n, p, [&](int i, int j, Index pixel, int lanes) {
+      each_vector<R>(n, p, [&](auto i, auto j, Index pixel, auto lanes) {
         const Index at = (row + i) * n + pixel;
         vec value = tile[i][j] + splat(f.second.pointwise_bias[row + i]) + load(second_active + at);
         value += projected ? splat(f.shortcut_bias[row + i]) : load(x + at, lanes);

@@ -106,31 +106,6 @@ struct Doubled {
   static constexpr auto out = all.out;
 };
 
-template <int... I>
-inline vec shuffle(vec a, vec b, std::integer_sequence<int, I...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, I...);
-#else
-  return __builtin_shuffle(a, b, ivec{I...});
-#endif
-}
-
-using Lanes = std::make_integer_sequence<int, kLanes>;
-
-template <int... I>
-inline void part(vec& a, vec& b, std::integer_sequence<int, I...>) {  // even places, odd places
-  const vec even = shuffle(a, b, std::integer_sequence<int, 2 * I...>{});
-  b = shuffle(a, b, std::integer_sequence<int, 2 * I + 1 ...>{});
-  a = even;
-}
-
-template <int... I>
-inline void join(vec& a, vec& b, std::integer_sequence<int, I...>) {  // the inverse
-  const vec low = shuffle(a, b, std::integer_sequence<int, I / 2 + I % 2 * kLanes...>{});
-  b = shuffle(a, b, std::integer_sequence<int, kLanes / 2 + I / 2 + I % 2 * kLanes...>{});
-  a = low;
-}
-
 // v[j] = from[S * lane + j] for lanes 0 .. kLanes - 1, j < S; S is 2 or 4.
 template <int S>
 inline void strided(const float* from, vec* v) {
@@ -279,8 +254,7 @@ struct Winograd {
             for (Index c = 0; c < f.inputs; c += kDepth) {
               Tile<R> tile = {};
               multiply<R>(tile, left + c, stride, right + c * kWide, f.inputs - c < kDepth ? f.inputs - c : kDepth);
-              for (int i = 0; i < R; ++i)
-                for (int j = 0; j < kVectors; ++j) total[i][j] += tile[i][j];
+              each_cell<R>([&](auto i, auto j) { total[i][j] += tile[i][j]; });
             }
             spill<R>(total, products + k * apart + ((p - group) * rows + row) * kWide);
           }
