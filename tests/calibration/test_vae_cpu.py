@@ -14,8 +14,10 @@ import onnx
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
+from moebius_calibration.choice.graph_work import GraphWork
 from moebius_calibration.files import timing
 from moebius_calibration.files.int8_cpu_file import Placement, int8_cpu_model
+from moebius_calibration.files.masked_decoder import masked_decoder
 from moebius_calibration.files.timing import Compared
 from moebius_calibration.files.write import plans_of
 from moebius_calibration.graph.cpu_candidates import candidates
@@ -26,7 +28,8 @@ from moebius_export.trajectories.scenes import seeded_inputs
 from moebius_runtime import kernels
 from moebius_runtime.backends import create_backend
 from moebius_runtime.bundle.bundle import Bundle
-from moebius_runtime.bundle.manifest import read_manifest
+from moebius_runtime.bundle.manifest import read_manifest, write_manifest
+from moebius_runtime.decoding import MASKED, Window, decode_masked
 
 GRAPHS = ("vae_encoder", "vae_decoder")
 
@@ -41,12 +44,13 @@ def found_in(bundle, graph):
 
 def ranges_of(bundle, graph, inputs):
     """Lowest and highest value of every activation that a candidate names."""
-    names = sorted({name for one in found_in(bundle, graph)[0].values() for name in one.activations})
     path = bundle.model_file(graph)
+    aliases = GraphWork.of(graph, path, "ort-cpu", ()).aliases
+    names = sorted(set(aliases.values()) - {value.name for value in opened(path).graph.input})
     model = opened(path)
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    arrays = session_of(model, path.parent).run(names, inputs)
-    return {name: (float(array.min()), float(array.max())) for name, array in zip(names, arrays, strict=True)}
+    arrays = dict(zip(names, session_of(model, path.parent).run(names, inputs), strict=True)) | inputs
+    return {name: (float(arrays[source].min()), float(arrays[source].max())) for name, source in aliases.items()}
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -57,7 +61,7 @@ def test_every_convolution_of_the_vae_has_an_int8_operator(fused_bundle, graph):
     model = onnx.load(str(bundle.model_file(graph)), load_external_data=False)
     convolutions = {node.name for node in model.graph.node if node.op_type in ("Conv3x3", "UpsampleConv3x3")}
     assert convolutions <= set(found) | set(refused)
-    assert {"Int8Conv3x3", "Int8Linear"} <= {one.operator for one in found.values()}
+    assert {"Int8NormConv3x3", "Int8Linear"} <= {one.operator for one in found.values()}
     assert set(refused.values()) <= {"3 channels are not a multiple of 4"}
 
 
@@ -86,7 +90,7 @@ def test_kernels_functions_and_float_agree(fused_bundle, graph):
     assert 1e-3 < error < 0.06
     if kernels.library_path():
         assert distance(run(found, compiled=True), float32) < 0.06
-        node = next(name for name, one in found.items() if one.operator == "Int8Conv3x3")
+        node = next(name for name, one in found.items() if one.operator == "Int8NormConv3x3")
         assert distance(run([node], compiled=True), run([node], compiled=False)) < 1e-3
 
 
@@ -132,10 +136,7 @@ def test_a_graph_that_is_not_faster_stays_in_float(command):
     assert set(plans_of(bundle, "ort-cpu")) == {"unet", "unet_conditional", "vae_decoder"}
     backend = create_backend(bundle, "ort-cpu", precision="int8_cpu")
     assert {name: backend.precision(name) for name in GRAPHS} == {"vae_encoder": "fp32", "vae_decoder": "int8_cpu"}
-    decoder = create_backend(bundle, "ort-cpu", threads=1, precision="int8_cpu")
-    decoder.load("vae_decoder")
-    options = decoder._loaded["vae_decoder"].get_session_options()
-    assert (options.enable_cpu_mem_arena, options.enable_mem_reuse) == (False, True)
+    assert {name: set(info.files) for name, info in bundle.manifest.decoders.items()} == dict.fromkeys(MASKED, both)
     # Written again from the plans, without the other files where there is an INT8 one.
     folder, said = command("--reapply", "--only", unet=2.0, vae_decoder=1.5)
     assert files_of(folder) == {
@@ -144,6 +145,59 @@ def test_a_graph_that_is_not_faster_stays_in_float(command):
         "vae_encoder": {"fp32"},
         "vae_decoder": {"int8_cpu"},
     }
+    decoders = read_manifest(folder).decoders
+    assert {name: set(info.files) for name, info in decoders.items()} == {name: {"int8_cpu"} for name in MASKED}
+
+
+def test_the_masked_decode_has_the_layers_of_the_full_one(fused_bundle):
+    """As near to its float32 form as the full decoder to its own, in a window and in one of the whole square."""
+    bundle = Bundle.open(fused_bundle)
+    inputs = seeded_inputs("vae_decoder", bundle.manifest, 0)
+    found, _ = found_in(bundle, "vae_decoder")
+    ranges = ranges_of(bundle, "vae_decoder", inputs)
+    parts = masked_decoder(bundle, frozenset(found), ranges, {})
+    assert set(parts) == set(MASKED)
+    weights = {bundle.graph(name).files["fp32"].weights for name in (*MASKED, "vae_decoder")}
+    assert len(weights) == 1  # the layers are found by their place in it
+    lower, upper = (found_in(bundle, name)[0] for name in MASKED)
+    assert [set(parts[name][0]) for name in MASKED] == [set(lower), set(upper)]
+    assert {operator for one in upper.values() if (operator := one.operator)} >= {
+        "Int8NormConv3x3",
+        "Int8UpsampleConv3x3",
+    }
+    one = next(iter(found))
+    alone = masked_decoder(bundle, frozenset([one]), ranges, {})
+    assert sum(len(numbers[0]) for numbers in alone.values()) in (1, 2)  # the overview's layer beside the window's
+
+    def decoded(compiled, made, window):
+        sessions = {}
+        for name in MASKED:
+            model = int8_cpu_model(bundle, name, Placement(*parts[name])) if made else None
+            options = ort.SessionOptions()
+            if compiled:
+                options.register_custom_ops_library(str(kernels.library_path()))
+            source = str(bundle.model_file(name)) if model is None else model.SerializeToString()
+            sessions[name] = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+        def run(_stage, graph, **values):
+            return sessions[graph].run(None, values)[0]
+
+        return decode_masked(run, inputs["latent"], window, bundle.manifest)
+
+    ort = pytest.importorskip("onnxruntime")
+    side = int(bundle.manifest.decoders["vae_decoder_lower"].outputs[0].shape[2])
+    cell = bundle.manifest.geometry.image_size // side
+    for window in (Window(slice(0, side), slice(0, side), cell), Window(slice(0, side // 2), slice(0, side), cell)):
+        expected = decoded(False, False, window)
+        assert 1e-4 < distance(decoded(False, True, window), expected) < 0.06
+        if kernels.library_path():
+            assert 1e-4 < distance(decoded(True, True, window), expected) < 0.06
+
+
+def test_a_bundle_without_a_masked_decode_has_none_in_int8(fused_bundle_copy):
+    manifest = read_manifest(fused_bundle_copy)
+    write_manifest(manifest.model_copy(update={"decoders": {}}), fused_bundle_copy)
+    assert masked_decoder(Bundle.open(fused_bundle_copy), frozenset(), {}, {}) == {}
 
 
 def test_a_graph_over_the_budget_stays_in_float(command, monkeypatch):

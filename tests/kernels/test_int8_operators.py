@@ -99,8 +99,16 @@ WRONG = {
     "gain": ("normed odd", {"gain": ((19,), FLOAT)}, r"gain is \[19\]; expected \[20\]"),
     "shift": ("norm ff odd", {"shift": ((1,), FLOAT)}, r"shift is \[1\]; expected \[24\]"),
     "gain of a convolution": ("norm conv odd", {"gain": ((3,), FLOAT)}, r"gain is \[3\]; expected \[12\]"),
-    "another picture": ("added odd", {"skip": ((3, 37, 7, 6), FLOAT)}, r"skip is .*; expected \[batch, outputs, height"),
-    "a picture of rank 3": ("added odd", {"skip": ((3, 37, 35), FLOAT)}, r"skip is .*; expected \[batch, outputs, height"),
+    "another picture": (
+        "added odd",
+        {"skip": ((3, 37, 7, 6), FLOAT)},
+        r"skip is .*; expected \[batch, outputs, height",
+    ),
+    "a picture of rank 3": (
+        "added odd",
+        {"skip": ((3, 37, 35), FLOAT)},
+        r"skip is .*; expected \[batch, outputs, height",
+    ),
     "tokens": ("of picture odd", {"x": ((2, 35, 12), FLOAT)}, r"x is \[2, 35, 12\]; expected \[batch, inputs"),
     "a picture's groups": ("of picture odd", {"x": ((2, 16, 5, 7), FLOAT)}, r"groups is 3; expected a divisor of 16$"),
     "no taps": ("pointwise odd", {"weight": ((17, 12, 3, 3), INT8)}, r"weight is .*; expected \[17, 12, 1, 1\]"),

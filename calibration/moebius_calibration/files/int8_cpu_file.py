@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from moebius_calibration.files.int8_arrays import Array, Range
+from moebius_calibration.files.masked_decoder import masked_decoder
 from moebius_calibration.files.ort_cpu import as_int8
 from moebius_calibration.graph.cpu_candidates import candidates
 from moebius_export.errors import ExportError
@@ -66,7 +67,7 @@ def write_int8_cpu(
     """Writes `model_int8_cpu.onnx` and so on into the bundle, in place of older ones.
 
     A complete new bundle is written, with links to the other files, and exchanged with the old one. Graphs of one
-    folder share one weights file.
+    folder share one weights file. The graphs of the masked decode follow the full decoder, see `masked_decoder`.
 
     Args:
         bundle: with its fused float32 files.
@@ -78,6 +79,9 @@ def write_int8_cpu(
         ExportError: a placement does not fit its graph.
         OutputError: the bundle cannot be written.
     """
+    if (full := placements.get("vae_decoder")) is not None:
+        parts = masked_decoder(bundle, full.nodes, full.ranges, full.smooth)
+        placements = {**placements, **{name: Placement(*numbers) for name, numbers in parts.items()}}
     plans = {name: placement.plan for name, placement in placements.items()}
     return write_precision(
         bundle,

@@ -76,10 +76,10 @@ def time_graph(bundle: Bundle, name: GraphName, rounds: int = _ROUNDS) -> dict[s
 
 
 def _of_candidates(model: onnx.ModelProto) -> set[str]:
-    """The values that layers in `candidates` read, or the transposition before them."""
+    """The values that layers in `candidates` and the nodes that they absorb read, or the transposition before them."""
     found, _ = candidates(model)
-    nodes = {node.name: node for node in model.graph.node}
-    read = {name for candidate in found.values() for name in nodes[candidate.node].input}
+    inside = {name for candidate in found.values() for name in (candidate.node, *candidate.absorbed)}
+    read = {name for node in model.graph.node if node.name in inside for name in node.input}
     return read | {name for candidate in found.values() for name in candidate.activations}
 
 
@@ -156,10 +156,14 @@ def _timed(single: onnx.ModelProto, candidate: Candidate, reads: tuple[tuple[int
 
 
 def _layer_alone(model: onnx.ModelProto, candidate: Candidate) -> onnx.ModelProto:
-    """The nodes that an INT8 operator replaces as a graph of their own, with random weights."""
+    """The nodes that an INT8 operator replaces as a graph of their own, with random numbers for weights that are not
+    loaded."""
     names = {candidate.node, *candidate.absorbed}
     nodes = [node for node in model.graph.node if node.name in names]
-    if candidate.operator == "Int8LinearToPicture":  # its transposition may have other consumers, and is not absorbed
+    if candidate.operator in (
+        "Int8LinearToPicture",
+        "Int8LinearAddedToPicture",
+    ):  # its transposition may have other consumers, and is not absorbed
         made = {output for node in nodes for output in node.output}
         wanted = {name for node in nodes for name in node.input} - made
         turns = [n for n in model.graph.node if n.op_type == "Transpose" and n.output[0] in wanted]
@@ -169,10 +173,9 @@ def _layer_alone(model: onnx.ModelProto, candidate: Candidate) -> onnx.ModelProt
     stored = [
         numpy_helper.from_array(random.standard_normal(tuple(tensor.dims)).astype(np.float32) * 0.1, tensor.name)
         for tensor in model.graph.initializer
-        if tensor.name in used and tensor.data_type == TensorProto.FLOAT
+        if tensor.name in used and tensor.external_data
     ]
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    stored += [tensor for tensor in constants if tensor.data_type != TensorProto.FLOAT]
+    stored += [tensor for tensor in model.graph.initializer if tensor.name in used and not tensor.external_data]
     produced = {output for node in nodes for output in node.output} | {tensor.name for tensor in stored}
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)

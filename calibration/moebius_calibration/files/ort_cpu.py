@@ -17,7 +17,7 @@ float32 graph becomes an operator of `moebius_export.graph.int8_bodies`, which q
 | `Conv3x3` | `Int8Conv3x3` | its input |
 | `Conv3x3` of SiLU(`GroupNorm`), all three with no other reader | `Int8NormConv3x3` | its input |
 | `Conv`, 3x3, stride 2 | `Int8DownsampleConv3x3` | its input |
-| `Conv`, 1x1 | `Int8Conv1x1` | its input |
+| `Conv`, 1x1, of 16 channels or more | `Int8Conv1x1` | its input |
 | `UpsampleConv3x3` | `Int8UpsampleConv3x3` | its input |
 
 NODE/VALUE are names of the graph with its functions inlined, as `moebius_export.graph.opened.opened` gives it.
@@ -155,7 +155,11 @@ class _Writer:
             return list(norm.input), [helper.make_attribute("epsilon", epsilon)]
         of_groups = self._producers[norm.input[0]]
         groups = self._dims[norm.input[1]][0]
-        shapes = {"ones_shape": [groups], "groups_shape": [0, groups, -1], "rows_shape": [0, self._channels(candidate, 0), -1]}
+        shapes = {
+            "ones_shape": [groups],
+            "groups_shape": [0, groups, -1],
+            "rows_shape": [0, self._channels(candidate, 0), -1],
+        }
         values = {"groups": groups, "epsilon": epsilon, **shapes}
         return [of_groups.input[0]], [helper.make_attribute(name, value) for name, value in values.items()]
 

@@ -142,7 +142,9 @@ def _convolution_operator(view: _View, node: onnx.NodeProto) -> str | None:
     pads = list(attributes.get("pads", [0] * 4))
     if taps == (3, 3) and strides == [2, 2] and pads in ([1, 1, 1, 1], [0, 0, 1, 1]):
         return "Int8DownsampleConv3x3"
-    return "Int8Conv1x1" if taps == (1, 1) and strides == [1, 1] and not any(pads) else None
+    # One of few channels, as at the ends of a network, has nothing to gain.
+    wide = min(view.dims[node.input[1]][:2]) >= PACKED
+    return "Int8Conv1x1" if taps == (1, 1) and strides == [1, 1] and not any(pads) and wide else None
 
 
 def _convolution(view: _View, node: onnx.NodeProto, operator: str) -> Candidate | str:

@@ -303,7 +303,9 @@ Int8UpsampleConv3x3 <phases_shape> (x, x_inverse, x_zero, weight, weight_scale, 
   offsets = Unsqueeze (offset_by_output, to_image)
   worth = Mul (all_sums, scales)
   stacked = Add (worth, offsets)
-  to_phases = Constant <value_ints: ints = @phases_shape> ()
+  height_and_width = Shape <start = 2> (x)
+  batch_and_rest = Constant <value = int64[2] {{0, -1}}> ()
+  to_phases = Concat <axis = 0> (batch_and_rest, height_and_width)
   phases = Reshape (stacked, to_phases)
   y = DepthToSpace <blocksize = 2, mode = "CRD"> (phases)
 }}

@@ -131,7 +131,7 @@ def write_precision(
         files = linked(bundle, folder, precision, only, plans.keys())
         infos = {
             name: info.model_copy(update={"files": {key: f for key, f in info.files.items() if key != precision}})
-            for name, info in bundle.manifest.graphs.items()
+            for name, info in bundle.manifest.every_graph.items()
         }
         groups: dict[str, list[GraphName]] = {}
         for name in plans:
@@ -158,12 +158,13 @@ def write_precision(
             for name in names:
                 onnx.checker.check_model(str(folder / infos[name].files[precision].model))
                 files |= {path: file_info(folder / path) for path in infos[name].files[precision].paths}
+        graphs = {name: infos[name] for name in bundle.manifest.graphs}
         whole = {
-            name: info
-            for name, info in bundle.manifest.decoders.items()
-            if all(path in files for file in info.files.values() for path in file.paths)
+            name: infos[name]
+            for name in bundle.manifest.decoders
+            if all(path in files for file in infos[name].files.values() for path in file.paths)
         }
-        update = {"graphs": infos, "decoders": whole, "files": dict(sorted(files.items()))}
+        update = {"graphs": graphs, "decoders": whole, "files": dict(sorted(files.items()))}
         manifest = bundle.manifest.model_copy(update=update)
         manifest = Manifest.model_validate(manifest.model_dump())
         write_manifest(manifest, folder)
@@ -187,7 +188,7 @@ def linked(
         only: leave out all files of `graphs` too, the decoders that share weights with them, and the engines.
         graphs: the graphs that are written.
     """
-    infos = bundle.manifest.graphs
+    infos = bundle.manifest.every_graph
     old = {path for info in infos.values() if (f := info.files.get(precision)) for path in f.paths}
     if only:
         old |= {path for name in graphs for f in infos[name].files.values() for path in f.paths}

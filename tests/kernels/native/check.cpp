@@ -345,7 +345,7 @@ void all(Check& check, Place place) {
 bool finds_a_wrong_number() {
   const float y[3] = {1, 2, 3};
   return Check::difference(y, {1, 2, 3}, true) == 0 && Check::difference(y, {1, 2, 4}, true) == 1 &&
-         Check::difference(y, {1, 2, 3.001}, false) > kFlipped / 2 && Check::difference(y, {1, NAN, 3}, false) > 1;
+         Check::difference(y, {1, 2, 3.003}, false) > kFlipped / 2 && Check::difference(y, {1, NAN, 3}, false) > 1;
 }
 
 }  // namespace

@@ -110,8 +110,8 @@ inline void int8_feed_forward(const moebius::Int8FeedForward& f, const moebius::
     quantise_tokens(f.x + first * f.channels, count, f.channels, f.norm, f.quantiser, x + first * f.channels);
   });
   const Index chunks = (half + kChunk - 1) / kChunk;
-  threads.each(f.batch * chunks, [&](Index task) {
-    const Index picture = task / chunks, first = task % chunks * kChunk;
+  threads.each(f.batch * chunks, [&](Index task) {  // the last chunk of every picture, which may be small, at the end
+    const Index picture = task % f.batch, first = task / f.batch * kChunk;
     const Index size = half - first < kChunk ? half - first : kChunk;
     const ExpandedRows rows(f, x + picture * n * f.channels, first, size);
     rows.gate_into(gated + picture * n * half, half);
