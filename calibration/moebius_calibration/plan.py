@@ -139,7 +139,7 @@ class Int8Plan(StrictModel):
             ExportError: names the first node or range that is unknown or missing.
         """
         there = set(candidates)
-        if strange := set(self.nodes) - there:
+        if strange := set(self.chosen) - there:
             raise ExportError(f"the INT8 plan of {self.graph} names a node {min(strange)!r} that cannot be in INT8")
         if missing := set(needed) - set(self.ranges):
             raise ExportError(
