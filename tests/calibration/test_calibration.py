@@ -295,6 +295,7 @@ def test_a_plan_of_version_0_1_loads(calibrated, tmp_path):
 
 EDITS = [
     (lambda c: c["nodes"].update(nowhere="int8"), "names a node 'nowhere'"),
+    (lambda c: c["nodes"].popitem(), "has no entry for the node"),
     (lambda c: c["ranges"].clear(), "has no range of"),
     (lambda c: c.update(graph_sha256="0" * 64), "for the file 0000000000000000..."),
     (lambda c: c.update(target="ort-cpu"), "a plan for ort-cpu; expected one for tensorrt"),
