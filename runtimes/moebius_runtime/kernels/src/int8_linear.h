@@ -24,12 +24,9 @@ inline void quantise_tokens(const float* x, Index count, Index depth, const moeb
       each([&](Index c, auto lanes) { return load(x + c, lanes); });
       continue;
     }
-    const float mean = total(depth, [&](Index i) { return load(x + i); }, [&](Index i) { return x[i]; }) / float(depth);
-    const vec middle = splat(mean);
-    const auto square = [](auto value) { return value * value; };
-    const float squares = total(depth, [&](Index i) { return square(load(x + i) - middle); },
-                                [&](Index i) { return square(x[i] - mean); });
-    const vec scale = splat(1 / std::sqrt(squares / float(depth) + norm.epsilon));
+    Moments all;
+    all.add(x, depth);
+    const vec middle = splat(float(all.mean)), scale = splat(1 / std::sqrt(float(all.squares) / float(depth) + norm.epsilon));
     each([&](Index c, auto lanes) {
       return (load(x + c, lanes) - middle) * scale * load(norm.gain + c, lanes) + load(norm.shift + c, lanes);
     });
